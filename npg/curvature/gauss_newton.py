@@ -1,0 +1,65 @@
+"""The generalised Gauss–Newton matrix of a loss of a model's output."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from npg.curvature.jacobian import Jacobian
+from npg.curvature.matrix import CurvatureMatrix, math_attention
+
+
+class GaussNewton(CurvatureMatrix):
+    """G = Jᵀ H_L J, with H_L the Hessian of the loss in the model's output.
+
+    Positive semi-definite if the loss is convex in the output. It is not where the output is a
+    Normal's mean and scale: use :class:`npg.curvature.Fisher` there.
+
+    Args:
+        model: Module whose parameters the matrix is over, or the parameters.
+        prediction: Callable that runs the model and returns its output tensor, or such a tensor
+            whose graph is still there.
+        loss: Callable from the output tensor to the scalar loss; or the loss itself, computed
+            from a ``prediction`` given as a tensor. Its reduction is kept: for a mean over
+            samples G is a mean.
+        parameters: Restricts the matrix to a part of the model.
+
+    Reference:
+        Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent",
+        2002.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[Tensor],
+        prediction: Callable[[], Tensor] | Tensor,
+        loss: Callable[[Tensor], Tensor] | Tensor,
+        *,
+        parameters: Iterable[Tensor] | None = None,
+    ) -> None:
+        super().__init__(model, parameters)
+        if not isinstance(prediction, Tensor):
+            with torch.enable_grad(), math_attention():
+                prediction = prediction()
+        self.jacobian = Jacobian([prediction], self.parameters)
+        with torch.enable_grad():
+            if isinstance(loss, Tensor):
+                self.output, value = prediction, loss
+            else:
+                self.output = prediction.detach().requires_grad_()
+                value = loss(self.output)
+            (self.output_gradient,) = torch.autograd.grad(value, self.output, create_graph=True)
+
+    def output_product(self, tangent: Tensor) -> Tensor:
+        """Returns H_L t for a tangent of the output's shape."""
+        if not self.output_gradient.requires_grad:  # a loss linear in the output
+            return torch.zeros_like(tangent)
+        (product,) = torch.autograd.grad(
+            self.output_gradient, self.output, tangent, retain_graph=True, materialize_grads=True
+        )
+        return product
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Returns G v for a flat v [P]."""
+        (tangent,) = self.jacobian.jvp(vector)
+        return self.jacobian.vjp([self.output_product(tangent)])

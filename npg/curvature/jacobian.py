@@ -1,0 +1,136 @@
+"""Products with the Jacobian of a model's outputs, from the outputs' own autograd graph.
+
+The general path differentiates twice on the real parameters: the VJP g(w) = Jᵀw is linear in w,
+so the VJP of g is J. Unlike ``torch.func`` it works through any closure, LSTM, BatchNorm and tied
+weights. Outputs whose graph is a chain of linear layers and activations take the hand-written
+products of :mod:`npg.curvature.affine_chain` instead, which cost about half.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from npg.curvature.affine_chain import AffineChain
+from npg.errors import ConfigurationError
+from npg.linalg import flatten, split
+
+
+class Block(Protocol):
+    """Rows of a Jacobian: those of some of the outputs."""
+
+    def jvp(self, pieces: Sequence[Tensor]) -> list[Tensor]:
+        """Returns J v, one tensor per output, from one tensor per parameter."""
+
+    def add_vjp(self, cotangents: Sequence[Tensor], into: Sequence[Tensor]) -> None:
+        """Adds Jᵀu to one tensor per parameter."""
+
+
+class GraphBlock:
+    """Any differentiable outputs, by two passes over their graph.
+
+    Args:
+        outputs: Tensors with a graph, which is retained.
+        parameters: What to differentiate with respect to; some may not be involved.
+    """
+
+    def __init__(self, outputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+        self.outputs = list(outputs)
+        probe = [torch.zeros_like(output, requires_grad=True) for output in self.outputs]
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(
+                self.outputs, parameters, probe, create_graph=True, allow_unused=True
+            )
+        self.used = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        self.involved = [parameters[i] for i in self.used]
+        self.transpose = [gradients[i] for i in self.used]
+        self.probe = probe
+
+    def jvp(self, pieces: Sequence[Tensor]) -> list[Tensor]:
+        """Returns J v, the VJP of the VJP."""
+        products = torch.autograd.grad(
+            self.transpose,
+            self.probe,
+            [pieces[i] for i in self.used],
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        return list(products)
+
+    def add_vjp(self, cotangents: Sequence[Tensor], into: Sequence[Tensor]) -> None:
+        """Adds Jᵀu."""
+        products = torch.autograd.grad(
+            self.outputs, self.involved, list(cotangents), retain_graph=True
+        )
+        for i, product in zip(self.used, products, strict=True):
+            into[i].add_(product)
+
+
+class Jacobian:
+    """J = ∂outputs/∂parameters at the point where the outputs were computed.
+
+    Args:
+        outputs: Tensors of any shapes; those without a graph have zero rows.
+        parameters: What to differentiate with respect to, in the order of the flat vector.
+
+    Raises:
+        ConfigurationError: If no output depends on any of the parameters, or the graph was freed.
+    """
+
+    def __init__(self, outputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+        self.outputs = list(outputs)
+        self.parameters = list(parameters)
+        self.blocks: list[tuple[Block, list[int]]] = []
+        rest = []
+        for i, output in enumerate(self.outputs):
+            if not output.requires_grad:
+                continue
+            chain = AffineChain.recognise(output, self.parameters)
+            if chain is None:
+                rest.append(i)
+            else:
+                self.blocks.append((chain, [i]))
+        if rest:
+            block = GraphBlock([self.outputs[i] for i in rest], self.parameters)
+            if block.used:
+                self.blocks.append((block, rest))
+        if not self.blocks:
+            raise ConfigurationError(
+                "the prediction depends on none of the parameters: compute it from the model "
+                "with gradients enabled, and without detach()"
+            )
+
+    def jvp(self, vector: Tensor) -> list[Tensor]:
+        """Multiplies by J.
+
+        Args:
+            vector: Flat tangent [P].
+
+        Returns:
+            One tangent per output, of its shape; zeros where nothing reaches it.
+        """
+        pieces = split(vector, self.parameters)
+        tangents: list[Tensor | None] = [None] * len(self.outputs)
+        for block, indices in self.blocks:
+            for i, tangent in zip(indices, block.jvp(pieces), strict=True):
+                tangents[i] = tangent
+        return [
+            torch.zeros_like(output) if tangent is None else tangent
+            for output, tangent in zip(self.outputs, tangents, strict=True)
+        ]
+
+    def vjp(self, cotangents: Sequence[Tensor]) -> Tensor:
+        """Multiplies by Jᵀ.
+
+        Args:
+            cotangents: One tensor per output, of its shape.
+
+        Returns:
+            Flat vector [P].
+        """
+        result = flatten(torch.zeros_like(parameter) for parameter in self.parameters)
+        into = split(result, self.parameters)
+        for block, indices in self.blocks:
+            block.add_vjp([cotangents[i] for i in indices], into)
+        return result

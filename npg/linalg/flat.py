@@ -1,0 +1,63 @@
+"""A list of tensors seen as one flat vector, and back."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def flatten(tensors: Iterable[Tensor]) -> Tensor:
+    """Concatenates tensors into one new vector, each in row-major order.
+
+    Args:
+        tensors: Tensors of any shapes, of one dtype and device.
+
+    Returns:
+        A vector [P], P the total number of elements; never a view of its input.
+    """
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Cuts a vector into views with the shapes of the given tensors.
+
+    Args:
+        vector: Vector [P].
+        like: Tensors whose shapes to take, with P elements in total.
+
+    Returns:
+        Views of ``vector``: writing to them writes to it.
+    """
+    pieces = vector.split([tensor.numel() for tensor in like])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
+
+
+@torch.no_grad()
+def assign_(tensors: Sequence[Tensor], values: Iterable[Tensor]) -> None:
+    """Copies values into tensors, bit for bit.
+
+    Args:
+        tensors: Destination, changed in place.
+        values: Source, equal in number and shapes.
+    """
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
+@torch.no_grad()
+def add_(
+    tensors: Sequence[Tensor], start: Sequence[Tensor], direction: Tensor, scale: float
+) -> None:
+    """Sets ``tensors = start + scale · direction``.
+
+    The start is kept by the caller, because subtracting a step again does not restore
+    floating-point numbers exactly.
+
+    Args:
+        tensors: Destination, changed in place.
+        start: Copies of the tensors at the point from which the step is taken.
+        direction: Flat direction [P].
+        scale: Multiplier of the direction.
+    """
+    for tensor, origin, piece in zip(tensors, start, split(direction, start), strict=True):
+        torch.add(origin, piece, alpha=scale, out=tensor.data)

@@ -1,0 +1,162 @@
+"""What the optimizers that re-evaluate their objective have in common."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from npg.curvature import math_attention
+from npg.errors import ConfigurationError
+from npg.linalg import flatten
+
+Prediction = Distribution | Tensor
+Closure = Callable[[], tuple[Tensor, Prediction]]
+Protocol = Literal["gradient", "function", "hessian"]
+
+CLOSURE_ADVICE = (
+    "the closure must run the forward pass only and return (loss, prediction), both with their "
+    "graph: no backward(), no zero_grad(), and `return loss, logits` instead of `return loss`"
+)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did.
+
+    Attributes:
+        loss: Loss before the step; ``float(report)`` is the same.
+        loss_after: Loss after it; the same as before if nothing moved.
+        kl: Mean KL from the reference prediction, nats; 0 if nothing moved, nan where unknown.
+        accepted: Whether the parameters moved.
+        reason: Why not, or how the solver stopped.
+        fraction: Accepted fraction of the first trial's step; 0 if none.
+        step_length: Multiplier of the preconditioned gradient in the first trial.
+        gradient_norm: ‖g‖.
+        cg_iterations: Products with the curvature matrix.
+        cg_residual: Relative residual of the linear system.
+        damping: λ that was used.
+    """
+
+    loss: float
+    loss_after: float
+    accepted: bool
+    reason: str
+    kl: float = math.nan
+    fraction: float = 0.0
+    step_length: float = 0.0
+    gradient_norm: float = math.nan
+    cg_iterations: int = 0
+    cg_residual: float = math.nan
+    damping: float = math.nan
+
+    def __float__(self) -> float:
+        """The loss before the step."""
+        return self.loss
+
+
+class FunctionOptimizer(torch.optim.Optimizer):
+    """An optimizer whose ``step(closure)`` evaluates the objective as often as it needs.
+
+    Its own counters and adapted settings live in :attr:`extra`, a dictionary of numbers that
+    ``state_dict`` keeps under a key of its own: torch casts everything in ``state[p]`` to the
+    parameter's dtype, a counter included.
+
+    Args:
+        model: Module, or iterable of parameters or of parameter groups.
+        defaults: Settings of the parameter groups, ``lr`` among them.
+        parameters: Restricts a module to these of its parameters.
+    """
+
+    protocol: ClassVar[Protocol] = "function"
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
+        defaults: dict[str, Any],
+        parameters: Iterable[Tensor] | None = None,
+    ) -> None:
+        if isinstance(model, nn.Module):
+            wanted = None if parameters is None else {id(p) for p in parameters}
+            tensors = [
+                p
+                for p in model.parameters()
+                if p.requires_grad and (wanted is None or id(p) in wanted)
+            ]
+            if not tensors or (wanted is not None and len(tensors) < len(wanted)):
+                raise ConfigurationError(
+                    "parameters= must be among the model's, and at least one must require a "
+                    f"gradient; found {len(tensors)}"
+                )
+            super().__init__(tensors, defaults)
+        elif parameters is not None:
+            raise ConfigurationError("parameters= restricts a module; model= is no module here")
+        else:
+            super().__init__(model, defaults)
+        self.extra: dict[str, float] = {"steps": 0, "skipped": 0, "rejected": 0}
+
+    def tensors(self) -> list[Tensor]:
+        """All parameters of all groups, in the order of the flat vector."""
+        return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+
+    def rates(self) -> Tensor | float:
+        """Per-parameter ``lr`` [P], or one number where all groups agree."""
+        values = {float(group["lr"]) for group in self.param_groups}
+        if len(values) == 1:
+            return values.pop()
+        return flatten(
+            torch.full_like(p, float(group["lr"]))
+            for group in self.param_groups
+            for p in group["params"]
+            if p.requires_grad
+        )
+
+    def evaluate(self, closure: Closure) -> tuple[Tensor, Prediction]:
+        """Runs the closure with gradients, and checks what it returns."""
+        with torch.enable_grad(), math_attention():
+            result = closure()
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise ConfigurationError(f"{type(self).__name__}: {CLOSURE_ADVICE}")
+        loss, prediction = result
+        if not (isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad):
+            raise ConfigurationError(f"{type(self).__name__}: {CLOSURE_ADVICE}")
+        return loss, prediction
+
+    def gradient(self, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """Returns the flat gradient [P] and keeps the graph."""
+        try:
+            gradients = torch.autograd.grad(
+                loss, parameters, retain_graph=True, materialize_grads=True
+            )
+        except RuntimeError as error:
+            if "second time" in str(error):
+                raise ConfigurationError(f"{type(self).__name__}: {CLOSURE_ADVICE}") from error
+            raise
+        return flatten(gradients)
+
+    def skip(self, loss: float, reason: str, **known: float) -> StepReport:
+        """Counts a step that was not taken, and reports it."""
+        self.extra["skipped"] += 1
+        return StepReport(loss, loss, accepted=False, reason=reason, kl=0.0, **known)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state, and :attr:`extra` under ``"npg"``."""
+        return {**super().state_dict(), "npg": dict(self.extra)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave, numbers uncast."""
+        own = dict(state_dict)
+        extra = own.pop("npg", {})
+        super().load_state_dict(own)
+        self.extra.update(extra)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All attributes but torch's hooks, which it makes anew (its own state has three only)."""
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if not name.startswith(("_optimizer_", "_zero_grad", "_warned"))
+        }

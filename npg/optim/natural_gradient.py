@@ -1,0 +1,247 @@
+"""Natural gradient under a KL trust region, for any model that predicts a distribution."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from npg.curvature import Fisher, math_attention
+from npg.errors import ConfigurationError, NumericalError
+from npg.likelihoods import as_distribution, detached, joint_kl
+from npg.optim.base import Closure, FunctionOptimizer, Prediction, StepReport
+from npg.preconditioners import ConjugateGradientInverse, DenseInverse, Inverse
+from npg.steps import Trial, TrustRegion, kl_step_length
+
+FisherInverse = Literal["fisher-cg", "fisher-dense"]
+
+
+class NaturalGradient(FunctionOptimizer):
+    """θ ← θ − α η (F + λI)⁻¹ g, inside KL(old ‖ new) ≤ δ.
+
+    η = √(2δ / xᵀFx) puts the quadratic model of the KL on the boundary, and a line search shortens
+    the step (α) until the true KL is inside and the loss has fallen. TRPO is this optimizer on the
+    surrogate objective; on a cross-entropy it trains a classifier under the same trust region:
+
+        optimizer = NaturalGradient(model, target_kl=0.01, likelihood="categorical")
+        def closure():
+            logits = model(x)
+            return F.cross_entropy(logits, y), logits
+        report = optimizer.step(closure)
+
+    Args:
+        model: Module to train, or its parameters.
+        lr: Multiplier of the step. 1 starts the search on the boundary; with ``target_kl=None`` it
+            is the learning rate of the plain natural gradient.
+        target_kl: δ, joint KL per sample averaged over samples, nats. 0.01 is careful, 0.1 bold;
+            ``None`` takes the step ``lr`` (F + λI)⁻¹ g whatever its KL.
+        damping: λ, in the units of the Fisher matrix. High values turn towards the gradient.
+        curvature: ``"fisher-cg"`` solves by conjugate gradient; ``"fisher-dense"`` forms the
+            matrix, for models of up to a few thousand parameters.
+        cg_max_steps: Bound on the iterations of conjugate gradient.
+        cg_tolerance: Relative residual at which it stops.
+        line_search: Whether to check the true KL and loss. Without, the full step is taken (NPG).
+        line_search_shrinking_factor: Ratio of successive trials, in (0, 1).
+        line_search_max_iter: Trials before the parameters are left as they were.
+        likelihood: What a tensor prediction parametrises, see
+            :func:`npg.likelihoods.as_distribution`; not needed where the closure returns
+            a Distribution.
+        fisher: ``"exact"``, ``"sampled"``, as in :class:`npg.curvature.Fisher`.
+        seed: Seeds the generator of sampled labels.
+        parameters: Restricts a module to a part of its parameters.
+
+    Reference:
+        Amari, "Natural gradient works efficiently in learning", 1998; Schulman et al., "Trust
+        region policy optimization", 2015.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
+        *,
+        lr: float = 1.0,
+        target_kl: float | None = 0.01,
+        damping: float = 0.1,
+        curvature: FisherInverse = "fisher-cg",
+        cg_max_steps: int = 15,
+        cg_tolerance: float = 1e-5,
+        line_search: bool = True,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        likelihood: str | Callable[[Tensor], Distribution] | None = None,
+        fisher: Literal["exact", "sampled"] = "exact",
+        seed: int = 0,
+        parameters: Iterable[Tensor] | None = None,
+    ) -> None:
+        _check(lr, target_kl, damping, line_search, line_search_shrinking_factor)
+        if curvature not in ("fisher-cg", "fisher-dense"):
+            raise ConfigurationError(
+                f'curvature must be "fisher-cg" or "fisher-dense", got {curvature!r}'
+            )
+        if fisher not in ("exact", "sampled"):
+            raise ConfigurationError(f'fisher must be "exact" or "sampled", got {fisher!r}')
+        defaults = {"lr": lr, "target_kl": target_kl, "damping": damping}
+        super().__init__(model, defaults, parameters)
+        self.inverse: Inverse = (
+            DenseInverse()
+            if curvature == "fisher-dense"
+            else ConjugateGradientInverse(cg_max_steps, cg_tolerance)
+        )
+        self.line_search = line_search
+        self.line_search_shrinking_factor = line_search_shrinking_factor
+        self.line_search_max_iter = line_search_max_iter
+        self.likelihood = likelihood
+        self.fisher = fisher
+        device = self.tensors()[0].device
+        self.generator = (
+            torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)
+            if fisher == "sampled"
+            else None
+        )
+
+    def step(  # type: ignore[override]
+        self,
+        closure: Closure,
+        *,
+        reference: Distribution | None = None,
+        prediction: Callable[[], Prediction] | None = None,
+        weights: Tensor | None = None,
+    ) -> StepReport:
+        """Takes one step.
+
+        Args:
+            closure: Runs the forward pass and returns (loss, prediction); no backward. It is
+                called again, without gradients, by every trial of the line search.
+            reference: The KL is measured from this prediction instead of that before the step:
+                for a trust region that spans more than this step.
+            prediction: Computes another prediction for the Fisher matrix, on a sub-sample, say.
+                Default: the closure's.
+            weights: Weight per sample in the mean KL and in the Fisher; zeros mask samples.
+
+        Returns:
+            What was done. A gradient or a loss that is not finite, a zero gradient and a failed
+            search leave the parameters as they were, bit for bit, and the report says so.
+        """
+        settings = self.param_groups[0]
+        target_kl, damping = settings["target_kl"], float(settings["damping"])
+        parameters = self.tensors()
+        self.extra["steps"] += 1
+        loss_tensor, output = self.evaluate(closure)
+        loss = float(loss_tensor.detach())
+        old = as_distribution(output, self.likelihood)
+        gradient = self.gradient(loss_tensor, parameters)
+        norm = float(torch.linalg.vector_norm(gradient))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return self.skip(loss, "loss or gradient is not finite", gradient_norm=norm)
+        if norm == 0:
+            return self.skip(loss, "zero gradient", gradient_norm=norm)
+
+        matrix = self._matrix(parameters, old, prediction, weights)
+        solution = self.inverse.solve(matrix, damping, gradient)
+        known: dict[str, Any] = {
+            "gradient_norm": norm,
+            "cg_iterations": solution.iterations,
+            "cg_residual": solution.residual,
+            "damping": damping,
+        }
+        try:
+            length = 1.0 if target_kl is None else kl_step_length(solution.quadratic, target_kl)
+        except NumericalError:
+            return self.skip(loss, f"no direction: {solution.reason}", **known)
+        direction = solution.x * (-length) * self.rates()
+        if not bool(torch.isfinite(direction).all()):
+            return self.skip(loss, "direction is not finite", **known)
+
+        reference = detached(old) if reference is None else reference
+        measure = _Measure(closure, reference, self.likelihood, weights)
+        if self.line_search and target_kl is not None:
+            region = TrustRegion(
+                target_kl, self.line_search_shrinking_factor, self.line_search_max_iter
+            )
+        else:  # one trial, refused only where it leaves the finite numbers
+            region = TrustRegion(math.inf, max_trials=1)
+        ceiling = loss if self.line_search and target_kl is not None else math.inf
+        fraction, trial = region.search(parameters, direction, ceiling, measure)
+        if trial is None:
+            self.extra["rejected"] += 1
+            reason = "line search failed" if self.line_search else "step is not finite"
+            return StepReport(loss, loss, False, reason, kl=0.0, step_length=length, **known)
+        return StepReport(
+            loss,
+            trial.loss,
+            True,
+            solution.reason,
+            kl=trial.kl,
+            fraction=fraction,
+            step_length=length,
+            **known,
+        )
+
+    def _matrix(
+        self,
+        parameters: list[Tensor],
+        old: Distribution,
+        prediction: Callable[[], Prediction] | None,
+        weights: Tensor | None,
+    ) -> Fisher:
+        if prediction is not None:
+            with torch.enable_grad(), math_attention():
+                old = as_distribution(prediction(), self.likelihood)
+            weights = None
+        return Fisher(parameters, old, kind=self.fisher, weights=weights, generator=self.generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state, the counters, and the generator."""
+        state = super().state_dict()
+        if self.generator is not None:
+            state["generator"] = self.generator.get_state()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+        own = dict(state_dict)
+        generator_state = own.pop("generator", None)
+        super().load_state_dict(own)
+        if generator_state is not None and self.generator is not None:
+            self.generator.set_state(generator_state)
+
+
+class _Measure:
+    """Evaluates loss and KL from a reference at the parameters' current values."""
+
+    def __init__(
+        self,
+        closure: Closure,
+        reference: Distribution,
+        likelihood: str | Callable[[Tensor], Distribution] | None,
+        weights: Tensor | None,
+    ) -> None:
+        self.closure = closure
+        self.reference = reference
+        self.likelihood = likelihood
+        self.weights = None if weights is None else weights / weights.sum()
+
+    def __call__(self) -> Trial:
+        loss, output = self.closure()
+        kl = joint_kl(self.reference, as_distribution(output, self.likelihood))
+        mean = kl.mean() if self.weights is None else (kl * self.weights).sum()
+        return Trial(float(loss), float(mean))
+
+
+def _check(
+    lr: float, target_kl: float | None, damping: float, line_search: bool, shrinking: float
+) -> None:
+    if not lr > 0:
+        raise ConfigurationError(f"lr must be positive, got {lr}")
+    if target_kl is not None and not 0 < target_kl < math.inf:
+        raise ConfigurationError(
+            f"target_kl must be positive (0.01 is usual), got {target_kl}; None switches it off"
+        )
+    if not 0 <= damping < math.inf:
+        raise ConfigurationError(f"damping must not be negative, got {damping}")
+    if line_search and not 0 < shrinking < 1:
+        raise ConfigurationError(
+            f"line_search_shrinking_factor must be between 0 and 1, got {shrinking}"
+        )

@@ -1,0 +1,118 @@
+"""Hessian-free Gauss–Newton steps with Levenberg–Marquardt damping."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from npg.curvature import GaussNewton
+from npg.errors import ConfigurationError
+from npg.optim.base import CLOSURE_ADVICE, Closure, FunctionOptimizer, StepReport
+from npg.preconditioners import ConjugateGradientInverse
+from npg.steps import LevenbergMarquardt, Trial, TrustRegion
+
+
+class NewtonCG(FunctionOptimizer):
+    """θ ← θ − α (G + λI)⁻¹ g with G the Gauss–Newton matrix of the loss on the whole batch.
+
+    A critic is a least-squares problem: a few of these steps replace hundreds of minibatches.
+    λ follows the ratio of actual to predicted reduction; α halves until the loss falls.
+
+    Args:
+        model: Module to train, or its parameters.
+        lr: Multiplier of the step; 1 is Gauss–Newton's own.
+        damping: First λ, in the units of G; it adapts by ``damping_factor`` at every step.
+        damping_factor: Above 1; how fast λ adapts.
+        cg_max_steps: Bound on the products per step.
+        cg_tolerance: Relative residual at which conjugate gradient stops.
+        line_search_max_iter: Halvings before the parameters are left as they were.
+        parameters: Restricts a module to a part of its parameters.
+
+    Reference:
+        Martens, "Deep learning via Hessian-free optimization", 2010.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
+        *,
+        lr: float = 1.0,
+        damping: float = 1e-2,
+        damping_factor: float = 2.0,
+        cg_max_steps: int = 20,
+        cg_tolerance: float = 1e-3,
+        line_search_max_iter: int = 6,
+        parameters: Iterable[Tensor] | None = None,
+    ) -> None:
+        if not lr > 0:
+            raise ConfigurationError(f"lr must be positive, got {lr}")
+        super().__init__(model, {"lr": lr}, parameters)
+        self.schedule = LevenbergMarquardt(damping, damping_factor)
+        self.inverse = ConjugateGradientInverse(cg_max_steps, cg_tolerance)
+        self.search = TrustRegion(math.inf, 0.5, line_search_max_iter)
+
+    def step(self, closure: Closure) -> StepReport:  # type: ignore[override]
+        """Takes one step.
+
+        Args:
+            closure: Runs the forward pass and returns (loss, output tensor), the loss computed
+                from that tensor; no backward.
+
+        Returns:
+            What was done. What is not finite, and a search that fails, leave the parameters as
+            they were.
+
+        Raises:
+            ConfigurationError: If the closure's prediction is not a tensor.
+        """
+        parameters = self.tensors()
+        self.extra["steps"] += 1
+        loss_tensor, output = self.evaluate(closure)
+        if not isinstance(output, Tensor):
+            raise ConfigurationError(f"NewtonCG needs a tensor prediction: {CLOSURE_ADVICE}")
+        loss = float(loss_tensor.detach())
+        gradient = self.gradient(loss_tensor, parameters)
+        norm = float(torch.linalg.vector_norm(gradient))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return self.skip(loss, "loss or gradient is not finite", gradient_norm=norm)
+        if norm == 0:
+            return self.skip(loss, "zero gradient", gradient_norm=norm)
+
+        damping = self.schedule.damping
+        matrix = GaussNewton(parameters, output, loss_tensor)
+        solution = self.inverse.solve(matrix, damping, gradient)
+        predicted = -float(gradient @ solution.x) + 0.5 * solution.quadratic
+        trials: list[Trial] = []
+
+        def evaluate() -> Trial:
+            trials.append(Trial(float(closure()[0].detach()), 0.0))
+            return trials[-1]
+
+        direction = solution.x * -1.0 * self.rates()
+        fraction, trial = self.search.search(parameters, direction, loss, evaluate)
+        self.schedule.update(trials[0].loss - loss, predicted)
+        self.extra["rejected"] += trial is None
+        return StepReport(
+            loss,
+            loss if trial is None else trial.loss,
+            accepted=trial is not None,
+            reason="line search failed" if trial is None else solution.reason,
+            fraction=fraction,
+            step_length=1.0,
+            gradient_norm=norm,
+            cg_iterations=solution.iterations,
+            cg_residual=solution.residual,
+            damping=damping,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state, the counters, and the current damping."""
+        self.extra["damping"] = self.schedule.damping
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+        super().load_state_dict(state_dict)
+        self.schedule.damping = self.extra.get("damping", self.schedule.damping)

@@ -1,0 +1,57 @@
+"""Damping that follows how well the quadratic model predicts the loss."""
+
+import math
+from dataclasses import dataclass
+
+from npg.errors import ConfigurationError
+
+
+@dataclass
+class LevenbergMarquardt:
+    """Raises λ where the model promises too much, lowers it where the model is right.
+
+    With ρ = actual / predicted change of the loss: ρ < ¼ multiplies λ by ``factor``, ρ > ¾ divides
+    it. A change that is not finite counts as the worst.
+
+    Attributes:
+        damping: λ, the current value.
+        factor: Above 1. Martens' 3/2 moves gently, larger values recover faster from a bad start.
+        minimum: Lower bound of λ.
+        maximum: Upper bound of λ.
+
+    Reference:
+        Moré, "The Levenberg–Marquardt algorithm: implementation and theory", 1978; Martens 2010,
+        section 4.1.
+    """
+
+    damping: float = 1.0
+    factor: float = 1.5
+    minimum: float = 1e-8
+    maximum: float = 1e8
+
+    def __post_init__(self) -> None:
+        """Checks the settings."""
+        if not (self.factor > 1 and 0 < self.minimum <= self.damping <= self.maximum):
+            raise ConfigurationError(
+                "need factor > 1 and 0 < minimum <= damping <= maximum, got "
+                f"factor={self.factor}, {self.minimum} <= {self.damping} <= {self.maximum}"
+            )
+
+    def update(self, actual_change: float, predicted_change: float) -> float:
+        """Adapts λ to one trial.
+
+        Args:
+            actual_change: Loss after minus loss before.
+            predicted_change: The same by the quadratic model: a negative number.
+
+        Returns:
+            The reduction ratio ρ; −inf where it is no number.
+        """
+        ratio = actual_change / predicted_change if predicted_change != 0 else -math.inf
+        if not math.isfinite(ratio):
+            ratio = -math.inf
+        if ratio < 0.25:
+            self.damping = min(self.damping * self.factor, self.maximum)
+        elif ratio > 0.75:
+            self.damping = max(self.damping / self.factor, self.minimum)
+        return ratio
