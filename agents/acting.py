@@ -1,0 +1,196 @@
+"""Choosing actions during a rollout.
+
+Only the actor's output is needed to act; values and log-probabilities of the whole rollout are one
+batched call after it. For a small fully connected policy even that one output costs 400 µs through
+torch's modules and 10 µs through NumPy, so such a policy acts through a mirror that reads the
+parameters' own memory. Any other policy acts through its own ``forward``.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from torch import nn
+
+Layer = tuple[np.ndarray, np.ndarray | None]
+Activation = Callable[..., np.ndarray]
+
+# What a subclass may override without the mirror noticing: then the policy itself must act.
+_METHODS = (
+    "forward",
+    "_predict",
+    "predict_values",
+    "get_distribution",
+    "evaluate_actions",
+    "extract_features",
+    "_get_action_dist_from_latent",
+    "set_training_mode",
+)
+
+
+def _relu(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0, out=out)
+
+
+_ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.Tanh: np.tanh, nn.ReLU: _relu}
+
+
+class Mirror:
+    """A NumPy twin of a policy's actor that samples actions.
+
+    Args:
+        policy: A policy for which :func:`mirrored_layers` found the layers.
+        layers: The linear layers with the activation after each; None after the last.
+        num_envs: Rows per call.
+        num_steps: Calls per rollout: the noise of a whole rollout is drawn at once, from torch's
+            generator.
+    """
+
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        layers: list[tuple[nn.Linear, Activation | None]],
+        num_envs: int,
+        num_steps: int,
+    ) -> None:
+        self.policy = policy
+        self.parameters = list(policy.parameters())
+        self.linear = layers
+        self.buffers = [
+            np.empty((num_envs, linear.out_features), dtype=np.float32) for linear, _ in layers
+        ]
+        self._read()
+        self.noise = self._draw(num_steps, num_envs)
+
+    def _read(self) -> None:
+        """Takes views of the parameters' memory (copies, where that is not the CPU's)."""
+        self.pointers = [p.data_ptr() for p in self.parameters]
+        on_cpu = self.parameters[0].device.type == "cpu"
+        self.versions = None if on_cpu else [p._version for p in self.parameters]
+        self.layers = [
+            (
+                linear.weight.detach().cpu().numpy().T,
+                None if linear.bias is None else linear.bias.detach().cpu().numpy(),
+                activation,
+                buffer,
+            )
+            for (linear, activation), buffer in zip(self.linear, self.buffers, strict=True)
+        ]
+        if isinstance(self.policy.action_dist, DiagGaussianDistribution):
+            self.log_std = self.policy.log_std.detach().cpu().numpy()
+
+    def follow(self) -> None:
+        """Notices parameters that a callback has replaced since the last call."""
+        if self.pointers != [p.data_ptr() for p in self.parameters] or (
+            self.versions is not None and self.versions != [p._version for p in self.parameters]
+        ):
+            self._read()
+
+    def _draw(self, steps: int, envs: int) -> np.ndarray:
+        shape = (steps, envs, self.linear[-1][0].out_features)
+        distribution = self.policy.action_dist
+        if isinstance(distribution, DiagGaussianDistribution):
+            return torch.randn(shape).numpy()
+        if isinstance(distribution, BernoulliDistribution):  # logistic
+            return torch.logit(torch.rand(shape), eps=1e-7).numpy()
+        return torch.empty(shape).exponential_().log_().neg_().numpy()  # Gumbel
+
+    def output(self, observations: np.ndarray) -> np.ndarray:
+        """The actor's last layer [B, K] at observations [B, ...] float32; reused by the next call."""
+        x = observations
+        for weight, bias, activation, buffer in self.layers:
+            x = np.dot(x, weight, out=buffer)
+            if bias is not None:
+                x += bias
+            if activation is not None:
+                activation(x, out=x)
+        return x
+
+    def sample(self, t: int, observations: np.ndarray) -> np.ndarray:
+        """Samples actions.
+
+        Args:
+            t: Step within the rollout: which of the pre-drawn noise to use.
+            observations: [B, ...], float32.
+
+        Returns:
+            Actions, new at each call: [B, A] float32, or [B] int64 for a Discrete space.
+        """
+        output = self.output(observations)
+        noise = self.noise[t]
+        distribution = self.policy.action_dist
+        if isinstance(distribution, DiagGaussianDistribution):
+            action = np.exp(self.log_std)
+            action = action * noise
+            action += output
+            return action
+        output += noise
+        if isinstance(distribution, CategoricalDistribution):
+            return output.argmax(1)
+        if isinstance(distribution, MultiCategoricalDistribution):
+            pieces = np.split(output, np.cumsum(distribution.action_dims)[:-1], axis=1)
+            return np.stack([piece.argmax(1) for piece in pieces], axis=1)
+        return (output > 0).astype(np.int8)
+
+
+def mirrored_layers(
+    policy: ActorCriticPolicy, space: spaces.Space
+) -> list[tuple[nn.Linear, Activation | None]] | None:
+    """Finds the actor's layers, if the policy is one that the mirror reproduces exactly.
+
+    Args:
+        policy: Any policy.
+        space: Its observation space.
+
+    Returns:
+        The linear layers with their activations; None where an overridden method, a hook, gSDE,
+        another feature extractor or an unknown layer could make the policy act differently.
+    """
+    plain = (
+        isinstance(policy, ActorCriticPolicy)
+        and all(getattr(type(policy), m) is getattr(ActorCriticPolicy, m) for m in _METHODS)
+        and not vars(policy).keys() & set(_METHODS)
+        and not policy.use_sde
+        and not policy.squash_output
+        and isinstance(space, spaces.Box)
+        and np.issubdtype(space.dtype, np.floating)
+        and type(policy.pi_features_extractor) is FlattenExtractor
+        and type(policy.mlp_extractor) is MlpExtractor
+        and type(policy.action_dist)
+        in (
+            DiagGaussianDistribution,
+            CategoricalDistribution,
+            MultiCategoricalDistribution,
+            BernoulliDistribution,
+        )
+    )
+    if not plain or any(_hooked(module) for module in policy.modules()):
+        return None
+    layers: list[tuple[nn.Linear, Activation | None]] = []
+    for module in [*policy.mlp_extractor.policy_net, policy.action_net]:
+        if type(module) is nn.Linear and module.weight.dtype == torch.float32:
+            layers.append((module, None))
+        elif type(module) in _ACTIVATIONS and layers and layers[-1][1] is None:
+            layers[-1] = (layers[-1][0], _ACTIVATIONS[type(module)])
+        else:
+            return None
+    return layers
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or "forward" in vars(module)
+        or hasattr(module, "parametrizations")
+    )

@@ -1,0 +1,42 @@
+"""Generalised advantage estimation with time limits handled in the advantage itself."""
+
+import numpy as np
+
+
+def generalised_advantages(
+    rewards: np.ndarray,
+    values: np.ndarray,
+    next_values: np.ndarray,
+    dones: np.ndarray,
+    gamma: float,
+    gae_lambda: float,
+) -> np.ndarray:
+    """A_t = δ_t + γλ (1 − done_t) A_{t+1}, δ_t = r_t + γ V'_t − V(s_t).
+
+    V'_t is the value of the state that really followed: of the terminal observation where a time
+    limit cut the episode, zero where it terminated. A cut episode is so bootstrapped without
+    touching its rewards.
+
+    Args:
+        rewards: [T, B].
+        values: V(s_t), [T, B].
+        next_values: V'_t, [T, B].
+        dones: Whether the episode ended with step t, for whatever reason, bool [T, B].
+        gamma: Discount factor γ.
+        gae_lambda: λ: 0 is the one-step advantage (low variance), 1 the Monte-Carlo one (no bias).
+
+    Returns:
+        Advantages [T, B], float32, computed in float64.
+
+    Reference:
+        Schulman et al., "High-dimensional continuous control using generalized advantage
+        estimation", 2016; Pardo et al., "Time limits in reinforcement learning", 2018.
+    """
+    deltas = rewards + gamma * next_values.astype(np.float64) - values
+    decay = gamma * gae_lambda * ~dones
+    advantages = np.empty_like(deltas)
+    last = np.zeros(deltas.shape[1])
+    for t in range(len(deltas) - 1, -1, -1):
+        last = np.multiply(decay[t], last, out=advantages[t])
+        last += deltas[t]
+    return advantages.astype(np.float32)

@@ -1,0 +1,143 @@
+"""What a checkpoint holds beyond Stable-Baselines3's: optimizers, normaliser, generators."""
+
+import io
+import json
+import pathlib
+import random
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import VecNormalize
+
+from envs import load_normalization_state, normalization_state
+from npg.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from agents.on_policy import OnPolicy
+
+
+class TrainingState:
+    """A view of an agent's extra state, as tensors and primitives only.
+
+    Stable-Baselines3 saves any attribute that has ``state_dict`` and ``load_state_dict``, and loads
+    it without running code.
+
+    Args:
+        model: The agent.
+
+    Attributes:
+        normaliser: State of the observation and reward normaliser in the file that was loaded.
+    """
+
+    def __init__(self, model: "OnPolicy") -> None:
+        self.model = model
+        self.normaliser: dict[str, Any] | None = None
+        self._generators: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collects the state."""
+        env = self.model.get_vec_normalize_env()
+        return {
+            "optimizers": {n: o.state_dict() for n, o in self.model._optimizers().items()},
+            "normaliser": self.normaliser if env is None else normalization_state(env),
+            "generators": _generators(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
+        """Restores the optimizers; normaliser and generators wait until the agent asks for them.
+
+        Args:
+            state: What :meth:`state_dict` gave, or an empty mapping to keep what there is.
+            strict: Ignored: a state that is absent starts afresh.
+        """
+        for name, optimizer in self.model._optimizers().items():
+            if name in state.get("optimizers", {}):
+                optimizer.load_state_dict(state["optimizers"][name])
+        self.normaliser = state.get("normaliser", self.normaliser)
+        self._generators = state.get("generators")
+
+    def fill(self, normaliser: VecNormalize) -> None:
+        """Gives the stored statistics to a normaliser that has seen nothing yet."""
+        if self.normaliser is not None and _unused(normaliser):
+            load_normalization_state(normaliser, self.normaliser)
+
+    def restore_generators(self) -> None:
+        """Sets Python's, NumPy's and torch's global generators to where they were at saving."""
+        if self._generators is None:
+            return
+        python = self._generators["python"]
+        random.setstate((python[0], tuple(python[1].tolist()), python[2]))
+        name, keys, *rest = self._generators["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+        torch.set_rng_state(self._generators["torch"].cpu())
+
+
+def _generators() -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+    }
+
+
+def _unused(normaliser: VecNormalize) -> bool:
+    statistics = normaliser.obs_rms if normaliser.norm_obs else normaliser.ret_rms
+    if isinstance(statistics, dict):
+        statistics = next(iter(statistics.values()))
+    # The first reset gives one observation per environment, before anything was learned.
+    return bool(statistics.count <= normaliser.num_envs + 1)
+
+
+Path = str | pathlib.Path | io.BufferedIOBase
+
+
+def check_archive(path: Path) -> Path:
+    """Makes sure that a file is a readable checkpoint before anything is built from it.
+
+    Args:
+        path: File, with or without ".zip", or a file-like object.
+
+    Returns:
+        The path with its ending.
+
+    Raises:
+        CheckpointError: If it is missing, truncated, damaged, or something else.
+    """
+    if isinstance(path, (str, pathlib.Path)):
+        path = pathlib.Path(path)
+        if not path.exists() and path.with_name(path.name + ".zip").exists():
+            path = path.with_name(path.name + ".zip")
+        if not path.is_file():
+            raise CheckpointError(f"there is no checkpoint {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+            members = set(archive.namelist())
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a checkpoint ({error}): a checkpoint is the zip file "
+            "that save() wrote"
+        ) from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: its member {damaged} fails its checksum")
+    missing = {"data", "policy.pth"} - members
+    if missing:
+        raise CheckpointError(
+            f"{path} is a zip file but no checkpoint of an agent: it lacks {sorted(missing)}"
+        )
+    if not isinstance(path, pathlib.Path):
+        path.seek(0)  # type: ignore[union-attr]
+    return path
+
+
+def saved_keys(path: Path) -> set[str]:
+    """Names of the attributes that a checkpoint holds."""
+    with zipfile.ZipFile(path) as archive:
+        keys = set(json.loads(archive.read("data")))
+    if not isinstance(path, (str, pathlib.Path)):
+        path.seek(0)
+    return keys

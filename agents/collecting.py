@@ -1,0 +1,159 @@
+"""Collecting a rollout at little more than the environments' own cost."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.acting import Mirror, mirrored_layers
+from agents.predictions import in_chunks, stacked, values_of
+from agents.rollout import (
+    DictRollout,
+    Observations,
+    Rollout,
+    flat_actions,
+    flat_observations,
+    row_setter,
+)
+from npg.errors import NumericalError
+
+if TYPE_CHECKING:
+    from agents.on_policy import OnPolicy
+
+
+def collect(
+    model: "OnPolicy",
+    env: VecEnv,
+    callback: BaseCallback,
+    rollout_buffer: Rollout | DictRollout,
+    n_rollout_steps: int,
+) -> bool:
+    """Fills a rollout; what callbacks, loggers and buffers see is as in Stable-Baselines3.
+
+    Args:
+        model: The agent that acts.
+        env: Environments to step.
+        callback: Called at every step; its ``locals`` hold this function's variables.
+        rollout_buffer: Where the samples go.
+        n_rollout_steps: Steps per environment.
+
+    Returns:
+        False if the callback asked to stop, and then the rollout is incomplete.
+
+    Raises:
+        NumericalError: If an observation or a reward is not finite.
+    """
+    policy, space = model.policy, model.action_space
+    assert model._last_obs is not None, "No previous observation was provided"
+    policy.set_training_mode(False)
+    rollout_buffer.reset()
+    if model.use_sde:
+        policy.reset_noise(env.num_envs)
+    callback.on_rollout_start()
+
+    layers = mirrored_layers(policy, model.observation_space)
+    mirror = None if layers is None else Mirror(policy, layers, env.num_envs, n_rollout_steps)
+    store_observation = row_setter(rollout_buffer)
+    stored_actions = rollout_buffer.actions
+    low, high = (space.low, space.high) if isinstance(space, spaces.Box) else (None, None)
+    cut: list[tuple[int, int]] = []  # (step, environment) at which a time limit cut an episode
+    final_observations: list[np.ndarray | dict[str, np.ndarray]] = []
+
+    n_steps = 0
+    while n_steps < n_rollout_steps:
+        store_observation(n_steps, model._last_obs)
+        if mirror is not None:
+            actions = mirror.sample(n_steps, rollout_buffer.observations[n_steps])
+        else:
+            if model.use_sde and 0 < model.sde_sample_freq and n_steps % model.sde_sample_freq == 0:
+                policy.reset_noise(env.num_envs)
+            with torch.no_grad():
+                obs_tensor = obs_as_tensor(model._last_obs, model.device)
+                action_tensor, values, log_probs = policy(obs_tensor)
+            rollout_buffer.values[n_steps] = values.flatten().cpu().numpy()
+            rollout_buffer.log_probs[n_steps] = log_probs.cpu().numpy()
+            actions = action_tensor.cpu().numpy()
+
+        clipped_actions = actions
+        if low is not None:
+            if policy.squash_output:
+                clipped_actions = policy.unscale_action(actions)
+            else:
+                clipped_actions = np.minimum(np.maximum(actions, low), high)
+        new_obs, rewards, dones, infos = env.step(clipped_actions)
+        model.num_timesteps += env.num_envs
+
+        callback.update_locals(locals())
+        if not callback.on_step():
+            return False
+        if mirror is not None:
+            mirror.follow()
+
+        stored_actions[n_steps] = actions.reshape(stored_actions.shape[1:])
+        rollout_buffer.rewards[n_steps] = rewards
+        rollout_buffer.episode_starts[n_steps] = model._last_episode_starts
+        if np.count_nonzero(dones):
+            model._update_info_buffer(infos, dones)
+            for i in np.flatnonzero(dones):
+                if infos[i].get("TimeLimit.truncated") and (
+                    infos[i].get("terminal_observation") is not None
+                ):
+                    cut.append((n_steps, i))
+                    final_observations.append(infos[i]["terminal_observation"])
+        n_steps += 1
+        model._last_obs = new_obs
+        model._last_episode_starts = dones
+
+    rollout_buffer.pos = n_steps
+    rollout_buffer.full = n_steps == rollout_buffer.buffer_size
+    _check_finite(rollout_buffer)
+    if mirror is not None:
+        _evaluate(model, rollout_buffer, n_steps)
+    if cut:
+        finals = values_of(policy, stacked(final_observations, model.device))
+        rollout_buffer.bootstrap[tuple(zip(*cut, strict=True))] = finals.cpu().numpy()
+    last_values = values_of(policy, obs_as_tensor(new_obs, model.device))
+    rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+
+    callback.update_locals(locals())
+    callback.on_rollout_end()
+    return True
+
+
+@torch.no_grad()
+def _evaluate(model: "OnPolicy", rollout: Rollout | DictRollout, steps: int) -> None:
+    """Fills in the values and log-probabilities of everything the mirror did, in batches."""
+    observations = flat_observations(rollout, steps, model.device)
+    actions = flat_actions(rollout, steps, model.action_space, model.device)
+    shape = (steps, rollout.n_envs)
+    values = values_of(model.policy, observations)
+    rollout.values[:steps] = values.cpu().numpy().reshape(shape)
+    log_probs, start = [], 0
+    piece: Observations
+    for piece in in_chunks(observations):
+        end = start + len(next(iter(piece.values())) if isinstance(piece, dict) else piece)
+        log_probs.append(model.policy.get_distribution(piece).log_prob(actions[start:end]))
+        start = end
+    rollout.log_probs[:steps] = torch.cat(log_probs).cpu().numpy().reshape(shape)
+
+
+def _check_finite(rollout: Rollout | DictRollout) -> None:
+    """Refuses what the environments should not have returned, by step and environment."""
+    columns = rollout.observations if isinstance(rollout, DictRollout) else {
+        "observation": rollout.observations
+    }
+    for name, column in {**columns, "reward": rollout.rewards}.items():
+        column = column[: rollout.pos]
+        if column.dtype.kind == "f" and not np.isfinite(column.sum(dtype=np.float64)):
+            wrong = np.argwhere(~np.isfinite(column))
+            if len(wrong):
+                step, env = wrong[0][:2]
+                raise NumericalError(
+                    f"{name} of environment {env} at step {step} of this rollout is not finite "
+                    f"({len(wrong)} such numbers in it): the update was not made, and the "
+                    "parameters are as before. Check the environment, or clip and mask its output"
+                )

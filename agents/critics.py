@@ -1,0 +1,120 @@
+"""Fitting the value function to the λ-returns."""
+
+import math
+from collections.abc import Iterable
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
+
+from agents.predictions import Parts, take
+from agents.rollout import Batch
+from agents.shared_features import KLBudget
+from npg.linalg import assign_
+from npg.optim import NewtonCG
+
+CriticKind = Literal["adam", "gauss-newton"]
+
+
+class Critic(Protocol):
+    """A way to fit the values."""
+
+    def fit(self, batch: Batch, budget: KLBudget) -> float:
+        """Fits, within the budget for what is shared; returns the mean loss, nan if skipped."""
+
+
+class AdamCritic:
+    """Minibatches of the policy's own optimizer, as in Stable-Baselines3.
+
+    Args:
+        policy: Owner of the optimizer.
+        parts: The policy's parameters.
+        epochs: Passes over the rollout.
+        batch_size: Rows per minibatch.
+    """
+
+    def __init__(
+        self, policy: ActorCriticPolicy, parts: Parts, epochs: int, batch_size: int
+    ) -> None:
+        self.policy = policy
+        self.parts = parts
+        self.epochs = epochs
+        self.batch_size = batch_size
+
+    def fit(self, batch: Batch, budget: KLBudget) -> float:
+        """Fits by minibatches; one whose loss is not finite is skipped."""
+        optimizer = self.policy.optimizer
+        losses: list[float] = []
+        for _ in range(self.epochs):
+            order = torch.randperm(len(batch.returns))
+            for rows in order.to(batch.returns.device).split(self.batch_size):
+                values = self.policy.predict_values(take(batch.observations, rows)).flatten()
+                loss = F.mse_loss(values, batch.returns[rows])
+                losses.append(float(loss.detach()))
+                if not math.isfinite(losses[-1]):
+                    continue
+                optimizer.zero_grad()
+                loss.backward()
+                if budget.spent:
+                    for parameter in self.parts.shared:
+                        parameter.grad = None
+                optimizer.step()
+            budget.enforce()
+        optimizer.zero_grad()
+        return sum(losses) / len(losses)
+
+
+class GaussNewtonCritic:
+    """A few damped Gauss–Newton steps on the whole rollout.
+
+    Values are linear least squares in the last layer and nearly so elsewhere, so that three of
+    these steps do what hundreds of minibatches do.
+
+    Args:
+        policy: Owner of the value function.
+        parts: The policy's parameters.
+        steps: Steps per rollout.
+        cg_max_steps: Products per step.
+    """
+
+    def __init__(
+        self, policy: ActorCriticPolicy, parts: Parts, steps: int = 3, cg_max_steps: int = 20
+    ) -> None:
+        self.policy = policy
+        self.steps = steps
+        shared = {id(p) for p in parts.shared}
+        self.optimizer = NewtonCG(parts.critic, cg_max_steps=cg_max_steps)
+        self.head = NewtonCG(
+            [p for p in parts.critic if id(p) not in shared], cg_max_steps=cg_max_steps
+        )
+
+    def fit(self, batch: Batch, budget: KLBudget) -> float:
+        """Fits by full-batch steps; after the budget is spent, what is not shared goes on alone."""
+
+        def closure() -> tuple[Tensor, Tensor]:
+            values = self.policy.predict_values(batch.observations).flatten()
+            return F.mse_loss(values, batch.returns), values
+
+        losses = []
+        for _ in range(self.steps):
+            optimizer = self.head if budget.spent else self.optimizer
+            losses.append(float(optimizer.step(closure)))
+            budget.enforce()
+        return sum(losses) / len(losses)
+
+
+class Snapshot:
+    """Parameters to return to if what follows leaves the finite numbers."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self.parameters = list(parameters)
+        self.values = [p.detach().clone() for p in self.parameters]
+
+    def restore_unless_finite(self) -> bool:
+        """Restores all if any is not finite; returns whether they were finite."""
+        finite = all(bool(torch.isfinite(p.detach().sum())) for p in self.parameters)
+        if not finite:
+            assign_(self.parameters, self.values)
+        return finite

@@ -1,0 +1,212 @@
+"""The update that NPG and TRPO share: a natural gradient on the surrogate, then nothing else.
+
+The policy and a classifier run the same lines: the surrogate is a loss, the policy's action
+distribution a prediction, and :class:`npg.optim.NaturalGradient` does the step.
+"""
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.utils import explained_variance
+from torch import Tensor, distributions
+
+from agents.critics import AdamCritic, Critic, CriticKind, GaussNewtonCritic, Snapshot
+from agents.on_policy import OnPolicy
+from agents.predictions import prediction, take
+from agents.rollout import Batch, Rollout, batch
+from agents.shared_features import KLBudget, behaviour_of
+from npg.errors import ConfigurationError
+from npg.optim import NaturalGradient, StepReport
+
+# Squares of larger returns leave float32, and Adam's second moment with them, for good.
+LARGEST_RETURN = 1e15
+
+
+class BatchOfOneError(ConfigurationError, AssertionError):
+    """One sample has no standard deviation; sb3-contrib raises AssertionError here."""
+
+
+class NaturalPolicyGradient(OnPolicy):
+    """Base of TRPO and NPG: ``train()`` by the natural gradient of the surrogate objective.
+
+    Subclasses set the attributes that it reads and say in :meth:`_step_rule` how far to go.
+    """
+
+    learning_rate: Any
+    batch_size: int
+    cg_max_steps: int
+    cg_damping: float
+    n_critic_updates: int
+    normalize_advantage: bool
+    sub_sampling_factor: int
+    curvature: str
+    critic: CriticKind
+    critic_steps: int
+
+    def _check_settings(self) -> None:
+        """Refuses what cannot work, by name, before anything is built."""
+        positive = {
+            "batch_size": self.batch_size,
+            "cg_max_steps": self.cg_max_steps,
+            "n_critic_updates": self.n_critic_updates,
+            "sub_sampling_factor": self.sub_sampling_factor,
+            "critic_steps": self.critic_steps,
+        }
+        for name, value in positive.items():
+            if value < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {value}")
+        if self.critic not in ("adam", "gauss-newton"):
+            raise ConfigurationError(
+                f'critic must be "adam" or "gauss-newton", got {self.critic!r}'
+            )
+        if self.env is None:
+            return
+        samples = self.env.num_envs * self.n_steps
+        if self.normalize_advantage and samples < 2:
+            raise BatchOfOneError(
+                "`n_steps * n_envs` must be greater than 1 to normalise the advantage. "
+                f"Currently n_steps={self.n_steps} and n_envs={self.env.num_envs}"
+            )
+        if self.critic == "adam" and samples % self.batch_size:
+            warnings.warn(
+                f"You have specified a mini-batch size of {self.batch_size}, but the rollout has "
+                f"`n_steps * n_envs = {samples}` samples: the last mini-batch of every epoch has "
+                f"{samples % self.batch_size}. A `batch_size` that divides it avoids that.",
+                stacklevel=3,
+            )
+
+    def _step_rule(self) -> dict[str, Any]:
+        """Arguments of NaturalGradient that say how far to go, in units of the joint KL."""
+        raise NotImplementedError
+
+    def _build_optimizers(self) -> None:
+        self.actor_optimizer = NaturalGradient(
+            self.parts.actor,
+            curvature=self.curvature,  # type: ignore[arg-type]
+            cg_max_steps=self.cg_max_steps,
+            **self._step_rule(),
+        )
+        self.critic_fit: Critic = (
+            AdamCritic(self.policy, self.parts, self.n_critic_updates, self.batch_size)
+            if self.critic == "adam"
+            else GaussNewtonCritic(self.policy, self.parts, self.critic_steps)
+        )
+        self.skipped_updates = 0
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        optimizers: dict[str, torch.optim.Optimizer] = {"actor": self.actor_optimizer}
+        if isinstance(self.critic_fit, GaussNewtonCritic):
+            optimizers |= {"critic": self.critic_fit.optimizer, "critic_head": self.critic_fit.head}
+        return optimizers
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "actor_optimizer", "critic_fit"]
+
+    def train(self) -> None:
+        """Updates critic and policy from the rollout.
+
+        The critic comes first: where it shares features with the actor, what it does to the policy
+        counts against the same trust region. A rollout whose returns no float can hold is skipped,
+        counted in ``train/skipped_updates``.
+        """
+        self._update_learning_rate(self.policy.optimizer)
+        samples = batch(self.rollout_buffer, self.action_space, self.device)
+        self._n_updates += 1
+        largest = float(samples.returns.abs().max())
+        if not (largest < LARGEST_RETURN and bool(torch.isfinite(samples.advantages).all())):
+            self._skip(f"returns up to {largest:g} are too large to learn from; scale the reward")
+            return
+        target = self._step_rule()["target_kl"] or math.inf
+        self.policy.set_training_mode(False)
+        behaviour = behaviour_of(self.policy, samples.observations)
+        before = Snapshot([*self.policy.parameters(), *self.policy.buffers()])
+
+        budget = KLBudget(
+            self.policy, self.parts.shared, samples.observations, behaviour, target / 2
+        )
+        self.policy.set_training_mode(True)
+        self._let_statistics_follow(samples)
+        value_loss = self.critic_fit.fit(samples, budget)
+        budget.enforce()
+        self.policy.set_training_mode(False)
+        report = self._step(samples, behaviour)
+        if not before.restore_unless_finite():
+            self._skip("the update left the finite numbers and was undone")
+            return
+        self._log(report, value_loss)
+
+    def _let_statistics_follow(self, samples: Batch) -> None:
+        """Shows the rollout to BatchNorm layers of the actor, which the critic's fit may not run."""
+        if any(getattr(m, "track_running_stats", False) for m in self.policy.modules()):
+            with torch.no_grad():
+                self.policy.get_distribution(samples.observations)
+
+    def _step(
+        self, samples: Batch, behaviour: list[distributions.Distribution]
+    ) -> StepReport:
+        """Takes the policy step; see the class of the optimizer for what is guaranteed."""
+        advantages = samples.advantages
+        if self.normalize_advantage:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+        def closure() -> tuple[Tensor, distributions.Distribution]:
+            distribution = self.policy.get_distribution(samples.observations)
+            ratio = (distribution.log_prob(samples.actions) - samples.log_probs).exp()
+            return -(advantages * ratio).mean(), prediction(distribution)
+
+        curvature_prediction = None
+        if self.sub_sampling_factor > 1:
+            count = max(1, len(advantages) // self.sub_sampling_factor)
+            rows = torch.randperm(len(advantages))[:count].to(self.device)
+            observations = take(samples.observations, rows)
+
+            def curvature_prediction() -> distributions.Distribution:
+                return prediction(self.policy.get_distribution(observations))
+
+        return self.actor_optimizer.step(
+            closure,
+            reference=behaviour[0] if len(behaviour) == 1 else _joined(behaviour),
+            prediction=curvature_prediction,
+        )
+
+    def _skip(self, reason: str) -> None:
+        self.skipped_updates += 1
+        self.logger.record("train/skipped_updates", self.skipped_updates)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        warnings.warn(f"update {self._n_updates} skipped: {reason}", stacklevel=3)
+
+    def _log(self, report: StepReport, value_loss: float) -> None:
+        moved = report.accepted
+        buffer = self.rollout_buffer
+        record = self.logger.record
+        record("train/policy_objective", -(report.loss_after if moved else report.loss))
+        record("train/value_loss", value_loss)
+        record("train/kl_divergence_loss", report.kl if moved else 0.0)
+        record(
+            "train/explained_variance",
+            explained_variance(buffer.values.flatten(), buffer.returns.flatten()),
+        )
+        record("train/is_line_search_success", float(moved))
+        record("train/step_fraction", report.fraction)
+        record("train/cg_iterations", report.cg_iterations)
+        record("train/cg_residual", report.cg_residual)
+        if self.skipped_updates:
+            record("train/skipped_updates", self.skipped_updates)
+        if hasattr(self.policy, "log_std"):
+            record("train/std", torch.exp(self.policy.log_std).mean().item())
+        record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+
+def _joined(parts: list[distributions.Distribution]) -> distributions.Distribution:
+    """One distribution from the chunks of a large rollout."""
+    from npg.likelihoods import likelihood
+
+    family = likelihood(parts[0])
+    columns = zip(*(family.tensors(part) for part in parts), strict=True)
+    joined: distributions.Distribution = family.rebuild(
+        parts[0], tuple(torch.cat(column) for column in columns)
+    )
+    return joined

@@ -1,0 +1,250 @@
+"""The base of every on-policy agent: Stable-Baselines3's contract, lean rollouts, one-file state."""
+
+import io
+import os
+import pathlib
+import warnings
+import zipfile
+from collections.abc import Iterable
+from typing import Any, Self
+
+import gymnasium as gym
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from agents.checkpoint import TrainingState, check_archive, saved_keys
+from agents.collecting import collect
+from agents.predictions import Parts
+from agents.rollout import DictRollout, Rollout
+from envs import LeanVecEnv, normalizer_from_state
+from npg.errors import CheckpointError, ConfigurationError
+
+SUPPORTED_ACTIONS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+class OnPolicy(OnPolicyAlgorithm):
+    """Rollouts, advantages, checkpoints; a subclass implements ``train()``.
+
+    It differs from Stable-Baselines3's class in this: rollouts cost little more than the
+    environments; time limits are bootstrapped in the advantage, and rewards stay as they were;
+    observation and reward normalisers, generators and every optimizer are saved inside the
+    checkpoint.
+
+    Attributes:
+        parts: Which of the policy's parameters the actor, the critic and both use.
+    """
+
+    policy_aliases = {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+    policy: ActorCriticPolicy
+
+    def __init__(
+        self, policy: str | type[ActorCriticPolicy], env: GymEnv | str | None, **base: Any
+    ) -> None:
+        if isinstance(env, str):
+            env = _registered(env)
+        super().__init__(
+            policy,
+            env,
+            **base,
+            _init_setup_model=False,
+            supported_action_spaces=SUPPORTED_ACTIONS,
+        )
+        _refuse_unsupported(self.policy_class)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        if not isinstance(env, VecEnv):
+            single = env
+            env = LeanVecEnv([lambda: single])
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def _setup_model(self) -> None:
+        if self.rollout_buffer_class is None:
+            dictionary = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = DictRollout if dictionary else Rollout
+        super()._setup_model()
+        self.parts = Parts(self.policy, self.observation_space)
+        self.training_optim_state = TrainingState(self)
+        self._build_optimizers()
+
+    def _build_optimizers(self) -> None:
+        """Makes what ``train`` needs; called whenever the policy is made anew."""
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Optimizers other than the policy's own, by the names under which they are saved."""
+        return {}
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """Fills the rollout; see :func:`agents.collecting.collect`.
+
+        Args:
+            env: The training environments.
+            callback: Called at every step.
+            rollout_buffer: Buffer to fill. One of another class than ours takes
+                Stable-Baselines3's own path.
+            n_rollout_steps: Steps per environment.
+
+        Returns:
+            False if the callback stopped the training.
+        """
+        if isinstance(rollout_buffer, (Rollout, DictRollout)):
+            return collect(self, env, callback, rollout_buffer, n_rollout_steps)
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "parts", "training_optim_state"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.optimizer", "training_optim_state"], []
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | dict[str, Any],
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Loads parameters; as Stable-Baselines3, but a file without our extra state is welcome.
+
+        Args:
+            load_path_or_dict: File, or what ``get_parameters`` returned.
+            exact_match: Whether every parameter of the model must be given.
+            device: Where to put them.
+        """
+        if isinstance(load_path_or_dict, dict):
+            given = dict(load_path_or_dict)
+            if "training_optim_state" not in given and "policy" in given and exact_match:
+                warnings.warn(
+                    "the parameters hold no optimizer, normaliser and generator state of this "
+                    "library (they were saved by another): these start afresh",
+                    stacklevel=2,
+                )
+                given["training_optim_state"] = {}
+            load_path_or_dict = given
+        super().set_parameters(load_path_or_dict, exact_match, device)
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Saves everything to one file, under a temporary name first, so that none is half-written.
+
+        Args:
+            path: File (".zip" is added where it has no ending), or file-like.
+            exclude: Attributes to leave out.
+            include: Attributes to keep that would be left out.
+        """
+        if not isinstance(path, (str, pathlib.Path)):
+            super().save(path, exclude, include)
+            return
+        final = pathlib.Path(path)
+        final = final if final.suffix else final.with_suffix(".zip")
+        temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+        try:
+            super().save(temporary, exclude, include)
+            os.replace(temporary, final)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Loads a checkpoint of this library, or one that sb3-contrib's class of this name saved.
+
+        Args:
+            path: File, or file-like.
+            env: Environments to train on. Raw ones are wrapped with the normaliser of the file;
+                a ``VecNormalize`` that has seen data is left alone.
+            device: Where to put the policy.
+            custom_objects: Replacements for what cannot be unpickled.
+            print_system_info: Whether to print versions now and at saving.
+            force_reset: Whether training starts with a reset of the environments.
+            **kwargs: Constructor arguments to change.
+
+        Returns:
+            The agent, with generators and normaliser as they were.
+
+        Raises:
+            CheckpointError: If the file is missing, truncated, or no checkpoint of such an agent.
+        """
+        path = check_archive(path)
+        kwargs = {**cls._foreign_arguments(saved_keys(path)), **kwargs}
+        try:
+            model = super().load(
+                path, env, device, custom_objects, print_system_info, force_reset, **kwargs
+            )
+        except (zipfile.BadZipFile, EOFError, KeyError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        model._attach_normaliser(env)
+        if "seed" not in kwargs:
+            model.training_optim_state.restore_generators()
+        return model
+
+    @classmethod
+    def _foreign_arguments(cls, keys: Iterable[str]) -> dict[str, Any]:
+        """Arguments that make a file of another library mean what it meant there."""
+        return {}
+
+    def _attach_normaliser(self, env: GymEnv | None) -> None:
+        state = self.training_optim_state.normaliser
+        if state is None or self.env is None or env is None:
+            return
+        existing = unwrap_vec_normalize(self.env)
+        if existing is None:
+            self.env = normalizer_from_state(self.env, state)
+            self._vec_normalize_env = unwrap_vec_normalize(self.env)
+        else:
+            self.training_optim_state.fill(existing)
+
+
+def _registered(env_id: str) -> gym.Env:
+    """Makes an environment by id; the passive checker would cost something at every step."""
+    try:
+        return gym.make(env_id, render_mode="rgb_array", disable_env_checker=True)
+    except TypeError:  # an environment without render modes
+        return gym.make(env_id, disable_env_checker=True)
+
+
+def _refuse_unsupported(policy_class: type[BasePolicy]) -> None:
+    name = policy_class.__name__
+    if "Recurrent" in name or hasattr(policy_class, "lstm_actor"):
+        raise ConfigurationError(
+            f"{name}: recurrent policies are not supported yet; stack frames instead "
+            "(VecFrameStack), or use sb3_contrib.RecurrentPPO"
+        )
+    if "Maskable" in name:
+        raise ConfigurationError(
+            f"{name}: action masks are not supported yet; use sb3_contrib.MaskablePPO"
+        )
+    if not issubclass(policy_class, ActorCriticPolicy):
+        raise ConfigurationError(f"{name} is not a stable_baselines3 ActorCriticPolicy")

@@ -1,0 +1,147 @@
+"""The rollout: what one phase of acting leaves behind for one update."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from torch import Tensor
+
+from agents.advantages import generalised_advantages
+
+Observations = Tensor | dict[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """All samples of a rollout, on the policy's device.
+
+    Attributes:
+        observations: [N, ...] as the policy saw them, or a dictionary of such.
+        actions: [N, A], or [N] for a Discrete space.
+        log_probs: log π(a|s) of the acting policy, [N].
+        advantages: [N], not normalised.
+        returns: λ-returns, the critic's targets, [N].
+    """
+
+    observations: Observations
+    actions: Tensor
+    log_probs: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+class _TimeLimits:
+    """Advantages for a buffer [T, B] that remembers where time limits cut an episode."""
+
+    def reset(self) -> None:
+        """Empties the buffer; its arrays are kept, and overwritten by the next rollout."""
+        if not hasattr(self, "bootstrap"):
+            super().reset()  # type: ignore[misc]
+            self.bootstrap = np.zeros_like(self.values)
+        self.bootstrap.fill(0)
+        self.pos, self.full, self.generator_ready = 0, False, False
+
+    def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
+        """Fills ``advantages`` and ``returns`` for the steps that were taken.
+
+        Args:
+            last_values: V of the observations after the last step, [B] or [B, 1].
+            dones: Whether the last step ended an episode, [B].
+        """
+        self: Any
+        steps = self.pos
+        ended = np.concatenate([self.episode_starts[1:steps], dones[None]]).astype(bool)
+        after_last = last_values.detach().cpu().numpy().reshape(1, -1)
+        following = np.concatenate([self.values[1:steps], after_last])
+        next_values = np.where(ended, self.bootstrap[:steps], following)
+        self.advantages[:steps] = generalised_advantages(
+            self.rewards[:steps],
+            self.values[:steps],
+            next_values,
+            ended,
+            self.gamma,
+            self.gae_lambda,
+        )
+        self.returns[:steps] = self.advantages[:steps] + self.values[:steps]
+
+
+class Rollout(_TimeLimits, RolloutBuffer):
+    """SB3's rollout buffer; observations are stored once, in the policy's precision."""
+
+    def reset(self) -> None:
+        """Empties the buffer."""
+        super().reset()
+        if self.observations.dtype == np.float64:
+            self.observations = self.observations.astype(np.float32)
+
+
+class DictRollout(_TimeLimits, DictRolloutBuffer):
+    """The same for dictionaries of observations."""
+
+
+def row_setter(rollout: Rollout | DictRollout) -> Any:
+    """Returns a function (t, observation) that stores one step's observations."""
+    if isinstance(rollout, DictRollout):
+
+        def store(t: int, observation: dict[str, np.ndarray]) -> None:
+            for key, column in rollout.observations.items():
+                column[t] = observation[key].reshape(column[t].shape)
+
+        return store
+    shape = rollout.observations.shape[1:]
+    if isinstance(rollout.observation_space, spaces.Discrete):
+        return lambda t, observation: rollout.observations.__setitem__(
+            t, observation.reshape(shape)
+        )
+    return rollout.observations.__setitem__
+
+
+def flat_observations(
+    rollout: Rollout | DictRollout, steps: int, device: torch.device
+) -> Observations:
+    """Returns the observations of the first steps as [steps · B, ...], without a copy on CPU."""
+
+    def flat(column: np.ndarray) -> Tensor:
+        return torch.as_tensor(column[:steps].reshape(-1, *column.shape[2:]), device=device)
+
+    if isinstance(rollout, DictRollout):
+        return {key: flat(column) for key, column in rollout.observations.items()}
+    return flat(rollout.observations)
+
+
+def flat_actions(
+    rollout: Rollout | DictRollout, steps: int, space: spaces.Space, device: torch.device
+) -> Tensor:
+    """Returns the actions of the first steps as the policy's distribution takes them."""
+    actions = rollout.actions[:steps].reshape(-1, rollout.action_dim)
+    if isinstance(space, spaces.Discrete):
+        return torch.as_tensor(actions[:, 0], device=device).long()
+    return torch.as_tensor(actions, device=device, dtype=torch.float32)
+
+
+def batch(rollout: RolloutBuffer, space: spaces.Space, device: torch.device) -> Batch:
+    """Gathers a full rollout's samples; another buffer class than ours is read by its ``get``."""
+    if not isinstance(rollout, (Rollout, DictRollout)):
+        samples = next(iter(rollout.get(batch_size=None)))
+        actions = samples.actions
+        if isinstance(space, spaces.Discrete):
+            actions = actions.long().flatten()
+        return Batch(
+            samples.observations,
+            actions,
+            samples.old_log_prob.flatten(),
+            samples.advantages.flatten(),
+            samples.returns.flatten(),
+        )
+
+    def column(values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values.reshape(-1), device=device)
+
+    return Batch(
+        flat_observations(rollout, rollout.pos, device),
+        flat_actions(rollout, rollout.pos, space, device),
+        column(rollout.log_probs),
+        column(rollout.advantages),
+        column(rollout.returns),
+    )
