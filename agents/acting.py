@@ -18,7 +18,11 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import (
+    CombinedExtractor,
+    FlattenExtractor,
+    MlpExtractor,
+)
 from torch import nn
 
 Layer = tuple[np.ndarray, np.ndarray | None]
@@ -63,8 +67,13 @@ class Mirror:
         num_steps: int,
     ) -> None:
         self.policy = policy
-        self.parameters = list(policy.parameters())
+        self.parameters = [p for linear, _ in layers for p in linear.parameters()]
+        if isinstance(policy.action_dist, DiagGaussianDistribution):
+            self.parameters.append(policy.log_std)
         self.linear = layers
+        space = policy.observation_space
+        self.keys = list(space.spaces) if isinstance(space, spaces.Dict) else []
+        self.action_shape = (num_envs, *policy.action_space.shape)
         self.buffers = [
             np.empty((num_envs, linear.out_features), dtype=np.float32) for linear, _ in layers
         ]
@@ -104,9 +113,13 @@ class Mirror:
             return torch.logit(torch.rand(shape), eps=1e-7).numpy()
         return torch.empty(shape).exponential_().log_().neg_().numpy()  # Gumbel
 
-    def output(self, observations: np.ndarray) -> np.ndarray:
-        """The actor's last layer [B, K] at observations [B, ...] float32; reused by the next call."""
-        x = observations
+    def output(self, observations: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+        """The actor's last layer [B, K] at observations [B, ...]; reused by the next call."""
+        if isinstance(observations, dict):
+            rows = [observations[key].reshape(len(self.buffers[0]), -1) for key in self.keys]
+            x = np.concatenate(rows, axis=1, dtype=np.float32)
+        else:
+            x = observations.reshape(len(self.buffers[0]), -1).astype(np.float32, copy=False)
         for weight, bias, activation, buffer in self.layers:
             x = np.dot(x, weight, out=buffer)
             if bias is not None:
@@ -115,24 +128,23 @@ class Mirror:
                 activation(x, out=x)
         return x
 
-    def sample(self, t: int, observations: np.ndarray) -> np.ndarray:
+    def sample(self, t: int, observations: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
         """Samples actions.
 
         Args:
             t: Step within the rollout: which of the pre-drawn noise to use.
-            observations: [B, ...], float32.
+            observations: [B, ...], or a dictionary of such.
 
         Returns:
-            Actions, new at each call: [B, A] float32, or [B] int64 for a Discrete space.
+            Actions, new at each call: [B, *action_shape], or [B] int64 for a Discrete space.
         """
         output = self.output(observations)
         noise = self.noise[t]
         distribution = self.policy.action_dist
         if isinstance(distribution, DiagGaussianDistribution):
-            action = np.exp(self.log_std)
-            action = action * noise
+            action = np.exp(self.log_std) * noise
             action += output
-            return action
+            return action.reshape(self.action_shape)
         output += noise
         if isinstance(distribution, CategoricalDistribution):
             return output.argmax(1)
@@ -161,9 +173,7 @@ def mirrored_layers(
         and not vars(policy).keys() & set(_METHODS)
         and not policy.use_sde
         and not policy.squash_output
-        and isinstance(space, spaces.Box)
-        and np.issubdtype(space.dtype, np.floating)
-        and type(policy.pi_features_extractor) is FlattenExtractor
+        and _plain_features(policy.pi_features_extractor, space)
         and type(policy.mlp_extractor) is MlpExtractor
         and type(policy.action_dist)
         in (
@@ -184,6 +194,20 @@ def mirrored_layers(
         else:
             return None
     return layers
+
+
+def _plain_features(extractor: nn.Module, space: spaces.Space) -> bool:
+    """Whether the features are the observations themselves, flattened and side by side."""
+    if isinstance(space, spaces.Dict):
+        return type(extractor) is CombinedExtractor and all(
+            _is_vector(inner) and type(extractor.extractors[key]) is nn.Flatten
+            for key, inner in space.spaces.items()
+        )
+    return type(extractor) is FlattenExtractor and _is_vector(space)
+
+
+def _is_vector(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
 
 
 def _hooked(module: nn.Module) -> bool:

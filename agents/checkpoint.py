@@ -95,14 +95,14 @@ def _unused(normaliser: VecNormalize) -> bool:
 Path = str | pathlib.Path | io.BufferedIOBase
 
 
-def check_archive(path: Path) -> Path:
+def check_archive(path: Path) -> tuple[Path, set[str]]:
     """Makes sure that a file is a readable checkpoint before anything is built from it.
 
     Args:
         path: File, with or without ".zip", or a file-like object.
 
     Returns:
-        The path with its ending.
+        The path with its ending, and the names of the members.
 
     Raises:
         CheckpointError: If it is missing, truncated, damaged, or something else.
@@ -131,7 +131,7 @@ def check_archive(path: Path) -> Path:
         )
     if not isinstance(path, pathlib.Path):
         path.seek(0)  # type: ignore[union-attr]
-    return path
+    return path, members
 
 
 def saved_keys(path: Path) -> set[str]:

@@ -67,7 +67,7 @@ def collect(
     while n_steps < n_rollout_steps:
         store_observation(n_steps, model._last_obs)
         if mirror is not None:
-            actions = mirror.sample(n_steps, rollout_buffer.observations[n_steps])
+            actions = mirror.sample(n_steps, model._last_obs)
         else:
             if model.use_sde and 0 < model.sde_sample_freq and n_steps % model.sde_sample_freq == 0:
                 policy.reset_noise(env.num_envs)
@@ -82,7 +82,7 @@ def collect(
         if low is not None:
             if policy.squash_output:
                 clipped_actions = policy.unscale_action(actions)
-            else:
+            else:  # a Gaussian is unbounded
                 clipped_actions = np.minimum(np.maximum(actions, low), high)
         new_obs, rewards, dones, infos = env.step(clipped_actions)
         model.num_timesteps += env.num_envs

@@ -93,9 +93,11 @@ class GaussNewtonCritic:
     def fit(self, batch: Batch, budget: KLBudget) -> float:
         """Fits by full-batch steps; after the budget is spent, what is not shared goes on alone."""
 
+        targets = batch.returns.unsqueeze(1)
+
         def closure() -> tuple[Tensor, Tensor]:
-            values = self.policy.predict_values(batch.observations).flatten()
-            return F.mse_loss(values, batch.returns), values
+            values = self.policy.predict_values(batch.observations)
+            return F.mse_loss(values, targets), values
 
         losses = []
         for _ in range(self.steps):

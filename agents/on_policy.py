@@ -124,23 +124,16 @@ class OnPolicy(OnPolicyAlgorithm):
         exact_match: bool = True,
         device: torch.device | str = "auto",
     ) -> None:
-        """Loads parameters; as Stable-Baselines3, but a file without our extra state is welcome.
+        """Loads parameters, as Stable-Baselines3 does.
 
         Args:
             load_path_or_dict: File, or what ``get_parameters`` returned.
             exact_match: Whether every parameter of the model must be given.
             device: Where to put them.
         """
-        if isinstance(load_path_or_dict, dict):
-            given = dict(load_path_or_dict)
-            if "training_optim_state" not in given and "policy" in given and exact_match:
-                warnings.warn(
-                    "the parameters hold no optimizer, normaliser and generator state of this "
-                    "library (they were saved by another): these start afresh",
-                    stacklevel=2,
-                )
-                given["training_optim_state"] = {}
-            load_path_or_dict = given
+        if self.__dict__.pop("_starts_afresh", False):
+            assert isinstance(load_path_or_dict, dict)
+            load_path_or_dict = {**load_path_or_dict, "training_optim_state": {}}
         super().set_parameters(load_path_or_dict, exact_match, device)
 
     def save(
@@ -197,8 +190,15 @@ class OnPolicy(OnPolicyAlgorithm):
         Raises:
             CheckpointError: If the file is missing, truncated, or no checkpoint of such an agent.
         """
-        path = check_archive(path)
+        path, members = check_archive(path)
         kwargs = {**cls._foreign_arguments(saved_keys(path)), **kwargs}
+        if "training_optim_state.pth" not in members:
+            kwargs["_starts_afresh"] = True  # set_parameters reads it, once
+            warnings.warn(
+                f"{path} holds no optimizer, normaliser and generator state of this library (it was "
+                "saved by another): these start afresh",
+                stacklevel=2,
+            )
         try:
             model = super().load(
                 path, env, device, custom_objects, print_system_info, force_reset, **kwargs

@@ -12,6 +12,7 @@ more dimensions could mean independent samples or the coordinates of one sample;
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -68,7 +69,7 @@ class Product(Distribution):
             value if component.event_shape else value.unsqueeze(-1)
             for value, component in zip(values, self.components, strict=True)
         ]
-        dtype = torch.result_type(columns[0], columns[-1])
+        dtype = reduce(torch.promote_types, (column.dtype for column in columns))
         return torch.cat([column.to(dtype) for column in columns], dim=-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -253,7 +254,8 @@ class IndependentLikelihood(Likelihood[Independent]):
 
     def check(self, distribution: Independent) -> None:
         """Refuses only what the base would refuse beyond the reinterpreted dimensions."""
-        if not isinstance(distribution.base_dist, (Normal, Bernoulli)):
+        says = distribution.reinterpreted_batch_ndims > 0
+        if not (says and isinstance(distribution.base_dist, (Normal, Bernoulli))):
             likelihood(distribution.base_dist)
 
 
@@ -365,7 +367,9 @@ def joint_kl(p: Distribution, q: Distribution) -> Tensor:
 
 
 def detached(distribution: Distribution, dtype: torch.dtype | None = None) -> Distribution:
-    """Copies a distribution out of the graph.
+    """Copies a distribution out of the graph, and out of the parameters' memory.
+
+    A Normal's scale may be a view of a parameter; the copy stays when the parameter moves.
 
     Args:
         distribution: Any registered distribution.
@@ -375,7 +379,10 @@ def detached(distribution: Distribution, dtype: torch.dtype | None = None) -> Di
         The same family on detached tensors.
     """
     family = likelihood(distribution)
-    tensors = tuple(tensor.detach().to(dtype=dtype) for tensor in family.tensors(distribution))
+    tensors = tuple(
+        tensor.detach().to(dtype=dtype or tensor.dtype, copy=True)
+        for tensor in family.tensors(distribution)
+    )
     rebuilt: Distribution = family.rebuild(distribution, tensors)
     return rebuilt
 
@@ -404,7 +411,7 @@ NAMED: dict[str, Callable[[Tensor], Distribution]] = {
     ),
     "normal": lambda output: _unit_normal(output, variance=1.0),
     # ‖f − y‖²/d, the mean over outputs, is −log p of a variance d/2, up to a constant.
-    "mse": lambda output: _unit_normal(output, variance=output[0].numel() / 2),
+    "mse": lambda output: _unit_normal(output, variance=output.shape[1:].numel() / 2),
 }
 
 

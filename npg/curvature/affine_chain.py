@@ -158,6 +158,7 @@ def _below_log_softmax(node: Any) -> Any:
         and second.name() == "LogsumexpBackward0"
         and second.next_functions[0][0] is first
         and node._saved_alpha == 1
+        and second._saved_keepdim
         and tuple(d - 2**64 if d > 2**63 else d for d in second._saved_dim) in ((-1,), (1,))
     )
     return first if normalised else node
@@ -187,7 +188,9 @@ def _read_layer(node: Any, index: dict[int, int]) -> tuple[AffineLayer | None, A
     weight = leaf.variable
     bias_index = None
     if bias is not None:
-        if bias.name() != "torch::autograd::AccumulateGrad" or bias.variable.ndim != 1:
+        if bias.name() != "torch::autograd::AccumulateGrad":
+            return None, None
+        if bias.variable.shape != weight.shape[:1]:
             return None, None
         bias_index = index.get(id(bias.variable))
     if inputs is None or inputs.shape[-1] != weight.shape[-1]:

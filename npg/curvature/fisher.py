@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 from npg.curvature.jacobian import Jacobian
 from npg.curvature.matrix import CurvatureMatrix, math_attention
 from npg.errors import ConfigurationError
-from npg.likelihoods import likelihood, score
+from npg.likelihoods import detached, likelihood, score
 
 FisherKind = Literal["exact", "sampled", "empirical"]
 
@@ -69,14 +69,14 @@ class Fisher(CurvatureMatrix):
         self.family = likelihood(prediction)
         outputs = self.family.tensors(prediction)
         self.jacobian = Jacobian(outputs, self.parameters)
-        self.prediction = self.family.rebuild(prediction, tuple(t.detach() for t in outputs))
+        self.prediction = detached(prediction)
         self.scores: tuple[Tensor, ...] | None = None
         if kind == "sampled":
             targets = self.family.sample(self.prediction, generator)
         if targets is not None:
             self.scores = score(self.prediction, targets)
-        self.weights = _normalised(weights, prediction.batch_shape)
-        self._batch_dimensions = len(prediction.batch_shape)
+        self.weights = _normalised(weights, prediction.batch_shape, outputs[0])
+        self._batch_shape = prediction.batch_shape
 
     def output_product(self, tangents: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """Multiplies tangents of the distribution's tensors by each sample's F_out.
@@ -93,7 +93,7 @@ class Fisher(CurvatureMatrix):
             products = self.family.fisher_product(self.prediction, tangents)
         else:
             inner = sum(
-                (s * t).flatten(self._batch_dimensions).sum(-1)
+                (s * t).reshape(*self._batch_shape, -1).sum(-1)
                 for s, t in zip(self.scores, tangents, strict=True)
             )
             products = tuple(s * _expand(inner, s) for s in self.scores)
@@ -110,7 +110,7 @@ def _expand(per_sample: Tensor, like: Tensor) -> Tensor:
     return per_sample.reshape(per_sample.shape + (1,) * (like.ndim - per_sample.ndim))
 
 
-def _normalised(weights: Tensor | None, batch_shape: torch.Size) -> Tensor | float:
+def _normalised(weights: Tensor | None, batch_shape: torch.Size, like: Tensor) -> Tensor | float:
     if batch_shape.numel() == 0:
         raise ConfigurationError("the prediction has no samples: batch_shape is empty")
     if weights is None:
@@ -120,6 +120,7 @@ def _normalised(weights: Tensor | None, batch_shape: torch.Size) -> Tensor | flo
             f"weights must have one entry per sample, shape {tuple(batch_shape)}, "
             f"got {tuple(weights.shape)}"
         )
+    weights = weights.to(like)  # a mask may be bool, and NumPy's weights are float64
     total = weights.sum()
     if not bool(total > 0) or bool((weights < 0).any()):
         raise ConfigurationError("weights must not be negative, and not all zero")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from npg.curvature.jacobian import Jacobian
 from npg.curvature.matrix import CurvatureMatrix, math_attention
+from npg.errors import ConfigurationError
 
 
 class GaussNewton(CurvatureMatrix):
@@ -23,6 +24,9 @@ class GaussNewton(CurvatureMatrix):
             from a ``prediction`` given as a tensor. Its reduction is kept: for a mean over
             samples G is a mean.
         parameters: Restricts the matrix to a part of the model.
+
+    Raises:
+        ConfigurationError: If the loss does not depend on the prediction.
 
     Reference:
         Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent",
@@ -48,7 +52,12 @@ class GaussNewton(CurvatureMatrix):
             else:
                 self.output = prediction.detach().requires_grad_()
                 value = loss(self.output)
-            (self.output_gradient,) = torch.autograd.grad(value, self.output, create_graph=True)
+            (gradient,) = torch.autograd.grad(
+                value, self.output, create_graph=True, allow_unused=True
+            )
+        if gradient is None:
+            raise ConfigurationError("the loss must be computed from the very tensor of prediction")
+        self.output_gradient: Tensor = gradient
 
     def output_product(self, tangent: Tensor) -> Tensor:
         """Returns H_L t for a tangent of the output's shape."""

@@ -39,12 +39,19 @@ class GraphBlock:
         self.outputs = list(outputs)
         probe = [torch.zeros_like(output, requires_grad=True) for output in self.outputs]
         with torch.enable_grad():
-            gradients = torch.autograd.grad(
+            gradients: Sequence[Tensor | None] = torch.autograd.grad(
                 self.outputs, parameters, probe, create_graph=True, allow_unused=True
             )
-        self.used = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        # A gradient without a graph is zero for every probe: torch.round's, for instance.
+        used = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
+        self.used = [i for i, _ in used]
+        if len(self.used) < len(gradients) and _reaches(self.outputs, "CheckpointFunctionBackward"):
+            raise ConfigurationError(
+                "reentrant checkpointing hides the parameters inside it: "
+                "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+            )
         self.involved = [parameters[i] for i in self.used]
-        self.transpose = [gradients[i] for i in self.used]
+        self.transpose = [gradient for _, gradient in used]
         self.probe = probe
 
     def jvp(self, pieces: Sequence[Tensor]) -> list[Tensor]:
@@ -67,6 +74,21 @@ class GraphBlock:
             into[i].add_(product)
 
 
+def _reaches(outputs: Sequence[Tensor], name: str) -> bool:
+    """Whether the outputs' graph has a node of this name."""
+    todo = [output.grad_fn for output in outputs]
+    seen = set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == name:
+            return True
+        seen.add(node)
+        todo.extend(below for below, _ in node.next_functions)
+    return False
+
+
 class Jacobian:
     """J = ∂outputs/∂parameters at the point where the outputs were computed.
 
@@ -75,7 +97,8 @@ class Jacobian:
         parameters: What to differentiate with respect to, in the order of the flat vector.
 
     Raises:
-        ConfigurationError: If no output depends on any of the parameters, or the graph was freed.
+        ConfigurationError: If no output depends on any of the parameters, the graph was freed, or
+            reentrant checkpointing hides parameters.
     """
 
     def __init__(self, outputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:

@@ -30,7 +30,7 @@ class CurvatureMatrix(ABC):
         model: Module whose parameters the matrix is over, or the parameters themselves; these are
             named "0", "1", ….
         parameters: Restricts the matrix to these of the module's parameters (actor only, say); a
-            principal block of the full one. Default: all that require a gradient.
+            principal block of the full one. Frozen ones are left out. Default: all.
 
     Attributes:
         names: The parameters' names, in the order of the flat vector.
@@ -41,7 +41,7 @@ class CurvatureMatrix(ABC):
         self, model: nn.Module | Iterable[Tensor], parameters: Iterable[Tensor] | None = None
     ) -> None:
         wanted = None if parameters is None else {id(p) for p in parameters}
-        candidates = (
+        candidates = list(
             model.named_parameters()
             if isinstance(model, nn.Module)
             else ((str(i), parameter) for i, parameter in enumerate(model))
@@ -49,9 +49,9 @@ class CurvatureMatrix(ABC):
         named = [
             (name, parameter)
             for name, parameter in candidates
-            if (parameter.requires_grad if wanted is None else id(parameter) in wanted)
+            if parameter.requires_grad and (wanted is None or id(parameter) in wanted)
         ]
-        if not named or (wanted is not None and len(named) < len(wanted)):
+        if not named or not (wanted or set()) <= {id(parameter) for _, parameter in candidates}:
             raise ConfigurationError(
                 f"model has {len(named)} of the parameters asked for: parameters= must be among "
                 "model.parameters(), and at least one must require a gradient"

@@ -60,4 +60,6 @@ def add_(
         scale: Multiplier of the direction.
     """
     for tensor, origin, piece in zip(tensors, start, split(direction, start), strict=True):
-        torch.add(origin, piece, alpha=scale, out=tensor.data)
+        # Not into tensor.data: that would leave the version counter, by which autograd and
+        # copies of a policy notice that a parameter moved, where it was.
+        torch.add(origin, piece, alpha=scale, out=tensor)

@@ -81,12 +81,9 @@ class FunctionOptimizer(torch.optim.Optimizer):
     ) -> None:
         if isinstance(model, nn.Module):
             wanted = None if parameters is None else {id(p) for p in parameters}
-            tensors = [
-                p
-                for p in model.parameters()
-                if p.requires_grad and (wanted is None or id(p) in wanted)
-            ]
-            if not tensors or (wanted is not None and len(tensors) < len(wanted)):
+            known = list(model.parameters())
+            tensors = [p for p in known if p.requires_grad and (wanted is None or id(p) in wanted)]
+            if not tensors or not (wanted or set()) <= {id(p) for p in known}:
                 raise ConfigurationError(
                     "parameters= must be among the model's, and at least one must require a "
                     f"gradient; found {len(tensors)}"
@@ -155,8 +152,9 @@ class FunctionOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """All attributes but torch's hooks, which it makes anew (its own state has three only)."""
+        # Nor a scheduler's wrapper around step: in a copy it would step this optimizer.
         return {
             name: value
             for name, value in self.__dict__.items()
-            if not name.startswith(("_optimizer_", "_zero_grad", "_warned"))
+            if not (name == "step" or name.startswith(("_optimizer_", "_zero_grad", "_warned")))
         }

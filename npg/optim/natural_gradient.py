@@ -80,6 +80,11 @@ class NaturalGradient(FunctionOptimizer):
             raise ConfigurationError(
                 f'curvature must be "fisher-cg" or "fisher-dense", got {curvature!r}'
             )
+        if min(cg_max_steps, line_search_max_iter) < 1:
+            raise ConfigurationError(
+                "cg_max_steps and line_search_max_iter must be at least 1, got "
+                f"{cg_max_steps} and {line_search_max_iter}"
+            )
         if fisher not in ("exact", "sampled"):
             raise ConfigurationError(f'fisher must be "exact" or "sampled", got {fisher!r}')
         defaults = {"lr": lr, "target_kl": target_kl, "damping": damping}
@@ -156,17 +161,18 @@ class NaturalGradient(FunctionOptimizer):
 
         reference = detached(old) if reference is None else reference
         measure = _Measure(closure, reference, self.likelihood, weights)
-        if self.line_search and target_kl is not None:
+        searching = self.line_search and target_kl is not None
+        if searching and target_kl is not None:
             region = TrustRegion(
                 target_kl, self.line_search_shrinking_factor, self.line_search_max_iter
             )
         else:  # one trial, refused only where it leaves the finite numbers
             region = TrustRegion(math.inf, max_trials=1)
-        ceiling = loss if self.line_search and target_kl is not None else math.inf
+        ceiling = loss if searching else math.inf
         fraction, trial = region.search(parameters, direction, ceiling, measure)
         if trial is None:
             self.extra["rejected"] += 1
-            reason = "line search failed" if self.line_search else "step is not finite"
+            reason = "line search failed" if searching else "step is not finite"
             return StepReport(loss, loss, False, reason, kl=0.0, step_length=length, **known)
         return StepReport(
             loss,

@@ -48,6 +48,11 @@ class NewtonCG(FunctionOptimizer):
     ) -> None:
         if not lr > 0:
             raise ConfigurationError(f"lr must be positive, got {lr}")
+        if min(cg_max_steps, line_search_max_iter) < 1:
+            raise ConfigurationError(
+                "cg_max_steps and line_search_max_iter must be at least 1, got "
+                f"{cg_max_steps} and {line_search_max_iter}"
+            )
         super().__init__(model, {"lr": lr}, parameters)
         self.schedule = LevenbergMarquardt(damping, damping_factor)
         self.inverse = ConjugateGradientInverse(cg_max_steps, cg_tolerance)
@@ -83,14 +88,20 @@ class NewtonCG(FunctionOptimizer):
         damping = self.schedule.damping
         matrix = GaussNewton(parameters, output, loss_tensor)
         solution = self.inverse.solve(matrix, damping, gradient)
-        predicted = -float(gradient @ solution.x) + 0.5 * solution.quadratic
+        rates = self.rates()
+        direction = solution.x * -1.0 * rates
+        quadratic = (
+            rates**2 * solution.quadratic
+            if isinstance(rates, float)
+            else float(direction @ (matrix @ direction))
+        )
+        predicted = float(gradient @ direction) + 0.5 * quadratic
         trials: list[Trial] = []
 
         def evaluate() -> Trial:
             trials.append(Trial(float(closure()[0].detach()), 0.0))
             return trials[-1]
 
-        direction = solution.x * -1.0 * self.rates()
         fraction, trial = self.search.search(parameters, direction, loss, evaluate)
         self.schedule.update(trials[0].loss - loss, predicted)
         self.extra["rejected"] += trial is None

@@ -101,8 +101,11 @@ class DenseInverse:
         damped = dense + damping * torch.eye(size, dtype=dense.dtype, device=dense.device)
         factor, failed = torch.linalg.cholesky_ex(damped)
         right = b.double()
-        if int(failed):
-            x = torch.linalg.pinv(damped, hermitian=True) @ right
+        # Rounding can hide a null space from the factorisation, which then divides by it.
+        rounding = size * torch.finfo(b.dtype).eps
+        pivot = float(factor.diagonal().min()) ** 2
+        if int(failed) or (damping == 0 and pivot <= rounding * float(damped.diagonal().max())):
+            x = torch.linalg.pinv(damped, rtol=rounding, hermitian=True) @ right
         else:
             x = torch.cholesky_solve(right.unsqueeze(1), factor).squeeze(1)
         norm = torch.linalg.vector_norm(right)

@@ -1,0 +1,371 @@
+"""EnvPool's C++ simulators behind Stable-Baselines3's vector interface."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+class _Pool(Protocol):
+    """What is used of a pool of EnvPool, which declares no types."""
+
+    observation_space: spaces.Space[object]
+
+    def reset(
+        self, env_id: np.ndarray | None = None
+    ) -> tuple[VecEnvObs, dict[str, np.ndarray]]: ...
+
+    def send(self, action: np.ndarray) -> None: ...
+
+    def recv(
+        self,
+    ) -> tuple[VecEnvObs, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]: ...
+
+
+def import_envpool() -> ModuleType:
+    """Import envpool, which is optional and slow to import.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import envpool
+    except ImportError as error:
+        raise ImportError(
+            "EnvPool is not installed: run `pip install .[envpool]`, or use backend='gymnasium'"
+        ) from error
+    return envpool
+
+
+class EnvPoolVecEnv(VecEnv):
+    """Environments of EnvPool, stepped by C++ threads, that end episodes as `DummyVecEnv` does.
+
+    EnvPool resets a finished environment on the *next* step and ignores that step's action. Here
+    it is reset at once, so that each step is one transition in each environment. Episodes are
+    accounted as `Monitor` does. Infos are empty except at the end of an episode; there is no
+    Python environment behind an index, and so no rendering and no `env_method`.
+
+    EnvPool reports a termination that falls on the very last step of the time limit as a
+    truncation; nothing that it returns tells the two apart.
+
+    Args:
+        env_id: a name from `envpool.list_all_envs()`.
+        num_envs: number of environments.
+        seed: environment i is seeded with `seed + i`; None draws one from NumPy's global state.
+        num_threads: C++ threads; by default one per environment up to the available processors.
+
+    Raises:
+        ImportError: EnvPool is not installed.
+        ValueError: EnvPool does not have `env_id`, or it has several players, or its spaces are
+            not Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int = 1,
+        seed: int | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        """Describe the environments, which `reset` makes; see the class."""
+        self._envpool = import_envpool()
+        if env_id not in self._envpool.list_all_envs():
+            raise ValueError(f"EnvPool has no environment {env_id!r}: use backend='gymnasium'")
+        with _quiet():
+            spec = self._envpool.make_spec(env_id)
+            pool_observation_space = spec.gymnasium_observation_space
+            pool_action_space = spec.gymnasium_action_space
+        if spec.config.max_num_players != 1:
+            raise ValueError(f"{env_id!r} has several players: EnvPoolVecEnv supports only one")
+        observation_space = _flat(pool_observation_space, "observation")
+        action_space = _single_precision(_flat(pool_action_space, "action"))
+        self._attributes = {
+            "render_mode": None,
+            "spec": _gymnasium_spec(env_id, spec.config.max_episode_steps),
+            "observation_space": observation_space,
+            "action_space": action_space,
+        }
+        super().__init__(num_envs, observation_space, action_space)
+        self._env_id = env_id
+        self._num_threads = num_threads or min(num_envs, _available_processors())
+        self._pool: _Pool | None = None  # made by `reset`, which knows the seeds
+        self._stepping = False
+        self._action_shape = (num_envs, *(action_space.shape or ()))
+        self._returns = np.zeros(num_envs)
+        self._lengths = np.zeros(num_envs, dtype=np.int64)
+        self._start = time.time()
+        self.seed(seed)
+
+    def reset(self) -> VecEnvObs:
+        """Start a new episode in every environment, with the seeds set before, if any.
+
+        Returns:
+            Observations (num_envs, *observation_shape), or a dictionary of them.
+        """
+        if self._stepping:
+            self._running_pool().recv()
+            self._stepping = False
+        if self._pool is None or self._seeds[0] is not None:
+            # EnvPool takes seeds at construction only.
+            with _quiet():
+                self._pool = self._envpool.make_gymnasium(
+                    self._env_id,
+                    num_envs=self.num_envs,
+                    num_threads=self._num_threads,
+                    env_seed=self._seeds,
+                )
+                # Made at the first use, which would warn later.
+                _ = self._pool.observation_space
+            self._reset_seeds()
+        self._returns[:], self._lengths[:] = 0.0, 0
+        obs, _ = self._pool.reset()
+        return obs
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Send the actions; the threads start to work.
+
+        Args:
+            actions: shape (num_envs, *action_shape).
+
+        Raises:
+            RuntimeError: `reset` was never called.
+            ValueError: the shape of `actions` is wrong.
+        """
+        pool = self._running_pool()
+        actions = np.asarray(actions)
+        if actions.shape != self._action_shape:
+            # EnvPool checks the first call only, and would read foreign memory afterwards.
+            raise ValueError(f"expected actions of shape {self._action_shape}, got {actions.shape}")
+        pool.send(actions)
+        self._stepping = True
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Collect the step that `step_async` started; environments that finish are reset at once.
+
+        Returns:
+            Observations (num_envs, *observation_shape), or a dictionary of them; rewards float32
+            (num_envs,); dones bool (num_envs,); one info per environment. Where done, the
+            observation is the first of the next episode, and the info holds
+            `"terminal_observation"`, `"TimeLimit.truncated"` and `"episode"`.
+        """
+        obs, rewards, terminated, truncated, _ = self._running_pool().recv()
+        self._stepping = False
+        self._returns += rewards
+        self._lengths += 1
+        dones = terminated | truncated
+        # One dictionary each: a wrapper may write to the info of one environment.
+        infos: list[dict[str, object]] = [{} for _ in range(self.num_envs)]
+        if dones.any():
+            self._end_episodes(np.flatnonzero(dones), obs, truncated & ~terminated, infos)
+        return obs, rewards, dones, infos
+
+    def _end_episodes(
+        self,
+        finished: np.ndarray,
+        obs: VecEnvObs,
+        timed_out: np.ndarray,
+        infos: list[dict[str, object]],
+    ) -> None:
+        """Fill the infos of finished environments, reset these, put in their new observations.
+
+        Args:
+            finished: their indices.
+            obs: observations after the step, overwritten where an episode ended.
+            timed_out: bool (num_envs,), truncated without being terminated.
+            infos: one per environment, filled.
+        """
+        seconds = round(time.time() - self._start, 6)
+        for index in finished.tolist():
+            infos[index]["terminal_observation"] = _take(obs, index)
+            infos[index]["TimeLimit.truncated"] = bool(timed_out[index])
+            infos[index]["episode"] = {
+                "r": round(float(self._returns[index]), 6),
+                "l": int(self._lengths[index]),
+                "t": seconds,
+            }
+        self._returns[finished], self._lengths[finished] = 0.0, 0
+        first, info = self._running_pool().reset(finished.astype(np.int32))
+        # Threads may finish in any order: the ids that come back say whose observation is whose.
+        if isinstance(obs, dict) and isinstance(first, dict):
+            for key, values in obs.items():
+                values[info["env_id"]] = first[key]
+        else:
+            obs[info["env_id"]] = first  # type: ignore[assignment,index]
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Set the seeds of the next `reset`, which builds the pool again.
+
+        Args:
+            seed: environment i gets `seed + i`; None draws one from NumPy's global state.
+
+        Returns:
+            The seed of each environment.
+        """
+        super().seed(seed)
+        # EnvPool's seeds are signed 32-bit integers.
+        self._seeds = [value % 2**31 for value in self._seeds if value is not None]
+        return self._seeds
+
+    def set_options(
+        self, options: list[dict[str, object]] | dict[str, object] | None = None
+    ) -> None:
+        """Refuse reset options, which EnvPool does not have.
+
+        Args:
+            options: must be empty.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if options and any([options] if isinstance(options, dict) else options):
+            raise ValueError("EnvPool has no reset options: use backend='gymnasium'")
+
+    def close(self) -> None:
+        """Let the threads end with the pool that owns them."""
+        self._pool = None
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[object]:
+        """Return `render_mode`, `spec`, `observation_space` or `action_space`.
+
+        Args:
+            attr_name: which.
+            indices: which environments; all by default.
+
+        Returns:
+            One value per environment asked for.
+
+        Raises:
+            AttributeError: another attribute.
+        """
+        if attr_name not in self._attributes:
+            self._refuse(f"attribute {attr_name!r}")
+        return [self._attributes[attr_name] for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
+        """Refuse: there is no Python environment to write to.
+
+        Args:
+            attr_name: unused.
+            value: unused.
+            indices: unused.
+
+        Raises:
+            AttributeError: always.
+        """
+        self._refuse(f"attribute {attr_name!r} to set")
+
+    def env_method(
+        self,
+        method_name: str,
+        *method_args: object,
+        indices: VecEnvIndices = None,
+        **method_kwargs: object,
+    ) -> list[object]:
+        """Refuse: there is no Python environment to call.
+
+        Args:
+            method_name: unused.
+            *method_args: unused.
+            indices: unused.
+            **method_kwargs: unused.
+
+        Raises:
+            AttributeError: always.
+        """
+        self._refuse(f"method {method_name!r}")
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """Say that the environments are monitored, and wrapped in nothing else.
+
+        Args:
+            wrapper_class: the wrapper to look for.
+            indices: which environments; all by default.
+
+        Returns:
+            One answer per environment asked for.
+        """
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
+
+    def _running_pool(self) -> _Pool:
+        """Return the pool, or raise RuntimeError if `reset` has not made it yet."""
+        if self._pool is None:
+            raise RuntimeError("call reset() before the first step")
+        return self._pool
+
+    def _refuse(self, what: str) -> NoReturn:
+        """Raise the error for what only a Python environment has."""
+        raise AttributeError(
+            f"{self._env_id!r} is simulated by EnvPool, which has no {what}: "
+            "use backend='gymnasium'"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence gymnasium on float32 spaces with float64 bounds, which EnvPool makes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+        yield
+
+
+def _take(obs: VecEnvObs, index: int) -> np.ndarray | dict[str, np.ndarray]:
+    """Copy the observation of one environment."""
+    if isinstance(obs, dict):
+        return {key: values[index].copy() for key, values in obs.items()}
+    return obs[index].copy()
+
+
+def _available_processors() -> int:
+    """Count the processors that this process may use, fewer than the machine's in a container."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _flat(space: spaces.Space[object], role: str) -> spaces.Space[object]:
+    """Return the space, or raise ValueError if Stable-Baselines3 has no place for it."""
+    plain = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    parts = space.values() if isinstance(space, spaces.Dict) else [space]
+    if not all(isinstance(part, plain) for part in parts):
+        raise ValueError(f"EnvPoolVecEnv does not support the {role} space {space}")
+    return space
+
+
+def _single_precision(space: spaces.Space[object]) -> spaces.Space[object]:
+    """Turn a float64 Box of actions to float32, as gymnasium declares them.
+
+    Stable-Baselines3 compares spaces for equality when a model moves to another environment.
+    """
+    if isinstance(space, spaces.Box) and space.dtype == np.float64:
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        return spaces.Box(low, high, dtype=np.float32)
+    return space
+
+
+def _gymnasium_spec(env_id: str, max_episode_steps: int) -> EnvSpec:
+    """Describe the environment as gymnasium does; it need not be registered there."""
+    registered = gym.registry.get(env_id)
+    spec = copy.copy(registered) if registered is not None else EnvSpec(env_id)
+    spec.max_episode_steps = max_episode_steps
+    return spec

@@ -1,0 +1,36 @@
+import ctypes.util
+import os
+import random
+import sys
+
+# Before anything imports torch, matplotlib or mujoco: one thread per process, since `make test`
+# runs a process per core; no window, and off-screen rendering where there is no display.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+if sys.platform == "linux" and not os.environ.get("DISPLAY") and ctypes.util.find_library("EGL"):
+    os.environ.setdefault("MUJOCO_GL", "egl")
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Every test starts from the same random state, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries still draw from it
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _restore_torch_defaults():
+    """A test may change the default dtype or the thread count; the next one does not see it."""
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    yield
+    torch.set_default_dtype(dtype)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
