@@ -36,7 +36,7 @@ def generalised_advantages(
     decay = gamma * gae_lambda * ~dones
     advantages = np.empty_like(deltas)
     last = np.zeros(deltas.shape[1])
-    for t in range(len(deltas) - 1, -1, -1):
-        last = np.multiply(decay[t], last, out=advantages[t])
-        last += deltas[t]
+    for row, delta, factor in zip(advantages[::-1], deltas[::-1], decay[::-1], strict=True):
+        last = np.multiply(factor, last, out=row)
+        last += delta
     return advantages.astype(np.float32)

@@ -119,7 +119,7 @@ def check_archive(path: Path) -> tuple[Path, set[str]]:
             members = set(archive.namelist())
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         raise CheckpointError(
-            f"{path} is truncated or not a checkpoint ({error}): a checkpoint is the zip file "
+            f"{path} wasn't a zip-file, or is truncated ({error}): a checkpoint is the zip file "
             "that save() wrote"
         ) from error
     if damaged is not None:

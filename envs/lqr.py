@@ -40,14 +40,12 @@ class LinearQuadraticRegulator(gym.Env[NDArray[np.float64], NDArray[np.float32]]
         ValueError: shapes or values that do not make a regulator.
     """
 
-    metadata = {"render_modes": []}
-
     def __init__(
         self,
-        A: ArrayLike = ((1.0, 0.1), (0.0, 1.0)),  # noqa: N803 (the names of the literature)
-        B: ArrayLike = ((0.0,), (0.1,)),  # noqa: N803
-        Q: ArrayLike | None = None,  # noqa: N803
-        R: ArrayLike | None = None,  # noqa: N803
+        A: ArrayLike = ((1.0, 0.1), (0.0, 1.0)),
+        B: ArrayLike = ((0.0,), (0.1,)),
+        Q: ArrayLike | None = None,
+        R: ArrayLike | None = None,
         gamma: float = 0.99,
         horizon: int = 100,
         noise_std: float = 0.0,

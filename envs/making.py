@@ -14,18 +14,14 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from envs.lean import LeanVecEnv
 from envs.normalize import LeanVecNormalize
-from envs.parity import PARITY_IDS
+from envs.parity import ENVPOOL_PAYS_FROM
 from envs.pool import EnvPoolVecEnv
 
 Backend = Literal["auto", "gymnasium", "envpool"]
 
-# Below this many environments EnvPool's fixed cost per step (about 60 µs for its queues and
-# threads) exceeds what it saves.
-ENVPOOL_PAYS_FROM = 8
-
 
 def make(
-    id: str | Callable[..., gym.Env],  # noqa: A002 (gymnasium's own name for it)
+    id: str | Callable[..., gym.Env],
     num_envs: int = 1,
     seed: int | None = None,
     backend: Backend = "auto",
@@ -43,7 +39,7 @@ def make(
             from NumPy's global state, as Stable-Baselines3 does.
         backend: "gymnasium" steps Python environments one after the other; "envpool" steps
             EnvPool's C++ ones in threads; "auto" takes EnvPool if it is installed, known to
-            simulate the same thing (`envs.parity`), and faster (8 environments or more).
+            simulate the same thing, and faster with that many environments (`envs.parity`).
         normalize_obs: normalise observations by their running mean and standard deviation.
         normalize_reward: divide rewards by the running standard deviation of the return.
         gamma: discount factor of that return.
@@ -80,21 +76,22 @@ def make(
 
 
 def _envpool_is_better(
-    id: str | Callable[..., gym.Env],  # noqa: A002
+    id: str | Callable[..., gym.Env],
     num_envs: int,
     env_kwargs: dict[str, object],
 ) -> bool:
     """Decide what `backend="auto"` means; EnvPool is looked for but not imported."""
     return (
-        id in PARITY_IDS
+        isinstance(id, str)
+        and id in ENVPOOL_PAYS_FROM
+        and num_envs >= ENVPOOL_PAYS_FROM[id]
         and not env_kwargs
-        and num_envs >= ENVPOOL_PAYS_FROM
         and importlib.util.find_spec("envpool") is not None
     )
 
 
 def _make_gymnasium(
-    id: str | Callable[..., gym.Env],  # noqa: A002
+    id: str | Callable[..., gym.Env],
     num_envs: int,
     seed: int | None,
     env_kwargs: dict[str, object],
@@ -111,7 +108,9 @@ def _make_gymnasium(
 
     try:
         venv = LeanVecEnv([partial(make_one, index) for index in range(num_envs)])
-    except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv) as error:
+    except gym.error.DependencyNotInstalled:
+        raise  # says what to install
+    except gym.error.Error as error:
         raise ValueError(
             f"id {id!r} is unknown to gymnasium ({error}): import the package that registers it, "
             "or write 'package:id'"
@@ -121,7 +120,7 @@ def _make_gymnasium(
 
 
 def _make_envpool(
-    id: str | Callable[..., gym.Env],  # noqa: A002
+    id: str | Callable[..., gym.Env],
     num_envs: int,
     seed: int | None,
     env_kwargs: dict[str, object],

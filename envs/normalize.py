@@ -14,49 +14,18 @@ from envs.normalization_state import (
     load_normalization_state,
     normalization_state,
 )
+from envs.running import LeanRunningMeanStd
 
 Observation = np.ndarray | dict[str, np.ndarray]
 
 
-class LeanRunningMeanStd(RunningMeanStd):
-    """`RunningMeanStd` with an update that costs about what its arithmetic costs.
-
-    Moments of a batch combine with the running ones by Chan, Golub and LeVeque (1979).
-    Attributes are replaced, never changed in place, so that a reference stays a snapshot.
-    """
-
-    def update(self, arr: np.ndarray) -> None:
-        """Take in a batch.
-
-        Args:
-            arr: shape (n, *shape).
-        """
-        if arr.dtype.kind != "f" or arr.dtype.itemsize < 4:
-            # np.mean accumulates integers and half precision in a wider type; the below does not.
-            super().update(arr)
-            return
-        if len(arr) > 1:
-            # np.mean and np.var, without the part of them that is Python.
-            mean = np.add.reduce(arr, axis=0) / len(arr)
-            centred = arr - mean
-            var = np.add.reduce(centred * centred, axis=0) / len(arr)
-            self.update_from_moments(mean, var, len(arr))
-            return
-        total = self.count + 1
-        delta = arr[0] - self.mean
-        step = delta / total
-        # One sample has no variance: (var·count + δ²·count/total)/total with one factor out.
-        self.var = (self.var + delta * step) * (self.count / total)
-        self.mean = self.mean + step
-        self.count = total
-
-
 class LeanVecNormalize(VecNormalize):
-    """`VecNormalize` with the same statistics and outputs at a tenth of the cost per step.
+    """`VecNormalize` with the same statistics and outputs at a fraction of the cost per step.
 
-    It is a `VecNormalize` in every other respect: `sync_envs_normalization`, `save`, `load` and
-    pickling work, with `RunningMeanStd` objects of either kind. A non-finite observation or
-    reward raises before it can poison the statistics.
+    (The same up to rounding: Stable-Baselines3 averages a float32 batch in float32.) It is a
+    `VecNormalize` in every other respect: `sync_envs_normalization`, `save`, `load` and pickling
+    work, with `RunningMeanStd` objects of either kind. A non-finite observation or reward raises
+    before it can poison the statistics.
 
     Args:
         venv: the environments to wrap.
@@ -119,7 +88,7 @@ class LeanVecNormalize(VecNormalize):
             ValueError: a non-finite observation or reward; the statistics are as before.
         """
         obs, rewards, dones, infos = self.venv.step_wait()
-        assert not isinstance(obs, tuple)  # refused by the constructor
+        assert not isinstance(obs, tuple)  # which VecNormalize does not support
         self._check_observation(obs)
         _check_finite(rewards, "reward")
         self.old_obs, self.old_reward = obs, rewards
@@ -146,7 +115,7 @@ class LeanVecNormalize(VecNormalize):
             ValueError: a non-finite observation; the statistics are as before.
         """
         obs = self.venv.reset()
-        assert not isinstance(obs, tuple)  # refused by the constructor
+        assert not isinstance(obs, tuple)  # which VecNormalize does not support
         self._check_observation(obs)
         self.old_obs = obs
         self.returns = np.zeros(self.num_envs)
@@ -264,23 +233,26 @@ def normalizer_from_state(venv: VecEnv, state: NormalizationState) -> LeanVecNor
 
 
 def _check_finite(values: np.ndarray, name: str) -> None:
-    """Raise ValueError that names the first environment with a non-finite value.
+    """Raise ValueError that names the first environment with a value that spoils a variance.
 
     Args:
         values: shape (num_envs, ...).
         name: what they are.
 
     Raises:
-        ValueError: a value is infinite or not a number.
+        ValueError: a value is not a number, infinite, or has an infinite square.
     """
     if values.dtype.kind != "f":
         return
-    # A sum of squares is finite only if every term is; it may also overflow, hence the second look.
+    # A sum of squares is finite only if every term is, and a variance needs squares.
     if math.isfinite(np.vdot(values, values)):
         return
-    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    if not finite.all():
-        index = int(np.flatnonzero(~finite)[0])
+    # In single precision it overflows long before a variance does, hence the second look.
+    with np.errstate(over="ignore"):
+        squares = np.square(values.astype(np.float64)).reshape(len(values), -1).sum(axis=1)
+    bad = np.flatnonzero(~np.isfinite(squares))
+    if len(bad):
         raise ValueError(
-            f"non-finite {name} from environment index {index} of {len(values)}: {values[index]}"
+            f"non-finite {name} (or its square is) from environment index {bad[0]} "
+            f"of {len(values)}: {values[bad[0]]}"
         )

@@ -2,58 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import os
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from collections.abc import Sequence
+from typing import NoReturn
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
-
-class _Pool(Protocol):
-    """What is used of a pool of EnvPool, which declares no types."""
-
-    observation_space: spaces.Space[object]
-
-    def reset(
-        self, env_id: np.ndarray | None = None
-    ) -> tuple[VecEnvObs, dict[str, np.ndarray]]: ...
-
-    def send(self, action: np.ndarray) -> None: ...
-
-    def recv(
-        self,
-    ) -> tuple[VecEnvObs, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]: ...
-
-
-def import_envpool() -> ModuleType:
-    """Import envpool, which is optional and slow to import.
-
-    Returns:
-        The module.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        import envpool
-    except ImportError as error:
-        raise ImportError(
-            "EnvPool is not installed: run `pip install .[envpool]`, or use backend='gymnasium'"
-        ) from error
-    return envpool
+from envs.envpool_library import Pool, build, describe
 
 
 class EnvPoolVecEnv(VecEnv):
@@ -87,27 +46,13 @@ class EnvPoolVecEnv(VecEnv):
         num_threads: int | None = None,
     ) -> None:
         """Describe the environments, which `reset` makes; see the class."""
-        self._envpool = import_envpool()
-        if env_id not in self._envpool.list_all_envs():
-            raise ValueError(f"EnvPool has no environment {env_id!r}: use backend='gymnasium'")
-        with _quiet():
-            spec = self._envpool.make_spec(env_id)
-            pool_observation_space = spec.gymnasium_observation_space
-            pool_action_space = spec.gymnasium_action_space
-        if spec.config.max_num_players != 1:
-            raise ValueError(f"{env_id!r} has several players: EnvPoolVecEnv supports only one")
-        observation_space = _flat(pool_observation_space, "observation")
-        action_space = _single_precision(_flat(pool_action_space, "action"))
-        self._attributes = {
-            "render_mode": None,
-            "spec": _gymnasium_spec(env_id, spec.config.max_episode_steps),
-            "observation_space": observation_space,
-            "action_space": action_space,
-        }
-        super().__init__(num_envs, observation_space, action_space)
+        description = describe(env_id)
+        action_space = description.action_space
+        self._attributes: dict[str, object] = {**vars(description), "render_mode": None}
+        super().__init__(num_envs, description.observation_space, action_space)
         self._env_id = env_id
-        self._num_threads = num_threads or min(num_envs, _available_processors())
-        self._pool: _Pool | None = None  # made by `reset`, which knows the seeds
+        self._num_threads = num_threads
+        self._pool: Pool | None = None  # made by `reset`, which knows the seeds
         self._stepping = False
         self._action_shape = (num_envs, *(action_space.shape or ()))
         self._returns = np.zeros(num_envs)
@@ -126,15 +71,7 @@ class EnvPoolVecEnv(VecEnv):
             self._stepping = False
         if self._pool is None or self._seeds[0] is not None:
             # EnvPool takes seeds at construction only.
-            with _quiet():
-                self._pool = self._envpool.make_gymnasium(
-                    self._env_id,
-                    num_envs=self.num_envs,
-                    num_threads=self._num_threads,
-                    env_seed=self._seeds,
-                )
-                # Made at the first use, which would warn later.
-                _ = self._pool.observation_space
+            self._pool = build(self._env_id, self.num_envs, self._seeds, self._num_threads)
             self._reset_seeds()
         self._returns[:], self._lengths[:] = 0.0, 0
         obs, _ = self._pool.reset()
@@ -307,7 +244,7 @@ class EnvPoolVecEnv(VecEnv):
         """
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
-    def _running_pool(self) -> _Pool:
+    def _running_pool(self) -> Pool:
         """Return the pool, or raise RuntimeError if `reset` has not made it yet."""
         if self._pool is None:
             raise RuntimeError("call reset() before the first step")
@@ -321,51 +258,8 @@ class EnvPoolVecEnv(VecEnv):
         )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence gymnasium on float32 spaces with float64 bounds, which EnvPool makes."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*precision lowered by casting")
-        yield
-
-
 def _take(obs: VecEnvObs, index: int) -> np.ndarray | dict[str, np.ndarray]:
     """Copy the observation of one environment."""
     if isinstance(obs, dict):
         return {key: values[index].copy() for key, values in obs.items()}
     return obs[index].copy()
-
-
-def _available_processors() -> int:
-    """Count the processors that this process may use, fewer than the machine's in a container."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _flat(space: spaces.Space[object], role: str) -> spaces.Space[object]:
-    """Return the space, or raise ValueError if Stable-Baselines3 has no place for it."""
-    plain = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-    parts = space.values() if isinstance(space, spaces.Dict) else [space]
-    if not all(isinstance(part, plain) for part in parts):
-        raise ValueError(f"EnvPoolVecEnv does not support the {role} space {space}")
-    return space
-
-
-def _single_precision(space: spaces.Space[object]) -> spaces.Space[object]:
-    """Turn a float64 Box of actions to float32, as gymnasium declares them.
-
-    Stable-Baselines3 compares spaces for equality when a model moves to another environment.
-    """
-    if isinstance(space, spaces.Box) and space.dtype == np.float64:
-        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-        return spaces.Box(low, high, dtype=np.float32)
-    return space
-
-
-def _gymnasium_spec(env_id: str, max_episode_steps: int) -> EnvSpec:
-    """Describe the environment as gymnasium does; it need not be registered there."""
-    registered = gym.registry.get(env_id)
-    spec = copy.copy(registered) if registered is not None else EnvSpec(env_id)
-    spec.max_episode_steps = max_episode_steps
-    return spec

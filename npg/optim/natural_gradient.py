@@ -135,7 +135,8 @@ class NaturalGradient(FunctionOptimizer):
         self.extra["steps"] += 1
         loss_tensor, output = self.evaluate(closure)
         loss = float(loss_tensor.detach())
-        old = as_distribution(output, self.likelihood)
+        with torch.enable_grad():
+            old = as_distribution(output, self.likelihood)
         gradient = self.gradient(loss_tensor, parameters)
         norm = float(torch.linalg.vector_norm(gradient))
         if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -73,7 +73,8 @@ def assert_same(one, other, tolerance: float) -> None:
         for key in one:
             assert_same(one[key], other[key], tolerance)
     else:
-        assert one.dtype == other.dtype and one.shape == other.shape
+        assert one.dtype == other.dtype
+        assert one.shape == other.shape
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
@@ -127,7 +128,8 @@ def test_same_as_vec_normalize(space, settings, num_envs: int) -> None:
                     assert last == oracle
                 else:
                     assert_same(last, oracle, 1e-6)
-        assert_same_statistics(ours, theirs)
+        # Stable-Baselines3 averages a float32 batch in float32.
+        assert_same_statistics(ours, theirs, 1e-12 if num_envs == 1 or space is IMAGE else 1e-6)
         assert_same(ours.get_original_obs(), theirs.get_original_obs(), 0)
         assert_same(ours.get_original_reward(), theirs.get_original_reward(), 0)
         assert_same(ours.unnormalize_reward(got[1]), theirs.unnormalize_reward(want[1]), 1e-5)
@@ -155,7 +157,7 @@ def test_a_non_finite_value_never_enters_the_statistics(space, what: str, value:
     venv.step(np.zeros(3, int))
     before = venv.state_dict()
     venv.venv.envs[2].poison = {what: value}
-    with pytest.raises(ValueError, match="non-finite .* environment index 2 of 3"):
+    with pytest.raises(ValueError, match=r"non-finite .* environment index 2 of 3"):
         venv.step(np.zeros(3, int))
     after = venv.state_dict()
     assert str(before) == str(after)
@@ -166,6 +168,13 @@ def test_huge_but_finite_values_pass() -> None:
     venv.reset()
     venv.venv.envs[0].poison = {"obs": 1e30}  # its square overflows in single precision
     venv.step(np.zeros(2, int))
+    assert np.isfinite(venv.obs_rms.var).all()
+    # Where even double precision overflows, it is refused.
+    venv = LeanVecNormalize(stream(BOX64, 2))
+    venv.reset()
+    venv.venv.envs[1].poison = {"obs": 1e200}
+    with pytest.raises(ValueError, match="environment index 1 of 2"):
+        venv.step(np.zeros(2, int))
 
 
 def test_a_snapshot_stays_one() -> None:
@@ -193,7 +202,8 @@ def test_state_round_trip(space) -> None:
     assert state["ret_rms"]["mean"].dtype == torch.float64
 
     other = normalizer_from_state(stream(space, 2), state)
-    assert isinstance(other, VecNormalize) and isinstance(other, LeanVecNormalize)
+    assert isinstance(other, VecNormalize)
+    assert isinstance(other, LeanVecNormalize)
     assert str(other.state_dict()) == str(one.state_dict())
     plain = VecNormalize(stream(space, 2), norm_obs_keys=keys)
     load_normalization_state(plain, state)
@@ -230,7 +240,7 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
         small.load_state_dict(large.state_dict())
     with pytest.raises(ValueError, match="normalises observations"):
         small.load_state_dict(no_obs.state_dict())
-    with pytest.raises(ValueError, match="'gamma'.* missing"):
+    with pytest.raises(ValueError, match=r"'gamma'.* missing"):
         small.load_state_dict(
             {key: value for key, value in large.state_dict().items() if key != "gamma"}
         )

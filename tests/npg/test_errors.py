@@ -1,5 +1,6 @@
-import npg
 import pytest
+
+import npg
 
 
 @pytest.mark.parametrize("name", ["CheckpointError", "ConfigurationError", "NumericalError"])

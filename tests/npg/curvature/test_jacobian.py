@@ -1,5 +1,8 @@
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+
 from npg.curvature import Jacobian, math_attention
 from npg.curvature.affine_chain import AffineChain
 from npg.curvature.jacobian import GraphBlock
@@ -13,8 +16,6 @@ from tests.npg.oracles import (
     mlp,
     trained,
 )
-from torch import nn
-from torch.nn import functional as F
 
 
 @pytest.fixture(params=sorted(CASES))
@@ -145,7 +146,11 @@ class TestSeveralOutputs:
 class TestRefusals:
     def test_outputs_without_the_parameters(self):
         model = mlp()
-        for output in (torch.ones(5, 3), mlp()(torch.randn(5, 3)), model(torch.ones(5, 3)).detach()):
+        for output in (
+            torch.ones(5, 3),
+            mlp()(torch.randn(5, 3)),
+            model(torch.ones(5, 3)).detach(),
+        ):
             with pytest.raises(ConfigurationError, match="none of the parameters"):
                 Jacobian([output], trained(model))
 

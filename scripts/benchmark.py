@@ -1,0 +1,56 @@
+"""Measures this library against its peers; every figure of docs/benchmarks.md comes from here.
+
+    python scripts/benchmark.py all
+    python scripts/benchmark.py throughput --rounds 9
+
+Needs the extra ``benchmark``. Leave the machine alone while it measures.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+Part = Literal["throughput", "rollout", "fisher", "kl", "returns"]
+
+
+@dataclass
+class Options:
+    """What to measure."""
+
+    part: tyro.conf.Positional[Part | Literal["all"]]
+    """One table, or all of them (returns trains 60 runs and takes hours)."""
+    rounds: int = 5
+    """Interleaved rounds per figure."""
+    returns_dir: Path = Path("runs/benchmark-returns")
+    """Where training runs are kept; a finished one is not repeated."""
+    jobs: int = 2
+    """Training runs at a time, one thread each."""
+
+
+def main(options: Options) -> None:
+    """Runs the parts asked for."""
+    try:
+        from benchmarks import fisher_products, kl_bound, returns, rollouts, throughput
+    except ImportError as error:
+        raise SystemExit(f"{error}: install the peers with `pip install .[benchmark]`") from error
+
+    parts = {
+        "throughput": throughput.run,
+        "rollout": rollouts.run,
+        "fisher": fisher_products.run,
+        "kl": kl_bound.run,
+    }
+    for name in [*parts, "returns"] if options.part == "all" else [options.part]:
+        command = f"python scripts/benchmark.py {name}"
+        if name == "returns":
+            returns.run(options.returns_dir, options.jobs, command)
+        else:
+            parts[name](options.rounds, f"{command} --rounds {options.rounds}")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,94 @@
+"""Return at equal environment steps against sb3-contrib under its rl-zoo presets."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from benchmarks.report import Row, show
+from rich.progress import track
+from rliable import library as rliable
+from rliable import metrics
+
+STEPS = {
+    "CartPole-v1": 100_000,
+    "Pendulum-v1": 100_000,
+    "Hopper-v5": 300_000,
+    "HalfCheetah-v5": 300_000,
+}
+SEEDS = {"sb3-contrib": range(5), "npg": range(10)}
+RUN = Path(__file__).parent / "training_run.py"
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(directory: Path, jobs: int, command: str) -> None:
+    """Runs what has no file yet, one thread each, and compares.
+
+    Args:
+        directory: Where the runs' JSON files are kept; a finished run is never repeated.
+        jobs: Processes at a time.
+        command: What to write above the table.
+    """
+    missing = [
+        (library, env_id, seed, directory / f"{library}_{env_id}_{seed}.json")
+        for env_id in STEPS
+        for library, seeds in SEEDS.items()
+        for seed in seeds
+    ]
+    missing = [job for job in missing if not job[3].exists()]
+    with ThreadPoolExecutor(jobs) as pool:
+        list(track(pool.map(_train, missing), "training runs", total=len(missing)))
+
+    rows = []
+    for env_id in STEPS:
+        scores = {
+            library: np.array(
+                [_score(directory / f"{library}_{env_id}_{seed}.json") for seed in seeds]
+            )
+            for library, seeds in SEEDS.items()
+        }
+        (ours, our_interval), (theirs, their_interval) = (
+            _interquartile_mean(scores[library]) for library in ("npg", "sb3-contrib")
+        )
+        probability = metrics.probability_of_improvement(
+            scores["npg"][:, None], scores["sb3-contrib"][:, None]
+        )
+        text = f"{env_id}, {STEPS[env_id]:,} steps"
+        figures = (
+            f"IQM {ours:.0f} [{our_interval[0]:.0f}, {our_interval[1]:.0f}]",
+            f"sb3-contrib IQM {theirs:.0f} [{their_interval[0]:.0f}, {their_interval[1]:.0f}]",
+        )
+        # Negative returns: the ratio turns over, so that more than 1 is better everywhere.
+        ratio = ours / theirs if theirs > 0 else theirs / ours
+        rows.append(Row(text, *figures, ratio, ">= 1.0"))
+        rows.append(Row(f"{env_id}, probability of improvement", "", "", probability, ">= 0.5"))
+    show("Return at equal environment steps", rows, command)
+
+
+def _train(job: tuple[str, str, int, Path]) -> None:
+    library, env_id, seed, output = job
+    arguments = [library, env_id, str(seed), str(STEPS[env_id]), str(output)]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    subprocess.run([sys.executable, str(RUN), *arguments], check=True, env=environment)
+
+
+def _score(path: Path) -> float:
+    """Mean return of the 20 deterministic episodes after training."""
+    return float(np.mean(json.loads(path.read_text())["evaluation"]))
+
+
+def _interquartile_mean(scores: np.ndarray) -> tuple[float, np.ndarray]:
+    point, interval = rliable.get_interval_estimates(
+        {"x": scores[:, None]},
+        lambda x: np.array([metrics.aggregate_iqm(x)]),
+        reps=10_000,
+        random_state=np.random.RandomState(0),
+    )
+    return float(point["x"][0]), interval["x"][:, 0]

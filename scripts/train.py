@@ -1,0 +1,89 @@
+"""Trains an agent and keeps everything about the run in one directory.
+
+    python scripts/train.py trpo --env CartPole-v1 --preset
+    python scripts/train.py trpo --env HalfCheetah-v5 --total-timesteps 1000000 --num-envs 8
+    python scripts/train.py trpo --resume runs/trpo_HalfCheetah-v5_1 --total-timesteps 2000000
+
+Exit codes: 0 finished, 1 the training failed, 2 the configuration cannot work, 128 + n stopped by
+signal n (130 is Ctrl-C).
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from rich.console import Console
+from stable_baselines3.common.callbacks import BaseCallback
+
+from training import callbacks, command_line, learning_curve, report, session
+from training.failures import Failure, configuration_errors, plain_warnings, training_errors
+from training.progress import ProgressBar
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains as the command line says; returns the exit code."""
+    plain_warnings()
+    verbose = 0
+    try:
+        with configuration_errors():
+            agent, options = command_line.parse(argv)
+            verbose = options.verbose
+            run = session.start(agent, options)
+        return train(run)
+    except Failure as failure:
+        if verbose >= 2:
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"error: {failure}", style="red", markup=False)
+        return failure.exit_code
+
+
+def train(run: session.Run) -> int:
+    """Trains to the end, whichever that is; returns the exit code."""
+    options = run.options
+    draw = partial(learning_curve.draw, run.directory, run.agent, options.env, options.seed)
+    done = run.resumed_at or 0
+    evaluations = callbacks.Evaluations(
+        run.eval_env,
+        run.directory,
+        every=options.eval_freq,
+        episodes=options.eval_episodes,
+        seed=options.seed,
+        stop_at=options.stop_at,
+        draw=draw,
+    )
+    evaluations.go_on(done)
+    started = time.monotonic()
+    with callbacks.Interrupts() as interrupts:
+        checkpoints = callbacks.Checkpoints(run.directory, options.save_freq, interrupts)
+        beside: list[BaseCallback] = [evaluations, checkpoints]
+        if options.progress_bar and not options.verbose:
+            beside.append(ProgressBar(f"{run.agent.upper()} {options.env}", evaluations))
+        try:
+            with training_errors(f"the agent before it: {checkpoints.path}"):
+                run.model.learn(
+                    options.total_timesteps - done,
+                    callback=beside,
+                    reset_num_timesteps=run.resumed_at is None,
+                )
+        except Exception:
+            run.model.save(checkpoints.path)  # parameters are whole also after an error
+            raise
+        finally:
+            for callback in beside:
+                if isinstance(callback, ProgressBar):
+                    callback.stop()
+        run.model.save(checkpoints.path)
+    if interrupts.received is not None:
+        draw()
+        report.print_interrupted(run)
+        return 128 + interrupts.received
+    if not evaluations.reached:
+        evaluations.final()
+    draw()
+    report.print_summary(run, evaluations, time.monotonic() - started)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,179 @@
+"""What happens during training beside it: evaluations, checkpoints, a graceful end."""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from training import seeds
+from training.run_directory import LAST, read_evaluations
+
+# Drawing takes some tenths of a second: a short run should not spend its time on it.
+SECONDS_BETWEEN_PLOTS = 10.0
+
+
+class Evaluations(EvalCallback):
+    """Stable-Baselines3's evaluations, which also go on, stop the training, and are drawn.
+
+    Every evaluation plays episodes of its own, which follow from the run's seed and the steps.
+
+    Args:
+        eval_env: Environments, wrapped as those of the training.
+        directory: Of the run.
+        every: Environment steps between evaluations; 0 for none.
+        episodes: Of an evaluation.
+        seed: Of the run.
+        stop_at: Mean return that ends the training.
+        draw: Draws the learning curve.
+    """
+
+    def __init__(
+        self,
+        eval_env: VecEnv,
+        directory: Path,
+        every: int,
+        episodes: int,
+        seed: int,
+        stop_at: float | None,
+        draw: Callable[[], None],
+    ) -> None:
+        super().__init__(
+            eval_env,
+            n_eval_episodes=episodes,
+            log_path=str(directory),
+            best_model_save_path=str(directory),
+            verbose=0,
+        )
+        self.directory = directory
+        self.every = every
+        self.seed = seed
+        self.stop_at = np.inf if stop_at is None else stop_at
+        self.draw = draw
+        self._drawn = time.monotonic()
+
+    def go_on(self, steps: int) -> None:
+        """Takes over the evaluations of the run until the checkpoint that it goes on from."""
+        earlier = read_evaluations(self.directory, until=steps)
+        if not earlier or not len(earlier["timesteps"]):
+            return
+        self.evaluations_timesteps = earlier["timesteps"].tolist()
+        self.evaluations_results = earlier["results"].tolist()
+        self.evaluations_length = earlier["ep_lengths"].tolist()
+        self.evaluations_successes = earlier["successes"].tolist() if "successes" in earlier else []
+        self.best_mean_reward = float(earlier["results"].mean(axis=1).max())
+
+    def final(self) -> None:
+        """Evaluates the policy as it is now."""
+        self.num_timesteps = self.model.num_timesteps
+        self._evaluate()
+
+    @property
+    def last(self) -> tuple[float, float] | None:
+        """Mean and standard deviation of the last evaluation."""
+        if not self.evaluations_results:
+            return None
+        return float(np.mean(self.evaluations_results[-1])), float(
+            np.std(self.evaluations_results[-1])
+        )
+
+    @property
+    def reached(self) -> bool:
+        """Whether the last evaluation met the goal that ends the training."""
+        return self.last_mean_reward >= self.stop_at
+
+    def _init_callback(self) -> None:
+        super()._init_callback()
+        self.eval_freq = max(self.every // self.training_env.num_envs, 1) if self.every else 0
+        self.n_calls = self.model.num_timesteps // self.training_env.num_envs
+
+    def _on_step(self) -> bool:
+        if not self.eval_freq or self.n_calls % self.eval_freq:
+            return True
+        self._evaluate()
+        if time.monotonic() - self._drawn > SECONDS_BETWEEN_PLOTS:
+            self.draw()
+            self._drawn = time.monotonic()
+        return not self.reached
+
+    def _evaluate(self) -> None:
+        self.eval_env.seed(seeds.derived(self.seed, seeds.EVALUATION, self.num_timesteps))
+        # The base class evaluates on calls that its frequency divides.
+        self.eval_freq, frequency = 1, self.eval_freq
+        super()._on_step()
+        self.eval_freq = frequency
+
+
+class Interrupts:
+    """Turns the first Ctrl-C or SIGTERM into a wish, which the training grants at its next step.
+
+    A second one does what it always does.
+
+    Attributes:
+        received: The signal, if there was one.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Self:
+        self._previous = {name: signal.signal(name, self._receive) for name in self.SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for name, handler in self._previous.items():
+            signal.signal(name, handler)  # type: ignore[arg-type]
+
+
+class Checkpoints(BaseCallback):
+    """Keeps last_model.zip up to date, and ends the training on a signal.
+
+    It saves between an update and the next rollout, where nothing is half done.
+
+    Args:
+        directory: Of the run.
+        every: Environment steps between checkpoints; 0 for none during the training.
+        interrupts: Where signals arrive.
+    """
+
+    def __init__(self, directory: Path, every: int, interrupts: Interrupts) -> None:
+        super().__init__()
+        self.path = directory / LAST
+        self.every = every
+        self.interrupts = interrupts
+        self._saved_at = 0
+
+    def save(self) -> None:
+        """Saves now."""
+        self.model.save(self.path)
+
+    def _on_training_start(self) -> None:
+        self._saved_at = self.model.num_timesteps
+
+    def _on_step(self) -> bool:
+        return self.interrupts.received is None
+
+    def _on_rollout_start(self) -> None:
+        if self.every and self.model.num_timesteps - self._saved_at >= self.every:
+            self._saved_at = self.model.num_timesteps
+            self.save()

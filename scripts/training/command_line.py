@@ -1,0 +1,139 @@
+"""From the command line to options: command line, then preset or resumed run, then defaults."""
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+import yaml
+
+from npg.errors import ConfigurationError
+from training import ROOT, run_directory
+from training.options import AGENTS, CHANGEABLE, Options, options_class
+
+PRESETS = ROOT / "scripts" / "presets"
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Options]:
+    """Reads the command line.
+
+    Args:
+        argv: Its words, without the program.
+
+    Returns:
+        The name of the agent, and its options.
+
+    Raises:
+        ConfigurationError: If the preset or the run to resume cannot be used.
+    """
+    chosen = argv[0] if argv and argv[0] in AGENTS else None
+    defaults = {name: _defaults(name, argv[1:] if name == chosen else ()) for name in AGENTS}
+    commands = tuple(
+        Annotated[
+            options_class(name),
+            tyro.conf.subcommand(
+                name, default=default, description=f"Train {AGENTS[name].__name__}."
+            ),
+        ]
+        for name, default in defaults.items()
+    )
+    options: Options = tyro.cli(
+        typing.Union[commands],  # noqa: UP007 - the members are data
+        prog="train.py",
+        description="Train an agent; `train.py AGENT --help` lists all options.",
+        args=argv,
+    )
+    agent = chosen or argv[0]
+    _check(options)
+    if options.resume is not None:
+        _refuse_changes(options, defaults[agent])
+    return agent, options
+
+
+def _defaults(agent: str, argv: Sequence[str]) -> Options:
+    """Returns what holds where the command line is silent, which takes a first look at it."""
+    first = argparse.ArgumentParser(prog="train.py", add_help=False, allow_abbrev=False)
+    first.add_argument("--env")
+    first.add_argument("--preset", nargs="?", const="")
+    first.add_argument("--resume", type=Path)
+    seen, _ = first.parse_known_args(argv)
+    options = options_class(agent)
+    if seen.resume is not None:
+        config = run_directory.read_config(seen.resume)
+        if config["agent"] != agent:
+            raise ConfigurationError(f"{seen.resume} is a run of {config['agent']}, not of {agent}")
+        return _filled(options, config["options"], f"{seen.resume}/{run_directory.CONFIG}")
+    values: dict[str, Any] = {}
+    file = PRESETS / f"{agent}.yml"
+    if seen.preset is not None and seen.env is not None:
+        file = Path(seen.preset) if seen.preset else file
+        values = _preset(file, seen.env)
+    return _filled(options, {"env": tyro.MISSING, **values}, f"{file}, {seen.env}")
+
+
+def _preset(file: Path, env: str) -> dict[str, Any]:
+    if not file.is_file():
+        raise ConfigurationError(f"there is no preset file {file}")
+    try:
+        presets = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    if env not in presets:
+        raise ConfigurationError(f"{file} has no preset for {env}, only for {', '.join(presets)}")
+    return presets[env]
+
+
+def _filled(kind: type[Options], values: Mapping[str, Any], source: str) -> Options:
+    """Makes options from the defaults and what a file says."""
+    arguments_kind = typing.get_args(kind)[0]
+    arguments = _checked(arguments_kind, values.get("arguments", {}), source)
+    run = {name: value for name, value in values.items() if name != "arguments"}
+    return kind(**_checked(kind, run, source), arguments=arguments_kind(**arguments))
+
+
+def _checked(kind: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Refuses unknown names; makes of YAML's lists and strings what the fields expect."""
+    fields = {field.name: field for field in dataclasses.fields(typing.get_origin(kind) or kind)}
+    unknown = [name for name in values if name not in fields]
+    if unknown:
+        raise ConfigurationError(f"{source}: unknown {', '.join(unknown)}")
+    converted = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            value = tuple(value)
+        elif isinstance(value, str) and "float" in str(fields[name].type):
+            value = float(value)  # YAML 1.1 reads 1e-3 as a string
+        converted[name] = Path(value) if fields[name].type is Path else value
+    return converted
+
+
+def _check(options: Options) -> None:
+    for name in ("total_timesteps", "num_envs", "eval_episodes"):
+        if getattr(options, name) < 1:
+            raise ConfigurationError(f"{name} must be at least 1, got {getattr(options, name)}")
+    for name in ("eval_freq", "save_freq", "seed"):
+        if getattr(options, name) < 0:
+            raise ConfigurationError(f"{name} must not be negative, got {getattr(options, name)}")
+
+
+def _refuse_changes(options: Options, run: Options) -> None:
+    """A resumed run is the same run."""
+    changed = [
+        field.name
+        for field in dataclasses.fields(run)
+        if field.name not in {*CHANGEABLE, "arguments"}
+        and getattr(options, field.name) != getattr(run, field.name)
+    ]
+    changed += [
+        field.name
+        for field in dataclasses.fields(run.arguments)
+        if getattr(options.arguments, field.name) != getattr(run.arguments, field.name)
+    ]
+    if changed:
+        raise ConfigurationError(
+            f"{', '.join(changed)} differ from those of the run in {options.resume}, which a "
+            f"resumed run keeps: leave them out, or start a new run"
+        )

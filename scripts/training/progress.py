@@ -1,0 +1,69 @@
+"""A progress bar that shows what a person waits for: steps, speed, return."""
+
+import time
+
+import numpy as np
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from stable_baselines3.common.callbacks import BaseCallback
+
+from training.callbacks import Evaluations
+
+SECONDS_BETWEEN_UPDATES = 0.25
+
+
+class ProgressBar(BaseCallback):
+    """Shows steps, steps per second, mean training return, last evaluation, time left.
+
+    Args:
+        title: What is trained.
+        evaluations: Where the last evaluation is found.
+    """
+
+    def __init__(self, title: str, evaluations: Evaluations) -> None:
+        super().__init__()
+        self.evaluations = evaluations
+        self._bar = Progress(
+            TextColumn(f"[bold]{title}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[steps]} steps, {task.fields[speed]}/s"),
+            TextColumn("return {task.fields[training]}"),
+            TextColumn("[bold cyan]evaluation {task.fields[evaluation]}"),
+            TimeRemainingColumn(),
+            expand=True,
+            refresh_per_second=4,
+        )
+        self._next_update = 0.0
+
+    def stop(self) -> None:
+        """Shows the last state and gives the terminal back."""
+        if self._bar.tasks:
+            self._show()
+        self._bar.stop()
+
+    def _on_training_start(self) -> None:
+        self._started, self._first = time.monotonic(), self.model.num_timesteps
+        self._task = self._bar.add_task(
+            "", total=self.model._total_timesteps, completed=self._first, **self._fields()
+        )
+        self._bar.start()
+
+    def _on_step(self) -> bool:
+        now = time.monotonic()
+        if now >= self._next_update:
+            self._next_update = now + SECONDS_BETWEEN_UPDATES
+            self._show()
+        return True
+
+    def _show(self) -> None:
+        self._bar.update(self._task, completed=self.model.num_timesteps, **self._fields())
+
+    def _fields(self) -> dict[str, str]:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
+        last = self.evaluations.last
+        return {
+            "steps": f"{self.model.num_timesteps:,}",
+            "speed": f"{(self.model.num_timesteps - self._first) / seconds:,.0f}",
+            "training": f"{np.mean(returns):,.1f}" if returns else "–",
+            "evaluation": "–" if last is None else f"{last[0]:,.1f} ± {last[1]:,.1f}",
+        }

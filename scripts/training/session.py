@@ -1,0 +1,111 @@
+"""Making, or finding again, all that a training run consists of."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from envs import make
+from npg.errors import ConfigurationError
+from training import run_directory, seeds
+from training.options import AGENTS, Options
+
+# Evaluations step this many environments together; more would idle while the longest episode runs.
+EVALUATION_ENVS = 10
+
+
+@dataclass
+class Run:
+    """A run that is ready to be trained."""
+
+    agent: str
+    options: Options
+    directory: Path
+    model: OnPolicyAlgorithm
+    eval_env: VecEnv
+    resumed_at: int | None
+    """Steps of the checkpoint that it goes on from; None for a new run."""
+
+
+def start(agent: str, options: Options) -> Run:
+    """Builds environments and agent, or loads the agent; only then makes the directory.
+
+    Args:
+        agent: Name of the agent.
+        options: All options.
+
+    Returns:
+        The run, with its configuration written and its logs open.
+    """
+    env = _environments(options, options.num_envs, options.seed, options.backend)
+    resumed_at = None
+    if options.resume is None:
+        model = _new_model(agent, options, env)
+        directory = run_directory.create(options.track_dir, agent, options.env)
+    else:
+        directory = options.resume
+        model = _resumed_model(agent, options, env)
+        resumed_at = model.num_timesteps
+    run_directory.write_config(directory, agent, options)
+    tables = options.verbose > 0
+    model.set_logger(run_directory.open_logger(directory, tables, resumed_at))
+    return Run(agent, options, directory, model, _evaluation_env(options, model), resumed_at)
+
+
+def _environments(options: Options, number: int, seed: int, backend: str) -> VecEnv:
+    return make(
+        options.env,
+        num_envs=number,
+        seed=seed,
+        backend=backend,
+        normalize_obs=options.normalize_obs,
+        normalize_reward=options.normalize_reward,
+        gamma=getattr(options.arguments, "gamma", 0.99),
+    )
+
+
+def _new_model(agent: str, options: Options, env: VecEnv) -> OnPolicyAlgorithm:
+    policy = _policy(env.observation_space) if options.policy == "auto" else options.policy
+    return AGENTS[agent](
+        policy,
+        env,
+        policy_kwargs=options.policy_kwargs(),
+        seed=options.seed,
+        device=options.device,
+        **vars(options.arguments),
+    )
+
+
+def _resumed_model(agent: str, options: Options, env: VecEnv) -> OnPolicyAlgorithm:
+    assert options.resume is not None
+    last = options.resume / run_directory.LAST
+    model = AGENTS[agent].load(last, env, device=options.device)
+    done = model.num_timesteps
+    if done >= options.total_timesteps:
+        raise ConfigurationError(
+            f"the run in {options.resume} has done {done:,} of {options.total_timesteps:,} steps: "
+            "give a larger --total-timesteps"
+        )
+    # Loading seeds the environments as at the start of the run: they would repeat its episodes.
+    model.get_env().seed(seeds.derived(options.seed, seeds.TRAINING, done))
+    return model
+
+
+def _evaluation_env(options: Options, model: OnPolicyAlgorithm) -> VecEnv:
+    """Makes environments that are wrapped as the model's own, and leave its statistics alone."""
+    number = min(options.eval_episodes, EVALUATION_ENVS)
+    env = model._wrap_env(_environments(options, number, options.seed, "gymnasium"))
+    normaliser = unwrap_vec_normalize(env)
+    if normaliser is not None:
+        normaliser.training = False
+        normaliser.norm_reward = False
+    return env
+
+
+def _policy(space: spaces.Space) -> str:
+    if isinstance(space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if is_image_space(space) else "MlpPolicy"

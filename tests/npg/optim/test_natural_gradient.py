@@ -1,0 +1,539 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Categorical, Independent, Normal
+from torch.nn import functional as F
+
+from npg.errors import ConfigurationError
+from npg.optim import NaturalGradient
+from tests.npg.oracles import (
+    TIGHT,
+    Checkpointed,
+    categorical_fisher,
+    categorical_kl,
+    classifier,
+    flat,
+    jacobian_by_rows,
+    mlp,
+    trained,
+)
+
+EXACT = {"cg_max_steps": 300, "cg_tolerance": 1e-13}
+
+
+def objective(model, x, y):
+    def closure():
+        logits = model(x)
+        return F.cross_entropy(logits, y), logits
+
+    return closure
+
+
+def dense(model, x, y):
+    """Gradient and Fisher matrix, without the library."""
+    logits = model(x)
+    gradient = torch.autograd.grad(F.cross_entropy(logits, y), trained(model))
+    fisher = categorical_fisher(jacobian_by_rows(model(x), trained(model)), logits.detach())
+    return flat(gradient), fisher
+
+
+def snapshot(model):
+    return flat(model.parameters()).detach().clone()
+
+
+class TestOneStep:
+    @pytest.mark.parametrize("curvature", ["fisher-cg", "fisher-dense"])
+    @pytest.mark.parametrize("damping", [0.1, 1e-3])
+    def test_plain_natural_gradient(self, curvature, damping):
+        model, x, y = classifier()
+        gradient, fisher = dense(model, x, y)
+        start = snapshot(model)
+        optimizer = NaturalGradient(
+            model, lr=0.3, target_kl=None, damping=damping, curvature=curvature,
+            likelihood="categorical", **EXACT,
+        )  # fmt: skip
+        report = optimizer.step(objective(model, x, y))
+        step = torch.linalg.solve(fisher + damping * torch.eye(59), gradient)
+        torch.testing.assert_close(snapshot(model), start - 0.3 * step, rtol=1e-8, atol=1e-9)
+        assert report.accepted
+        assert report.step_length == 1.0
+        assert report.damping == damping
+
+    @pytest.mark.parametrize("curvature", ["fisher-cg", "fisher-dense"])
+    @pytest.mark.parametrize("damping", [10.0, 0.1, 1e-3])
+    def test_the_first_trial_is_on_the_boundary(self, curvature, damping):
+        model, x, y = classifier()
+        gradient, fisher = dense(model, x, y)
+        start = snapshot(model)
+        optimizer = NaturalGradient(
+            model, target_kl=0.02, damping=damping, curvature=curvature, line_search=False,
+            likelihood="categorical", **EXACT,
+        )  # fmt: skip
+        report = optimizer.step(objective(model, x, y))
+        step = snapshot(model) - start
+        assert float(0.5 * step @ fisher @ step) == pytest.approx(0.02, rel=1e-8)
+        direction = torch.linalg.solve(fisher + damping * torch.eye(59), gradient)
+        length = math.sqrt(0.04 / float(direction @ fisher @ direction))
+        torch.testing.assert_close(step, -length * direction, rtol=1e-7, atol=1e-9)
+        assert report.step_length == pytest.approx(length, rel=1e-8)
+        assert report.fraction == 1.0
+
+    def test_the_report(self):
+        model, x, y = classifier()
+        gradient, _ = dense(model, x, y)
+        with torch.no_grad():
+            old, before = model(x), F.cross_entropy(model(x), y)
+        optimizer = NaturalGradient(model, likelihood="categorical")
+        report = optimizer.step(objective(model, x, y))
+        with torch.no_grad():
+            new, after = model(x), F.cross_entropy(model(x), y)
+        assert report.loss == float(report) == pytest.approx(float(before), rel=1e-12)
+        assert report.loss_after == pytest.approx(float(after), rel=1e-12)
+        assert report.loss_after < report.loss
+        assert report.kl == pytest.approx(float(categorical_kl(old, new)), rel=1e-9)
+        assert 0 < report.kl <= 0.01
+        assert report.gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-12)
+        assert 1 <= report.cg_iterations <= 15
+        assert 0 <= report.cg_residual <= 1e-5 or report.cg_iterations == 15
+
+    def test_conjugate_gradient_is_bounded(self):
+        model, x, y = classifier()
+        optimizer = NaturalGradient(
+            model, likelihood="categorical", damping=1e-4, cg_max_steps=3, cg_tolerance=0
+        )
+        report = optimizer.step(objective(model, x, y))
+        assert report.cg_iterations == 3
+        assert report.reason == "iteration limit"
+
+    def test_mse_is_gauss_newton(self):
+        """One undamped step of a linear model is the least-squares solution."""
+        model, x, y = nn.Linear(3, 2), torch.randn(20, 3), torch.randn(20, 2)
+        optimizer = NaturalGradient(
+            model, target_kl=None, damping=0.0, likelihood="mse", curvature="fisher-dense"
+        )
+
+        def closure():
+            output = model(x)
+            return F.mse_loss(output, y), output
+
+        optimizer.step(closure)
+        inputs = torch.cat([x, torch.ones(20, 1)], 1)
+        solution = torch.linalg.lstsq(inputs, y).solution.T
+        found = torch.cat([model.weight, model.bias.unsqueeze(1)], 1)
+        torch.testing.assert_close(found.detach(), solution, rtol=1e-8, atol=1e-9)
+
+    def test_a_callable_likelihood(self):
+        model, x, y = nn.Linear(3, 2), torch.randn(20, 3), torch.randn(20)
+
+        def read(output):
+            return Normal(output[:, 0], F.softplus(output[:, 1]))
+
+        def closure():
+            output = model(x)
+            return -read(output).log_prob(y).mean(), output
+
+        one = copy.deepcopy(model)
+        report = NaturalGradient(model, likelihood=read).step(closure)
+
+        def direct():
+            prediction = read(one(x))
+            return -prediction.log_prob(y).mean(), prediction
+
+        assert report == NaturalGradient(one).step(direct)
+        assert torch.equal(snapshot(one), snapshot(model))
+
+
+class TestTrustRegion:
+    def test_holds_over_a_whole_training_and_learns(self):
+        """Four blobs, two to a class on a line through the other two."""
+        generator = torch.Generator().manual_seed(0)
+        centers = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
+        index = torch.arange(200) % 4
+        x = centers[index] + 0.5 * torch.randn(200, 2, generator=generator)
+        y = index // 2
+        model = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2)).float()
+        x = x.float()
+        optimizer = NaturalGradient(model, target_kl=0.05, damping=1e-3, likelihood="categorical")
+        accepted = 0
+        for _ in range(12):
+            with torch.no_grad():
+                old = model(x).double()
+            report = optimizer.step(objective(model, x, y))
+            with torch.no_grad():
+                new = model(x).double()
+            assert float(categorical_kl(old, new)) <= 0.05
+            if report.accepted:
+                assert report.loss_after < report.loss
+                accepted += 1
+        assert accepted == 12
+        accuracy = float((model(x).argmax(1) == y).double().mean())
+        assert accuracy > 0.97
+
+    def test_the_line_search_is_what_holds_it(self):
+        """Far out the quadratic model is wrong, and the full step leaves the region."""
+        model, x, y = classifier()
+        options = {"target_kl": 0.5, "damping": 1e-2, "likelihood": "categorical"}
+        other = copy.deepcopy(model)
+        free = NaturalGradient(other, line_search=False, **options).step(objective(other, x, y))
+        assert free.kl > 1.0
+        assert free.loss_after > free.loss
+        assert free.fraction == 1.0
+        report = NaturalGradient(model, **options).step(objective(model, x, y))
+        assert report.accepted
+        assert report.kl <= 0.5
+        assert report.fraction == pytest.approx(0.8 ** round(math.log(report.fraction, 0.8)))
+        assert report.fraction < 1.0
+
+    def test_where_the_distribution_holds_the_parameters_themselves(self):
+        """A scale that is a view of a parameter moves with it; the reference must not."""
+        mean, sigma = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(2))
+        y = torch.randn(50, 2) * 0.2 + 3
+
+        def closure():
+            p = Independent(Normal(mean.expand(50, 2), sigma.expand(50, 2)), 1)
+            return -p.log_prob(y).mean(), p
+
+        report = NaturalGradient([mean, sigma], damping=0.0).step(closure)
+        # KL(N(0, 1) ‖ N(μ, σ)) = log σ + (1 + μ²)/2σ² − ½, per coordinate
+        kl = sigma.log() + (1 + mean**2) / (2 * sigma**2) - 0.5
+        assert report.kl == pytest.approx(float(kl.sum().detach()), rel=1e-9)
+        assert 0.001 < report.kl <= 0.01
+
+    def test_a_reference_of_the_past(self):
+        """Steps from one reference stay within one budget."""
+        model, x, y = classifier()
+        optimizer = NaturalGradient(model, target_kl=0.02, likelihood="categorical")
+        with torch.no_grad():
+            logits = model(x)
+        reports = [
+            optimizer.step(objective(model, x, y), reference=Categorical(logits=logits))
+            for _ in range(4)
+        ]
+        with torch.no_grad():
+            total = float(categorical_kl(logits, model(x)))
+        assert reports[0].accepted
+        assert total <= 0.02
+        last = [report for report in reports if report.accepted][-1]
+        assert last.kl == pytest.approx(total, rel=1e-9)
+
+    def test_a_failed_search_restores_bit_for_bit(self):
+        model, x, y = classifier()
+        start = snapshot(model)
+        calls = []
+
+        def closure():
+            logits = model(x)
+            calls.append(torch.is_grad_enabled())
+            loss = F.cross_entropy(logits, y)
+            return (loss if len(calls) == 1 else loss + 100), logits
+
+        optimizer = NaturalGradient(model, likelihood="categorical", line_search_max_iter=4)
+        report = optimizer.step(closure)
+        assert calls == [True, False, False, False, False]
+        assert not report.accepted
+        assert report.reason == "line search failed"
+        assert (report.kl, report.fraction, report.loss_after) == (0.0, 0.0, report.loss)
+        assert torch.equal(snapshot(model), start)
+        assert optimizer.extra["rejected"] == 1
+
+    def test_an_exception_in_a_trial_restores_bit_for_bit(self):
+        model, x, y = classifier()
+        start = snapshot(model)
+        calls = []
+
+        def closure():
+            calls.append(1)
+            if len(calls) > 1:
+                raise KeyboardInterrupt
+            return objective(model, x, y)()
+
+        with pytest.raises(KeyboardInterrupt):
+            NaturalGradient(model, likelihood="categorical").step(closure)
+        assert torch.equal(snapshot(model), start)
+
+    def test_without_a_search_a_step_to_infinity_is_refused(self):
+        model, x, y = nn.Linear(3, 1), torch.randn(7, 3), torch.randn(7, 1)
+        start = snapshot(model)
+
+        def closure():
+            output = model(x)
+            return F.mse_loss(output, y), output
+
+        optimizer = NaturalGradient(model, lr=1e200, target_kl=None, likelihood="mse")
+        report = optimizer.step(closure)
+        assert not report.accepted
+        assert report.reason == "step is not finite"
+        assert torch.equal(snapshot(model), start)
+
+
+class TestSkips:
+    def check(self, model, closure, reason):
+        start = snapshot(model)
+        optimizer = NaturalGradient(model, likelihood="categorical")
+        report = optimizer.step(closure)
+        assert not report.accepted
+        assert reason in report.reason
+        assert torch.equal(snapshot(model), start)
+        assert (optimizer.extra["steps"], optimizer.extra["skipped"]) == (1, 1)
+        assert report.kl == 0.0
+
+    @pytest.mark.parametrize("factor", [math.nan, math.inf])
+    def test_a_loss_that_is_not_finite(self, factor):
+        model, x, y = classifier()
+
+        def closure():
+            logits = model(x)
+            return F.cross_entropy(logits, y) * factor, logits
+
+        self.check(model, closure, "not finite")
+
+    def test_a_gradient_that_is_not_finite(self):
+        """√ has an infinite slope at 0, where its value is fine."""
+        model, x, _ = classifier()
+
+        def closure():
+            logits = model(x)
+            return (logits * 0).sum().abs().sqrt(), logits
+
+        self.check(model, closure, "not finite")
+
+    def test_a_zero_gradient(self):
+        model, x, _ = classifier()
+
+        def closure():
+            logits = model(x)
+            return (logits * 0).sum(), logits
+
+        self.check(model, closure, "zero gradient")
+
+    def test_a_direction_that_does_not_change_the_prediction(self):
+        model, x, _ = classifier()
+        idle = nn.Parameter(torch.ones(2))
+        model.register_parameter("idle", idle)
+
+        def closure():
+            logits = model(x)
+            return idle.square().sum(), logits
+
+        self.check(model, closure, "no direction")
+
+
+class TestClosures:
+    def test_torchs_own_is_told_what_to_change(self):
+        model, x, y = classifier()
+        optimizer = NaturalGradient(model, likelihood="categorical")
+
+        def torchs():
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        def both():
+            logits = model(x)
+            loss = F.cross_entropy(logits, y)
+            loss.backward()
+            return loss, logits
+
+        def detached():
+            logits = model(x)
+            return F.cross_entropy(logits, y).detach(), logits
+
+        def per_sample():
+            logits = model(x)
+            return F.cross_entropy(logits, y, reduction="none"), logits
+
+        start = snapshot(model)
+        for closure in (torchs, both, detached, per_sample):
+            with pytest.raises(ConfigurationError, match=r"NaturalGradient.*no backward\(\)"):
+                optimizer.step(closure)
+        assert torch.equal(snapshot(model), start)
+
+    def test_a_tensor_without_a_likelihood(self):
+        model, x, y = classifier()
+        with pytest.raises(ConfigurationError, match="likelihood="):
+            NaturalGradient(model).step(objective(model, x, y))
+
+    def test_under_no_grad(self):
+        model, x, y = classifier()
+        with torch.no_grad():
+            report = NaturalGradient(model, likelihood="categorical").step(objective(model, x, y))
+        assert report.accepted
+
+    def test_leaves_no_gradients(self):
+        model, x, y = classifier()
+        NaturalGradient(model, likelihood="categorical").step(objective(model, x, y))
+        assert all(p.grad is None for p in model.parameters())
+
+    def test_attention_needs_no_context(self):
+        torch.set_default_dtype(torch.float32)  # the fused kernels' own
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        model = nn.Sequential(layer, nn.Flatten(), nn.Linear(32, 3))
+        x, y = torch.randn(7, 4, 8), torch.randint(3, (7,))
+        report = NaturalGradient(model, likelihood="categorical").step(objective(model, x, y))
+        assert report.accepted
+
+    def test_reentrant_checkpointing_is_refused(self):
+        """Its parameters would silently stay where they are."""
+        model, x = Checkpointed(reentrant=True), torch.randn(7, 3, requires_grad=True)
+        optimizer = NaturalGradient(model, likelihood="categorical")
+        with pytest.raises((ConfigurationError, RuntimeError), match="use_reentrant"):
+            optimizer.step(objective(model, x, torch.randint(3, (7,))))
+
+
+class TestWeights:
+    def test_zeros_drop_rows_from_fisher_and_kl(self):
+        model, x, y = classifier()
+        other = copy.deepcopy(model)
+        w = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0])
+        keep = w > 0
+
+        def masked():
+            logits = model(x)
+            losses = F.cross_entropy(logits, y, reduction="none")
+            return (losses * w).sum() / w.sum(), logits
+
+        one = NaturalGradient(model, likelihood="categorical").step(masked, weights=w)
+        two = NaturalGradient(other, likelihood="categorical").step(
+            objective(other, x[keep], y[keep])
+        )
+        torch.testing.assert_close(snapshot(model), snapshot(other), **TIGHT)
+        assert one.kl == pytest.approx(two.kl, rel=1e-9)
+        assert one.step_length == pytest.approx(two.step_length, rel=1e-9)
+
+    def test_a_sub_sample_for_the_fisher(self):
+        model, x, y = classifier()
+        start = snapshot(model)
+        gradient, _ = dense(model, x, y)
+        _, fisher = dense(model, x[:3], y[:3])
+        optimizer = NaturalGradient(
+            model, target_kl=None, damping=0.1, likelihood="categorical", **EXACT
+        )
+        optimizer.step(
+            objective(model, x, y), prediction=lambda: model(x[:3]), weights=torch.ones(7)
+        )
+        step = torch.linalg.solve(fisher + 0.1 * torch.eye(59), gradient)
+        torch.testing.assert_close(snapshot(model), start - step, rtol=1e-8, atol=1e-9)
+
+
+class TestSampledFisher:
+    def run(self, seed, steps=3):
+        torch.manual_seed(0)
+        model, x, y = classifier()
+        optimizer = NaturalGradient(model, likelihood="categorical", fisher="sampled", seed=seed)
+        for _ in range(steps):
+            optimizer.step(objective(model, x, y))
+        return snapshot(model)
+
+    def test_the_seed_decides(self):
+        assert torch.equal(self.run(1), self.run(1))
+        assert not torch.equal(self.run(1), self.run(2))
+
+    def test_every_step_draws_anew(self):
+        model, x, y = classifier()
+        optimizer = NaturalGradient(model, likelihood="categorical", fisher="sampled")
+        before = optimizer.generator.get_state()
+        optimizer.step(objective(model, x, y))
+        assert not torch.equal(optimizer.generator.get_state(), before)
+
+    def test_the_global_generator_is_left_alone(self):
+        model, x, y = classifier()
+        state = torch.get_rng_state()
+        NaturalGradient(model, likelihood="categorical", fisher="sampled").step(
+            objective(model, x, y)
+        )
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_differs_from_the_exact_one_and_is_near_it(self):
+        model, x, y = classifier()
+        x, y = x.repeat(300, 1), y.repeat(300)
+        steps = []
+        for fisher in ("exact", "sampled"):
+            twin = copy.deepcopy(model)
+            options = {"target_kl": None, "damping": 0.1, "likelihood": "categorical"}
+            NaturalGradient(twin, fisher=fisher, **options, **EXACT).step(objective(twin, x, y))
+            steps.append(snapshot(twin) - snapshot(model))
+        assert not torch.equal(*steps)
+        assert float((steps[0] - steps[1]).norm() / steps[0].norm()) < 0.15
+
+
+class TestGroups:
+    def test_rates_multiply_each_groups_part(self):
+        model, x, y = classifier()
+        gradient, fisher = dense(model, x, y)
+        start = snapshot(model)
+        groups = [
+            {"params": model[0].parameters(), "lr": 0.5},
+            {"params": [*model[2].parameters(), *model[4].parameters()], "lr": 0.1},
+        ]
+        optimizer = NaturalGradient(
+            groups, target_kl=None, damping=0.1, likelihood="categorical", **EXACT
+        )
+        optimizer.step(objective(model, x, y))
+        step = torch.linalg.solve(fisher + 0.1 * torch.eye(59), gradient)
+        rates = torch.cat([torch.full((16,), 0.5), torch.full((43,), 0.1)])
+        torch.testing.assert_close(snapshot(model), start - rates * step, rtol=1e-8, atol=1e-9)
+
+    def test_a_group_added_later_is_trained(self):
+        model, x, y = classifier()
+        optimizer = NaturalGradient(model[4].parameters(), likelihood="categorical")
+        start = snapshot(model)
+        optimizer.step(objective(model, x, y))
+        assert torch.equal(snapshot(model)[:41], start[:41])
+        assert not torch.equal(snapshot(model)[41:], start[41:])
+        optimizer.add_param_group({"params": model[0].parameters(), "lr": 0.5})
+        start = snapshot(model)
+        optimizer.step(objective(model, x, y))
+        assert not torch.equal(snapshot(model)[:16], start[:16])
+        assert torch.equal(snapshot(model)[16:41], start[16:41])
+
+    def test_target_and_damping_can_be_scheduled(self):
+        model, x, y = classifier()
+        optimizer = NaturalGradient(model, likelihood="categorical", line_search=False)
+        optimizer.param_groups[0]["damping"] = 0.7
+        optimizer.param_groups[0]["target_kl"] = 1e-4
+        report = optimizer.step(objective(model, x, y))
+        assert report.damping == 0.7
+        assert report.kl == pytest.approx(1e-4, rel=0.1)
+
+    def test_part_of_a_module(self):
+        model, x, y = classifier()
+        start = snapshot(model)
+        optimizer = NaturalGradient(
+            model, parameters=model[0].parameters(), likelihood="categorical"
+        )
+        optimizer.step(objective(model, x, y))
+        assert torch.equal(snapshot(model)[16:], start[16:])
+        assert not torch.equal(snapshot(model)[:16], start[:16])
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"lr": 0.0}, "lr must be positive"),
+            ({"lr": -1.0}, "lr must be positive"),
+            ({"lr": math.nan}, "lr must be positive"),
+            ({"target_kl": 0.0}, "target_kl must be positive"),
+            ({"target_kl": -0.1}, "target_kl must be positive"),
+            ({"target_kl": math.inf}, "None switches it off"),
+            ({"damping": -1e-3}, "damping must not be negative"),
+            ({"damping": math.nan}, "damping must not be negative"),
+            ({"damping": math.inf}, "damping must not be negative"),
+            ({"curvature": "kfac"}, "curvature must be"),
+            ({"fisher": "empirical"}, "fisher must be"),
+            ({"line_search_shrinking_factor": 1.0}, "between 0 and 1"),
+            ({"line_search_shrinking_factor": 0.0}, "between 0 and 1"),
+            ({"line_search_max_iter": 0}, "at least 1"),
+            ({"cg_max_steps": 0}, "at least 1"),
+        ],
+    )
+    def test_are_checked(self, settings, words):
+        with pytest.raises(ConfigurationError, match=words):
+            NaturalGradient(mlp(), **settings)
+
+    def test_zero_damping_is_allowed(self):
+        assert NaturalGradient(mlp(), damping=0.0).defaults["damping"] == 0.0

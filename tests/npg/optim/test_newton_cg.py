@@ -1,0 +1,226 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from torch import nn
+from torch.distributions import Categorical
+from torch.nn import functional as F
+
+from npg.errors import ConfigurationError
+from npg.optim import NewtonCG
+from tests.npg.oracles import flat, functional_jacobian, mlp, trained
+
+EXACT = {"cg_max_steps": 300, "cg_tolerance": 1e-14}
+
+
+def regression(model, n=30):
+    x = torch.randn(n, 3)
+    y = torch.randn(n, model(x).shape[1])
+
+    def closure():
+        output = model(x)
+        return F.mse_loss(output, y), output
+
+    return x, y, closure
+
+
+def snapshot(model):
+    return flat(model.parameters()).detach().clone()
+
+
+class TestOneStep:
+    def test_solves_a_linear_model(self):
+        """Undamped but for 1e-8, one step is the least-squares solution of numpy and scipy."""
+        model = nn.Linear(3, 1)
+        x, y, closure = regression(model)
+        report = NewtonCG(model, damping=1e-8, **EXACT).step(closure)
+        inputs = np.hstack([x.numpy(), np.ones((30, 1))])
+        solution, residual, *_ = np.linalg.lstsq(inputs, y.numpy(), rcond=None)
+        np.testing.assert_allclose(snapshot(model), solution[:, 0], rtol=1e-6)
+        again = scipy.optimize.least_squares(
+            lambda w: inputs @ w - y.numpy()[:, 0], np.zeros(4), method="lm"
+        )
+        np.testing.assert_allclose(snapshot(model), again.x, rtol=1e-5)
+        assert report.loss_after == pytest.approx(float(residual[0]) / 30, rel=1e-10)
+        assert report.accepted
+
+    @pytest.mark.parametrize("damping", [1.0, 0.01])
+    def test_is_the_damped_dense_step(self, damping):
+        model = mlp()
+        x, y, closure = regression(model)
+        jacobian, start = functional_jacobian(model, x), snapshot(model)
+        matrix = 2 / y.numel() * jacobian.T @ jacobian + damping * torch.eye(59)
+        gradient = 2 / y.numel() * jacobian.T @ (model(x) - y).detach().flatten()
+        report = NewtonCG(model, lr=0.5, damping=damping, **EXACT).step(closure)
+        assert report.fraction == 1.0
+        expected = start - 0.5 * torch.linalg.solve(matrix, gradient)
+        torch.testing.assert_close(snapshot(model), expected, rtol=1e-7, atol=1e-9)
+        assert report.damping == damping
+        assert report.gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-10)
+
+    def test_rates_multiply_each_groups_part(self):
+        model = mlp()
+        _, _, closure = regression(model)
+        start = snapshot(model)
+        assert NewtonCG(model, lr=0.01, damping=1.0, **EXACT).step(closure).fraction == 1.0
+        step = (snapshot(model) - start) / 0.01
+        torch.nn.utils.vector_to_parameters(start, model.parameters())
+        groups = [
+            {"params": trained(model)[:2], "lr": 0.1},
+            {"params": trained(model)[2:], "lr": 0.02},
+        ]
+        assert NewtonCG(groups, damping=1.0, **EXACT).step(closure).fraction == 1.0
+        rates = torch.cat([torch.full((16,), 0.1), torch.full((43,), 0.02)])
+        torch.testing.assert_close(snapshot(model), start + rates * step, rtol=1e-8, atol=1e-10)
+
+    def test_conjugate_gradient_is_bounded(self):
+        model = mlp()
+        _, _, closure = regression(model)
+        report = NewtonCG(model, damping=1e-6, cg_max_steps=4, cg_tolerance=0.0).step(closure)
+        assert report.cg_iterations == 4
+        report = NewtonCG(model, damping=1e-6, cg_max_steps=500, cg_tolerance=0.3).step(closure)
+        assert 0.01 < report.cg_residual <= 0.3
+
+
+class TestDamping:
+    @pytest.mark.parametrize("lr", [1.0, 0.5, 0.1])
+    def test_a_right_model_lowers_it_at_every_rate(self, lr):
+        """On a linear model the quadratic is exact, so ρ = 1 for any length of the step."""
+        model = nn.Linear(3, 2)
+        _, _, closure = regression(model)
+        optimizer = NewtonCG(model, lr=lr, damping=0.1, **EXACT)
+        used = [optimizer.step(closure).damping for _ in range(4)]
+        assert used == pytest.approx([0.1, 0.05, 0.025, 0.0125])
+
+    def test_also_with_different_rates(self):
+        model = nn.Linear(3, 2)
+        _, _, closure = regression(model)
+        groups = [{"params": [model.weight], "lr": 0.3}, {"params": [model.bias], "lr": 0.05}]
+        optimizer = NewtonCG(groups, damping=0.1, **EXACT)
+        used = [optimizer.step(closure).damping for _ in range(3)]
+        assert used == pytest.approx([0.1, 0.05, 0.025])
+
+    def test_follows_the_ratio(self):
+        """ρ recomputed from the dense quadratic, on a curved problem."""
+        model = mlp()
+        x, y, closure = regression(model)
+        optimizer = NewtonCG(model, damping=1e-4, damping_factor=3.0, **EXACT)
+        changes = set()
+        for _ in range(12):
+            jacobian, start = functional_jacobian(model, x), snapshot(model)
+            matrix = 2 / y.numel() * jacobian.T @ jacobian
+            gradient = 2 / y.numel() * jacobian.T @ (model(x) - y).detach().flatten()
+            damping = optimizer.schedule.damping
+            step = -torch.linalg.solve(matrix + damping * torch.eye(59), gradient)
+            torch.nn.utils.vector_to_parameters(start + step, model.parameters())
+            full = float(closure()[0].detach())
+            torch.nn.utils.vector_to_parameters(start, model.parameters())
+            before = float(closure()[0].detach())
+            ratio = (full - before) / float(gradient @ step + 0.5 * step @ matrix @ step)
+            optimizer.step(closure)
+            change = optimizer.schedule.damping / damping
+            expected = 3.0 if ratio < 0.25 else 1 / 3 if ratio > 0.75 else 1.0
+            assert change == pytest.approx(expected)
+            changes.add(round(change, 3))
+        assert len(changes) > 1, "the problem must exercise both directions"
+
+
+class TestSafety:
+    def test_the_loss_never_rises(self):
+        model = mlp()
+        _, _, closure = regression(model)
+        optimizer = NewtonCG(model, damping=1e-6)
+        losses = []
+        for _ in range(30):
+            report = optimizer.step(closure)
+            losses.append(report.loss)
+            assert report.loss_after <= report.loss
+            assert float(closure()[0]) == pytest.approx(report.loss_after, rel=1e-12)
+        assert losses[-1] < 0.5 * losses[0]
+
+    def test_a_failed_search_restores_and_raises_the_damping(self):
+        model = mlp()
+        x, y, _ = regression(model)
+        start = snapshot(model)
+        calls = []
+
+        def closure():
+            calls.append(torch.is_grad_enabled())
+            output = model(x)
+            loss = F.mse_loss(output, y)
+            return (loss if len(calls) == 1 else loss + 10), output
+
+        optimizer = NewtonCG(model, damping=0.1, damping_factor=2.0, line_search_max_iter=3)
+        report = optimizer.step(closure)
+        assert calls == [True, False, False, False]
+        assert not report.accepted
+        assert report.reason == "line search failed"
+        assert report.loss_after == report.loss
+        assert torch.equal(snapshot(model), start)
+        assert optimizer.schedule.damping == 0.2
+        assert optimizer.extra["rejected"] == 1
+
+    @pytest.mark.parametrize("factor", [math.nan, math.inf, 0.0])
+    def test_skips(self, factor):
+        model = mlp()
+        x, y, _ = regression(model)
+        start = snapshot(model)
+
+        def closure():
+            output = model(x)
+            return F.mse_loss(output, y) * factor, output
+
+        optimizer = NewtonCG(model, damping=0.1)
+        report = optimizer.step(closure)
+        assert ("zero gradient" if factor == 0 else "not finite") in report.reason
+        assert torch.equal(snapshot(model), start)
+        assert optimizer.extra["skipped"] == 1
+        assert optimizer.schedule.damping == 0.1
+
+
+class TestClosures:
+    def test_torchs_own_is_told_what_to_change(self):
+        model = mlp()
+        x, y, _ = regression(model)
+        optimizer = NewtonCG(model)
+
+        def torchs():
+            loss = F.mse_loss(model(x), y)
+            loss.backward()
+            return loss
+
+        with pytest.raises(ConfigurationError, match=r"NewtonCG.*no backward\(\)"):
+            optimizer.step(torchs)
+
+    def test_a_distribution_is_no_output(self):
+        model = mlp()
+
+        def closure():
+            p = Categorical(logits=model(torch.randn(4, 3)))
+            return p.entropy().mean(), p
+
+        with pytest.raises(ConfigurationError, match="tensor prediction"):
+            NewtonCG(model).step(closure)
+
+    def test_the_loss_must_be_that_of_the_output(self):
+        model = mlp()
+        x, y, _ = regression(model)
+        with pytest.raises(ConfigurationError, match="computed from"):
+            NewtonCG(model).step(lambda: (F.mse_loss(model(x), y), model(x)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"damping": 0.0}, "damping"),
+        ({"damping_factor": 1.0}, "factor > 1"),
+        ({"cg_max_steps": 0}, "at least 1"),
+        ({"line_search_max_iter": 0}, "at least 1"),
+    ],
+)
+def test_settings_are_checked(settings, words):
+    with pytest.raises(ConfigurationError, match=words):
+        NewtonCG(mlp(), **settings)

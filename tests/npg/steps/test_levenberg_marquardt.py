@@ -1,0 +1,68 @@
+import math
+
+import pytest
+
+from npg.errors import ConfigurationError
+from npg.steps import LevenbergMarquardt
+
+# actual change, predicted change, ratio, λ after λ = 1 with factor 2
+TABLE = [
+    (-1.0, -1.0, 1.0, 0.5),  # as promised
+    (-0.8, -1.0, 0.8, 0.5),  # above ¾
+    (-0.75, -1.0, 0.75, 1.0),  # ¾ itself is between
+    (-0.5, -1.0, 0.5, 1.0),
+    (-0.25, -1.0, 0.25, 1.0),  # and so is ¼
+    (-0.2, -1.0, 0.2, 2.0),  # below ¼
+    (0.0, -1.0, 0.0, 2.0),
+    (1.0, -1.0, -1.0, 2.0),  # the loss rose
+    (-3.0, -1.0, 3.0, 0.5),  # better than promised
+    (math.nan, -1.0, -math.inf, 2.0),
+    (math.inf, -1.0, -math.inf, 2.0),
+    (-math.inf, -1.0, -math.inf, 2.0),
+    (-1.0, math.nan, -math.inf, 2.0),
+    (-1.0, 0.0, -math.inf, 2.0),
+    (0.0, 0.0, -math.inf, 2.0),
+]
+
+
+@pytest.mark.parametrize(("actual", "predicted", "ratio", "damping"), TABLE)
+def test_table(actual, predicted, ratio, damping):
+    schedule = LevenbergMarquardt(1.0, factor=2.0)
+    assert schedule.update(actual, predicted) == pytest.approx(ratio)
+    assert schedule.damping == damping
+
+
+def test_the_default_factor_is_martens():
+    schedule = LevenbergMarquardt()
+    schedule.update(0.0, -1.0)
+    assert schedule.damping == 1.5
+    schedule.update(-1.0, -1.0)
+    assert schedule.damping == 1.0
+
+
+def test_bounds():
+    schedule = LevenbergMarquardt(1.0, 10.0, minimum=0.05, maximum=50.0)
+    values = []
+    for actual in (-1, -1, -1, 0, 0, 0, 0):
+        schedule.update(actual, -1.0)
+        values.append(schedule.damping)
+    assert values == pytest.approx([0.1, 0.05, 0.05, 0.5, 5.0, 50.0, 50.0])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"factor": 1.0},
+        {"factor": 0.5},
+        {"damping": 0.0},
+        {"damping": -1.0},
+        {"minimum": 0.0},
+        {"damping": 1.0, "maximum": 0.5},
+        {"damping": 1.0, "minimum": 2.0},
+        {"factor": math.nan},
+        {"damping": math.nan},
+    ],
+)
+def test_settings_are_checked(settings):
+    with pytest.raises(ConfigurationError, match="factor > 1"):
+        LevenbergMarquardt(**settings)
