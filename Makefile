@@ -5,7 +5,7 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-TRAIN_ARGS ?= trpo --env CartPole-v1 --seed 0
+TRAIN_ARGS ?= trpo --env CartPole-v1 --preset --stop-at 500 --eval-freq 4000 --eval-episodes 20
 BENCHMARK_ARGS ?= all
 # Processes for pytest. Each runs torch on one thread (tests/conftest.py).
 WORKERS ?= 2

@@ -67,9 +67,6 @@ class Mirror:
         num_steps: int,
     ) -> None:
         self.policy = policy
-        self.parameters = [p for linear, _ in layers for p in linear.parameters()]
-        if isinstance(policy.action_dist, DiagGaussianDistribution):
-            self.parameters.append(policy.log_std)
         self.linear = layers
         space = policy.observation_space
         self.keys = list(space.spaces) if isinstance(space, spaces.Dict) else []
@@ -77,14 +74,11 @@ class Mirror:
         self.buffers = [
             np.empty((num_envs, linear.out_features), dtype=np.float32) for linear, _ in layers
         ]
-        self._read()
+        self.read()
         self.noise = self._draw(num_steps, num_envs)
 
-    def _read(self) -> None:
+    def read(self) -> None:
         """Takes views of the parameters' memory (copies, where that is not the CPU's)."""
-        self.pointers = [p.data_ptr() for p in self.parameters]
-        on_cpu = self.parameters[0].device.type == "cpu"
-        self.versions = None if on_cpu else [p._version for p in self.parameters]
         self.layers = [
             (
                 linear.weight.detach().cpu().numpy().T,
@@ -96,13 +90,6 @@ class Mirror:
         ]
         if isinstance(self.policy.action_dist, DiagGaussianDistribution):
             self.log_std = self.policy.log_std.detach().cpu().numpy()
-
-    def follow(self) -> None:
-        """Notices parameters that a callback has replaced since the last call."""
-        if self.pointers != [p.data_ptr() for p in self.parameters] or (
-            self.versions is not None and self.versions != [p._version for p in self.parameters]
-        ):
-            self._read()
 
     def _draw(self, steps: int, envs: int) -> np.ndarray:
         shape = (steps, envs, self.linear[-1][0].out_features)
@@ -170,7 +157,6 @@ def mirrored_layers(
     plain = (
         isinstance(policy, ActorCriticPolicy)
         and all(getattr(type(policy), m) is getattr(ActorCriticPolicy, m) for m in _METHODS)
-        and not vars(policy).keys() & set(_METHODS)
         and not policy.use_sde
         and not policy.squash_output
         and _plain_features(policy.pi_features_extractor, space)
@@ -183,7 +169,7 @@ def mirrored_layers(
             BernoulliDistribution,
         )
     )
-    if not plain or any(_hooked(module) for module in policy.modules()):
+    if not plain or any(_altered(module) for module in policy.modules()):
         return None
     layers: list[tuple[nn.Linear, Activation | None]] = []
     for module in [*policy.mlp_extractor.policy_net, policy.action_net]:
@@ -210,11 +196,12 @@ def _is_vector(space: spaces.Space) -> bool:
     return isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
 
 
-def _hooked(module: nn.Module) -> bool:
+def _altered(module: nn.Module) -> bool:
+    """Whether a hook, a patched method or a parametrisation could change what a module does."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
-        or "forward" in vars(module)
         or hasattr(module, "parametrizations")
+        or any(callable(v) and callable(getattr(type(module), k, 0)) for k, v in vars(module).items())
     )

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from agents.on_policy import OnPolicy
 
 
+_SETTINGS = ("training", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
+
+
 class TrainingState:
     """A view of an agent's extra state, as tensors and primitives only.
 
@@ -59,9 +62,20 @@ class TrainingState:
         self._generators = state.get("generators")
 
     def fill(self, normaliser: VecNormalize) -> None:
-        """Gives the stored statistics to a normaliser that has seen nothing yet."""
-        if self.normaliser is not None and _unused(normaliser):
-            load_normalization_state(normaliser, self.normaliser)
+        """Gives the stored statistics to a normaliser that has seen nothing yet.
+
+        Its settings stay the user's; one that does not normalise what the stored one did is left
+        alone.
+        """
+        state = self.normaliser
+        if state is None or not _unused(normaliser):
+            return
+        if (normaliser.norm_obs, normaliser.norm_obs_keys) == (
+            state["norm_obs"],
+            state["norm_obs_keys"],
+        ):
+            own = {name: getattr(normaliser, name) for name in _SETTINGS}
+            load_normalization_state(normaliser, {**state, **own})
 
     def restore_generators(self) -> None:
         """Sets Python's, NumPy's and torch's global generators to where they were at saving."""
@@ -127,7 +141,7 @@ def check_archive(path: Path) -> tuple[Path, set[str]]:
     missing = {"data", "policy.pth"} - members
     if missing:
         raise CheckpointError(
-            f"{path} is a zip file but no checkpoint of an agent: it lacks {sorted(missing)}"
+            f"{path} is truncated, or no checkpoint of an agent: it lacks {sorted(missing)}"
         )
     if not isinstance(path, pathlib.Path):
         path.seek(0)  # type: ignore[union-attr]

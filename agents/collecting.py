@@ -10,10 +10,10 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.acting import Mirror, mirrored_layers
-from agents.predictions import in_chunks, stacked, values_of
+from agents.parameter_watch import ParameterWatch
+from agents.predictions import in_chunks, rows, stacked, values_of
 from agents.rollout import (
     DictRollout,
-    Observations,
     Rollout,
     flat_actions,
     flat_observations,
@@ -57,6 +57,8 @@ def collect(
 
     layers = mirrored_layers(policy, model.observation_space)
     mirror = None if layers is None else Mirror(policy, layers, env.num_envs, n_rollout_steps)
+    watch = ParameterWatch(policy, callback)
+    evaluated = 0  # steps whose values and log-probabilities are known
     store_observation = row_setter(rollout_buffer)
     stored_actions = rollout_buffer.actions
     low, high = (space.low, space.high) if isinstance(space, spaces.Box) else (None, None)
@@ -90,9 +92,6 @@ def collect(
         callback.update_locals(locals())
         if not callback.on_step():
             return False
-        if mirror is not None:
-            mirror.follow()
-
         stored_actions[n_steps] = actions.reshape(stored_actions.shape[1:])
         rollout_buffer.rewards[n_steps] = rewards
         rollout_buffer.episode_starts[n_steps] = model._last_episode_starts
@@ -105,6 +104,12 @@ def collect(
                     cut.append((n_steps, i))
                     final_observations.append(infos[i]["terminal_observation"])
         n_steps += 1
+        if mirror is not None and watch.changed():
+            with watch.as_before():
+                _evaluate(model, rollout_buffer, evaluated, n_steps)
+            evaluated = n_steps
+            watch.remember()
+            mirror.read()
         model._last_obs = new_obs
         model._last_episode_starts = dones
 
@@ -112,7 +117,7 @@ def collect(
     rollout_buffer.full = n_steps == rollout_buffer.buffer_size
     _check_finite(rollout_buffer)
     if mirror is not None:
-        _evaluate(model, rollout_buffer, n_steps)
+        _evaluate(model, rollout_buffer, evaluated, n_steps)
     if cut:
         finals = values_of(policy, stacked(final_observations, model.device))
         rollout_buffer.bootstrap[tuple(zip(*cut, strict=True))] = finals.cpu().numpy()
@@ -125,20 +130,21 @@ def collect(
 
 
 @torch.no_grad()
-def _evaluate(model: "OnPolicy", rollout: Rollout | DictRollout, steps: int) -> None:
-    """Fills in the values and log-probabilities of everything the mirror did, in batches."""
-    observations = flat_observations(rollout, steps, model.device)
-    actions = flat_actions(rollout, steps, model.action_space, model.device)
-    shape = (steps, rollout.n_envs)
+def _evaluate(model: "OnPolicy", rollout: Rollout | DictRollout, start: int, stop: int) -> None:
+    """Fills in the values and log-probabilities of steps that the mirror took, in batches."""
+    if start == stop:
+        return
+    observations = flat_observations(rollout, start, stop, model.device)
+    actions = flat_actions(rollout, start, stop, model.action_space, model.device)
+    shape = (stop - start, rollout.n_envs)
     values = values_of(model.policy, observations)
-    rollout.values[:steps] = values.cpu().numpy().reshape(shape)
-    log_probs, start = [], 0
-    piece: Observations
+    rollout.values[start:stop] = values.cpu().numpy().reshape(shape)
+    log_probs, first = [], 0
     for piece in in_chunks(observations):
-        end = start + len(next(iter(piece.values())) if isinstance(piece, dict) else piece)
-        log_probs.append(model.policy.get_distribution(piece).log_prob(actions[start:end]))
-        start = end
-    rollout.log_probs[:steps] = torch.cat(log_probs).cpu().numpy().reshape(shape)
+        last = first + rows(piece)
+        log_probs.append(model.policy.get_distribution(piece).log_prob(actions[first:last]))
+        first = last
+    rollout.log_probs[start:stop] = torch.cat(log_probs).cpu().numpy().reshape(shape)
 
 
 def _check_finite(rollout: Rollout | DictRollout) -> None:

@@ -86,9 +86,8 @@ class GaussNewtonCritic:
         self.steps = steps
         shared = {id(p) for p in parts.shared}
         self.optimizer = NewtonCG(parts.critic, cg_max_steps=cg_max_steps)
-        self.head = NewtonCG(
-            [p for p in parts.critic if id(p) not in shared], cg_max_steps=cg_max_steps
-        )
+        own = [p for p in parts.critic if id(p) not in shared]
+        self.head = NewtonCG(own, cg_max_steps=cg_max_steps) if own else None
 
     def fit(self, batch: Batch, budget: KLBudget) -> float:
         """Fits by full-batch steps; after the budget is spent, what is not shared goes on alone."""
@@ -102,6 +101,8 @@ class GaussNewtonCritic:
         losses = []
         for _ in range(self.steps):
             optimizer = self.head if budget.spent else self.optimizer
+            if optimizer is None:
+                break
             losses.append(float(optimizer.step(closure)))
             budget.enforce()
         return sum(losses) / len(losses)

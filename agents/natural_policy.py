@@ -37,6 +37,7 @@ class NaturalPolicyGradient(OnPolicy):
 
     learning_rate: Any
     batch_size: int
+    target_kl: float
     cg_max_steps: int
     cg_damping: float
     n_critic_updates: int
@@ -48,6 +49,10 @@ class NaturalPolicyGradient(OnPolicy):
 
     def _check_settings(self) -> None:
         """Refuses what cannot work, by name, before anything is built."""
+        if not (isinstance(self.target_kl, (int, float)) and 0 < self.target_kl < math.inf):
+            raise ConfigurationError(
+                f"target_kl must be a positive number (0.01 is usual), got {self.target_kl!r}"
+            )
         positive = {
             "batch_size": self.batch_size,
             "cg_max_steps": self.cg_max_steps,
@@ -79,7 +84,10 @@ class NaturalPolicyGradient(OnPolicy):
             )
 
     def _step_rule(self) -> dict[str, Any]:
-        """Arguments of NaturalGradient that say how far to go, in units of the joint KL."""
+        """Arguments of NaturalGradient that say how far to go, in units of the joint KL.
+
+        ``lr``, ``target_kl`` and ``damping`` must be among them.
+        """
         raise NotImplementedError
 
     def _build_optimizers(self) -> None:
@@ -99,7 +107,9 @@ class NaturalPolicyGradient(OnPolicy):
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         optimizers: dict[str, torch.optim.Optimizer] = {"actor": self.actor_optimizer}
         if isinstance(self.critic_fit, GaussNewtonCritic):
-            optimizers |= {"critic": self.critic_fit.optimizer, "critic_head": self.critic_fit.head}
+            optimizers["critic"] = self.critic_fit.optimizer
+            if self.critic_fit.head is not None:
+                optimizers["critic_head"] = self.critic_fit.head
         return optimizers
 
     def _excluded_save_params(self) -> list[str]:
@@ -119,7 +129,12 @@ class NaturalPolicyGradient(OnPolicy):
         if not (largest < LARGEST_RETURN and bool(torch.isfinite(samples.advantages).all())):
             self._skip(f"returns up to {largest:g} are too large to learn from; scale the reward")
             return
-        target = self._step_rule()["target_kl"] or math.inf
+        # Schedules, callbacks and load() may have changed the attributes since the last update.
+        rule = self._step_rule()
+        self.actor_optimizer.param_groups[0].update(
+            {name: rule[name] for name in ("lr", "target_kl", "damping")}
+        )
+        target = rule["target_kl"] or math.inf
         self.policy.set_training_mode(False)
         behaviour = behaviour_of(self.policy, samples.observations)
         before = Snapshot([*self.policy.parameters(), *self.policy.buffers()])
@@ -173,10 +188,15 @@ class NaturalPolicyGradient(OnPolicy):
         )
 
     def _skip(self, reason: str) -> None:
+        """Counts and logs an update that was not made; the first one is a warning, too."""
         self.skipped_updates += 1
         self.logger.record("train/skipped_updates", self.skipped_updates)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        warnings.warn(f"update {self._n_updates} skipped: {reason}", stacklevel=3)
+        if self.skipped_updates == 1:
+            warnings.warn(
+                f"update {self._n_updates} skipped: {reason}; train/skipped_updates counts them",
+                stacklevel=3,
+            )
 
     def _log(self, report: StepReport, value_loss: float) -> None:
         moved = report.accepted
@@ -191,10 +211,11 @@ class NaturalPolicyGradient(OnPolicy):
         )
         record("train/is_line_search_success", float(moved))
         record("train/step_fraction", report.fraction)
-        record("train/cg_iterations", report.cg_iterations)
-        record("train/cg_residual", report.cg_residual)
-        if self.skipped_updates:
-            record("train/skipped_updates", self.skipped_updates)
+        if report.cg_iterations:
+            record("train/cg_iterations", report.cg_iterations)
+            record("train/cg_residual", report.cg_residual)
+        else:  # a zero gradient, for instance
+            self._skip(f"no policy step, {report.reason}")
         if hasattr(self.policy, "log_std"):
             record("train/std", torch.exp(self.policy.log_std).mean().item())
         record("train/n_updates", self._n_updates, exclude="tensorboard")

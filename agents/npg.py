@@ -118,7 +118,6 @@ class NPG(NaturalPolicyGradient):
         self.curvature = curvature
         self.critic = critic
         self.critic_steps = critic_steps
-        self._check_settings()
         if _init_setup_model:
             self._setup_model()
 

@@ -73,7 +73,11 @@ class OnPolicy(OnPolicyAlgorithm):
             env = LeanVecEnv([lambda: single])
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
+    def _check_settings(self) -> None:
+        """Refuses arguments that cannot work; all attributes are set when it is called."""
+
     def _setup_model(self) -> None:
+        self._check_settings()
         if self.rollout_buffer_class is None:
             dictionary = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = DictRollout if dictionary else Rollout
@@ -205,7 +209,7 @@ class OnPolicy(OnPolicyAlgorithm):
             )
         except (zipfile.BadZipFile, EOFError, KeyError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
-        model._attach_normaliser(env)
+        model._attach_normaliser()
         if "seed" not in kwargs:
             model.training_optim_state.restore_generators()
         return model
@@ -215,9 +219,20 @@ class OnPolicy(OnPolicyAlgorithm):
         """Arguments that make a file of another library mean what it meant there."""
         return {}
 
-    def _attach_normaliser(self, env: GymEnv | None) -> None:
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Changes the environments; raw ones get the normaliser of the loaded checkpoint.
+
+        Args:
+            env: Environments with the same spaces and number.
+            force_reset: Whether training starts with a reset.
+        """
+        super().set_env(env, force_reset)
+        self._attach_normaliser()
+
+    def _attach_normaliser(self) -> None:
+        """Makes the environments show what the policy of a loaded checkpoint was trained on."""
         state = self.training_optim_state.normaliser
-        if state is None or self.env is None or env is None:
+        if state is None or self.env is None:
             return
         existing = unwrap_vec_normalize(self.env)
         if existing is None:
@@ -231,7 +246,7 @@ def _registered(env_id: str) -> gym.Env:
     """Makes an environment by id; the passive checker would cost something at every step."""
     try:
         return gym.make(env_id, render_mode="rgb_array", disable_env_checker=True)
-    except TypeError:  # an environment without render modes
+    except (TypeError, ValueError):  # an environment that does not draw itself
         return gym.make(env_id, disable_env_checker=True)
 
 

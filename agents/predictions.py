@@ -1,6 +1,6 @@
 """From Stable-Baselines3's action distributions to the engine's predictions, and their parts."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -52,19 +52,20 @@ def action_dimensions(space: spaces.Space) -> int:
     return 1
 
 
-def in_chunks(observations: Observations, size: int | None = None) -> Iterator[Observations]:
+def in_chunks(observations: Observations) -> Iterator[Observations]:
     """Cuts observations into pieces of at most 64 MiB, so that a batch of images fits memory."""
-    columns = observations if isinstance(observations, dict) else {"": observations}
-    total = len(next(iter(columns.values())))
-    if size is None:
-        row = sum(c[:1].numel() * 4 for c in columns.values())
-        size = max(1, CHUNK_BYTES // max(row, 1))
-    for start in range(0, total, size):
-        piece = {key: column[start : start + size] for key, column in columns.items()}
-        yield piece if isinstance(observations, dict) else piece[""]
+    columns = observations.values() if isinstance(observations, dict) else [observations]
+    size = max(1, CHUNK_BYTES // max(1, sum(column[:1].numel() * 4 for column in columns)))
+    for start in range(0, rows(observations), size):
+        yield take(observations, slice(start, start + size))
 
 
-def take(observations: Observations, indices: Tensor) -> Observations:
+def rows(observations: Observations) -> int:
+    """Number of observations in a batch."""
+    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+
+
+def take(observations: Observations, indices: Tensor | slice) -> Observations:
     """Selects rows."""
     if isinstance(observations, dict):
         return {key: column[indices] for key, column in observations.items()}
@@ -105,10 +106,12 @@ class Parts:
 
     def __init__(self, policy: ActorCriticPolicy, space: spaces.Space) -> None:
         observations = _zeros(space, policy.device)
-        tensors = _tensors(policy, observations)
         parameters = [p for p in policy.parameters() if p.requires_grad]
-        self.actor = _reached(tensors, parameters)
+        training = policy.training
+        policy.set_training_mode(False)  # BatchNorm must not see these
+        self.actor = _reached(_tensors(policy, observations), parameters)
         self.critic = _reached([policy.predict_values(observations)], parameters)
+        policy.set_training_mode(training)
         names = {id(p): name for name, p in policy.named_parameters()}
         critic_ids = {id(p) for p in self.critic}
         self.shared = [p for p in self.actor if id(p) in critic_ids]
@@ -146,11 +149,3 @@ def _reached(outputs: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
     total = sum(output.sum() for output in outputs)
     gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     return [p for p, g in zip(parameters, gradients, strict=True) if g is not None]
-
-
-def moving_buffers(modules: Iterable[torch.nn.Module]) -> list[Tensor]:
-    """Floating-point buffers (BatchNorm's running statistics) that training mode changes."""
-    return [b for m in modules for b in m.buffers() if b.is_floating_point()]
-
-
-Predict = Callable[[Observations], torch_distributions.Distribution]

@@ -36,7 +36,7 @@ class _TimeLimits:
 
     def reset(self) -> None:
         """Empties the buffer; its arrays are kept, and overwritten by the next rollout."""
-        if not hasattr(self, "bootstrap"):
+        if not hasattr(self, "bootstrap") or self.generator_ready:  # `get` reshapes the arrays
             super().reset()  # type: ignore[misc]
             self.bootstrap = np.zeros_like(self.values)
         self.bootstrap.fill(0)
@@ -98,12 +98,12 @@ def row_setter(rollout: Rollout | DictRollout) -> Any:
 
 
 def flat_observations(
-    rollout: Rollout | DictRollout, steps: int, device: torch.device
+    rollout: Rollout | DictRollout, start: int, stop: int, device: torch.device
 ) -> Observations:
-    """Returns the observations of the first steps as [steps · B, ...], without a copy on CPU."""
+    """Returns the observations of some steps as [steps · B, ...], without a copy on CPU."""
 
     def flat(column: np.ndarray) -> Tensor:
-        return torch.as_tensor(column[:steps].reshape(-1, *column.shape[2:]), device=device)
+        return torch.as_tensor(column[start:stop].reshape(-1, *column.shape[2:]), device=device)
 
     if isinstance(rollout, DictRollout):
         return {key: flat(column) for key, column in rollout.observations.items()}
@@ -111,18 +111,25 @@ def flat_observations(
 
 
 def flat_actions(
-    rollout: Rollout | DictRollout, steps: int, space: spaces.Space, device: torch.device
+    rollout: Rollout | DictRollout,
+    start: int,
+    stop: int,
+    space: spaces.Space,
+    device: torch.device,
 ) -> Tensor:
-    """Returns the actions of the first steps as the policy's distribution takes them."""
-    actions = rollout.actions[:steps].reshape(-1, rollout.action_dim)
+    """Returns the actions of some steps as the policy's distribution takes them."""
+    actions = rollout.actions[start:stop].reshape(-1, rollout.action_dim)
     if isinstance(space, spaces.Discrete):
         return torch.as_tensor(actions[:, 0], device=device).long()
     return torch.as_tensor(actions, device=device, dtype=torch.float32)
 
 
 def batch(rollout: RolloutBuffer, space: spaces.Space, device: torch.device) -> Batch:
-    """Gathers a full rollout's samples; another buffer class than ours is read by its ``get``."""
-    if not isinstance(rollout, (Rollout, DictRollout)):
+    """Gathers a rollout's samples; another buffer class than ours is read by its ``get``.
+
+    So is ours where somebody called ``get`` already, which puts the arrays into another order.
+    """
+    if not isinstance(rollout, (Rollout, DictRollout)) or rollout.generator_ready:
         samples = next(iter(rollout.get(batch_size=None)))
         actions = samples.actions
         if isinstance(space, spaces.Discrete):
@@ -136,11 +143,11 @@ def batch(rollout: RolloutBuffer, space: spaces.Space, device: torch.device) -> 
         )
 
     def column(values: np.ndarray) -> Tensor:
-        return torch.as_tensor(values.reshape(-1), device=device)
+        return torch.as_tensor(values[: rollout.pos].reshape(-1), device=device)
 
     return Batch(
-        flat_observations(rollout, rollout.pos, device),
-        flat_actions(rollout, rollout.pos, space, device),
+        flat_observations(rollout, 0, rollout.pos, device),
+        flat_actions(rollout, 0, rollout.pos, space, device),
         column(rollout.log_probs),
         column(rollout.advantages),
         column(rollout.returns),

@@ -46,8 +46,8 @@ class KLBudget:
         self.behaviour = behaviour
         self.budget = budget
         self.spent = False
-        buffers = [b for b in policy.buffers() if b.is_floating_point()]
-        self.tensors = [*shared, *buffers]
+        self.buffers = [b for b in policy.buffers() if b.is_floating_point()]
+        self.tensors = [*shared, *self.buffers]
         self.start = [t.detach().clone() for t in self.tensors]
 
     @torch.no_grad()
@@ -66,7 +66,8 @@ class KLBudget:
     @torch.no_grad()
     def enforce(self) -> None:
         """Shortens the displacement to the budget, if it went beyond, and ends it there."""
-        if not self.tensors or self.spent or self.kl() <= self.budget:
+        still = self.spent and not self.buffers  # running statistics move on, weights do not
+        if not self.tensors or still or self.kl() <= self.budget:
             return
         self.spent = True
         end = [t.detach().clone() for t in self.tensors]

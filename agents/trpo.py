@@ -133,8 +133,8 @@ class TRPO(NaturalPolicyGradient):
         self.curvature = curvature
         self.critic = critic
         self.critic_steps = critic_steps
-        self._check_settings()
         if _init_setup_model:
+            self._warn_about_joint_kl()
             self._setup_model()
 
     def _check_settings(self) -> None:
@@ -143,7 +143,10 @@ class TRPO(NaturalPolicyGradient):
             raise ConfigurationError(
                 f'kl_reduction must be "joint" or "per-dimension", got {self.kl_reduction!r}'
             )
-        dimensions = 1 if self.env is None else action_dimensions(self.action_space)
+
+    def _warn_about_joint_kl(self) -> None:
+        """Tells who comes from sb3-contrib, once; a loaded agent keeps what its file says."""
+        dimensions = action_dimensions(self.action_space)
         if self.kl_reduction is None and dimensions > 1 and not TRPO._warned_about_joint_kl:
             TRPO._warned_about_joint_kl = True
             warnings.warn(
@@ -159,6 +162,7 @@ class TRPO(NaturalPolicyGradient):
         per_dimension = self.kl_reduction == "per-dimension"
         dimensions = action_dimensions(self.action_space) if per_dimension else 1
         return {
+            "lr": 1.0,
             "target_kl": self.target_kl * dimensions,
             "damping": self.cg_damping * dimensions,
             "line_search_shrinking_factor": self.line_search_shrinking_factor,
@@ -167,7 +171,9 @@ class TRPO(NaturalPolicyGradient):
 
     @classmethod
     def _foreign_arguments(cls, keys: set[str]) -> dict[str, Any]:
-        return {} if "kl_reduction" in keys else {"kl_reduction": "per-dimension"}
+        if "kl_reduction" in keys:
+            return {}
+        return {"kl_reduction": "per-dimension", "rollout_buffer_class": None}
 
     def learn(
         self,

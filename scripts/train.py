@@ -15,7 +15,6 @@ from functools import partial
 
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback
-
 from training import callbacks, command_line, learning_curve, report, session
 from training.failures import Failure, configuration_errors, plain_warnings, training_errors
 from training.progress import ProgressBar

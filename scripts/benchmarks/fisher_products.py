@@ -4,10 +4,10 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from benchmarks.report import Row, interleaved, median_ratio, show
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
+from benchmarks.report import Row, interleaved, median_ratio, show
 from npg.curvature import Fisher, math_attention
 from npg.linalg import flatten
 

@@ -3,13 +3,13 @@
 import copy
 
 import torch
-from benchmarks.report import Row, show
-from benchmarks.training_run import build
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
 from agents import TRPO
 from agents.rollout import flat_observations
+from benchmarks.report import Row, show
+from benchmarks.training_run import build
 
 CASES = [("CartPole-v1", 100_000), ("Hopper-v5", 100_000), ("HalfCheetah-v5", 100_000)]
 
@@ -28,7 +28,7 @@ class Watched(TRPO):
 
     def train(self) -> None:
         before = copy.deepcopy(self.policy).double()
-        observations = flat_observations(self.rollout_buffer, self.n_steps, self.device).clone()
+        observations = flat_observations(self.rollout_buffer, 0, self.n_steps, self.device).clone()
         super().train()
         after = copy.deepcopy(self.policy).double()
         with torch.no_grad():

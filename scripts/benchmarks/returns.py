@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from benchmarks.report import Row, show
 from rich.progress import track
 from rliable import library as rliable
 from rliable import metrics
+
+from benchmarks.report import Row, show
 
 STEPS = {
     "CartPole-v1": 100_000,

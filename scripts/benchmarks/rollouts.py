@@ -3,9 +3,9 @@
 from statistics import median
 
 import numpy as np
-from benchmarks.report import Row, interleaved, median_ratio, show
 
 from agents import TRPO
+from benchmarks.report import Row, interleaved, median_ratio, show
 from envs import make
 
 CASES = [

@@ -3,11 +3,11 @@
 from statistics import median
 
 import sb3_contrib
-from benchmarks.report import Row, interleaved, median_ratio, show
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 
 from agents import TRPO
+from benchmarks.report import Row, interleaved, median_ratio, show
 from envs import make
 
 # (environment, environments, steps per environment and update, backend, critic, target)

@@ -36,7 +36,9 @@ def draw(directory: Path, agent: str, env: str, seed: int) -> None:
         at, results = evaluations["timesteps"], evaluations["results"]
         mean, deviation = results.mean(axis=1), results.std(axis=1)
         label = f"evaluation, {results.shape[1]} episodes, mean ± std"
-        axes.fill_between(at, mean - deviation, mean + deviation, color=EVALUATION, alpha=0.15, lw=0)
+        axes.fill_between(
+            at, mean - deviation, mean + deviation, color=EVALUATION, alpha=0.15, lw=0
+        )
         axes.plot(at, mean, color=EVALUATION, lw=2, marker="o", ms=3.5, label=label)
         axes.annotate(
             f"{mean[-1]:,.4g}",

@@ -75,12 +75,12 @@ class Options(Generic[Arguments]):
     policy: Literal["auto", "MlpPolicy", "CnnPolicy", "MultiInputPolicy"] = "auto"
     """Kind of policy; auto goes by the observation space."""
     hidden_layers: tuple[int, ...] | None = None
-    """Widths of the hidden layers, of actor and critic alike, such as `64 64`. Default: the
-    policy's own, 64 64 for MlpPolicy."""
+    """Widths of the hidden layers, of actor and critic alike, such as `64 64`. None is the
+    policy's own choice, 64 64 for MlpPolicy."""
     activation: Literal["tanh", "relu", "elu", "gelu", "silu"] | None = None
-    """Between the hidden layers. Default: the policy's own, tanh."""
+    """Between the hidden layers. None is the policy's own choice, tanh."""
     log_std_init: float | None = None
-    """Logarithm of the first standard deviation of continuous actions. Default: 0."""
+    """Logarithm of the first standard deviation of continuous actions. None is 0."""
     device: str = "auto"
     """cpu, cuda or auto."""
     eval_freq: int = 25_000
@@ -100,8 +100,8 @@ class Options(Generic[Arguments]):
     """Draw a progress bar; not together with the tables of `--verbose 1`."""
     verbose: int = 0
     """1 prints a table at every update, 2 also the traceback of an error."""
-    arguments: Annotated[Arguments, tyro.conf.arg(name="")] = dataclasses.field(
-        default=tyro.MISSING
+    arguments: Annotated[Arguments, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="agent")] = (
+        tyro.MISSING
     )
     """Arguments of the agent's constructor."""
 

@@ -1,9 +1,9 @@
-"""A progress bar that shows what a person waits for: steps, speed, return."""
+"""A progress bar that shows what a person waits for: the return, and the time left."""
 
 import time
 
 import numpy as np
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 
 from training.callbacks import Evaluations
@@ -12,7 +12,7 @@ SECONDS_BETWEEN_UPDATES = 0.25
 
 
 class ProgressBar(BaseCallback):
-    """Shows steps, steps per second, mean training return, last evaluation, time left.
+    """Shows the share of the steps, steps per second, returns, and the time left.
 
     Args:
         title: What is trained.
@@ -25,9 +25,10 @@ class ProgressBar(BaseCallback):
         self._bar = Progress(
             TextColumn(f"[bold]{title}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[steps]} steps, {task.fields[speed]}/s"),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[speed]}/s"),
             TextColumn("return {task.fields[training]}"),
-            TextColumn("[bold cyan]evaluation {task.fields[evaluation]}"),
+            TextColumn("[bold cyan]eval {task.fields[evaluation]}"),
             TimeRemainingColumn(),
             expand=True,
             refresh_per_second=4,
@@ -62,8 +63,7 @@ class ProgressBar(BaseCallback):
         returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
         last = self.evaluations.last
         return {
-            "steps": f"{self.model.num_timesteps:,}",
             "speed": f"{(self.model.num_timesteps - self._first) / seconds:,.0f}",
             "training": f"{np.mean(returns):,.1f}" if returns else "–",
-            "evaluation": "–" if last is None else f"{last[0]:,.1f} ± {last[1]:,.1f}",
+            "evaluation": "–" if last is None else f"{last[0]:,.1f}",
         }

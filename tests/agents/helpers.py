@@ -21,7 +21,7 @@ from agents.on_policy import OnPolicy
 AGENTS = (TRPO, NPG)
 
 VECTOR = spaces.Box(-10.0, 10.0, (3,), np.float32)
-IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+IMAGE = spaces.Box(0, 255, (3, 12, 12), np.uint8)
 DICTIONARY = spaces.Dict(
     {"velocity": spaces.Box(-10, 10, (2,), np.float32), "angle": spaces.Box(-4, 4, (3,))}
 )
@@ -94,6 +94,13 @@ class Toy(gym.Env):
         return self._observe(), reward, dead, self.steps >= self.limit, {}
 
 
+class Shifted(Toy):
+    """Observations far from mean 0 and variance 1, where BatchNorm's statistics begin."""
+
+    def _observe(self) -> Any:
+        return super()._observe() * 3 + 1
+
+
 class Script(gym.Env):
     """A fixed sequence of rewards and ends; an observation tells episode and step.
 
@@ -132,6 +139,23 @@ class SharedMlp(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim)
         self.net = nn.Sequential(
             nn.Flatten(), nn.Linear(int(np.prod(observation_space.shape)), features_dim), nn.Tanh()
+        )
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.net(observations)
+
+
+class SmallCnn(BaseFeaturesExtractor):
+    """One convolution: images without NatureCNN's price."""
+
+    def __init__(self, observation_space: spaces.Space, features_dim: int = 8) -> None:
+        super().__init__(observation_space, features_dim)
+        self.net = nn.Sequential(
+            nn.Conv2d(observation_space.shape[0], 4, 4, stride=4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(36, features_dim),
+            nn.ReLU(),
         )
 
     def forward(self, observations: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ class Scaled(nn.Module):
         self.layer = nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.layer.bias, x, self.layer.weight.T, alpha=2, beta=3)
+        return torch.addmm(self.layer.bias, x, self.layer.weight.t(), alpha=2, beta=3)
 
 
 class Times(nn.Module):
@@ -256,6 +256,24 @@ def _convolution() -> nn.Module:
     return model.eval()
 
 
+def _convolutions() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2, padding=1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 2, groups=2, dilation=2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
+
+
+def _frozen_convolution() -> nn.Module:
+    model = _convolutions()
+    model[0].requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    return model
+
+
 def _normed() -> nn.Module:
     return nn.Sequential(weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 3))
 
@@ -292,9 +310,16 @@ CASES: dict[str, Case] = {
     "leaky relu in place": Case(
         lambda: mlp(lambda: nn.LeakyReLU(0.3, inplace=True)), functional=False
     ),
-    "elu": Case(lambda: mlp(nn.ELU)),
-    "gelu": Case(lambda: mlp(nn.GELU)),
-    "silu": Case(lambda: mlp(nn.SiLU)),
+    "elu": Case(lambda: mlp(lambda: nn.ELU(0.7)), chain=True),
+    "elu in place": Case(lambda: mlp(lambda: nn.ELU(inplace=True)), functional=False),
+    "selu": Case(lambda: mlp(nn.SELU)),
+    "celu": Case(lambda: mlp(lambda: nn.CELU(0.5))),
+    "gelu": Case(lambda: mlp(nn.GELU), chain=True),
+    "gelu by tanh": Case(lambda: mlp(lambda: nn.GELU("tanh")), chain=True),
+    "silu": Case(lambda: mlp(nn.SiLU), chain=True),
+    "silu in place": Case(lambda: mlp(lambda: nn.SiLU(inplace=True)), chain=True, functional=False),
+    "activation on top": Case(lambda: nn.Sequential(mlp(), nn.Tanh()), chain=True),
+    "activation below": Case(lambda: nn.Sequential(nn.Tanh(), mlp()), chain=True),
     "softplus": Case(lambda: mlp(nn.Softplus)),
     "log-softmax": Case(Normalised, chain=True),
     "log-softmax without keepdim": Case(lambda: WronglyNormalised(keepdim=False)),
@@ -305,8 +330,16 @@ CASES: dict[str, Case] = {
         (5, 2, 3),
         chain=True,
     ),
-    "sequence input": Case(mlp, (2, 4, 3)),
-    "single input": Case(lambda: nn.Sequential(mlp(), nn.Unflatten(-1, (1, 3))), (5, 3)),
+    "sequence input": Case(mlp, (2, 4, 3), chain=True),
+    "reshaped between layers": Case(
+        lambda: nn.Sequential(
+            nn.Linear(3, 6), nn.Tanh(), nn.Unflatten(1, (3, 2)), nn.Linear(2, 1), nn.Flatten()
+        ),
+        chain=True,
+    ),
+    "single input": Case(
+        lambda: nn.Sequential(mlp(), nn.Unflatten(-1, (1, 3))), (5, 3), chain=True
+    ),
     "frozen first layer": Case(frozen("0.weight", "0.bias"), chain=True),
     "frozen middle layer": Case(frozen("2.weight", "2.bias")),
     "frozen last layer": Case(frozen("4.weight", "4.bias")),
@@ -328,6 +361,17 @@ CASES: dict[str, Case] = {
     "scaled addmm": Case(Scaled),
     "untransposed weight": Case(Times),
     "rounded": Case(Rounded),
+    "convolutions": Case(_convolutions, (4, 2, 6, 6), chain=True),
+    "frozen first convolution": Case(_frozen_convolution, (4, 2, 6, 6), chain=True),
+    "convolution in one dimension": Case(
+        lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(9, 3)),
+        (5, 2, 4),
+        chain=True,
+    ),
+    "transposed convolution": Case(
+        lambda: nn.Sequential(nn.ConvTranspose1d(2, 3, 2), nn.Flatten(), nn.Linear(15, 3)),
+        (5, 2, 4),
+    ),
     "convolution and batch norm": Case(_convolution, (4, 2, 4, 4)),
     "lstm": Case(Recurrent, (4, 3, 2), functional=False),
     "multihead attention": Case(lambda: Attention().eval(), (3, 4, 4), functional=False),

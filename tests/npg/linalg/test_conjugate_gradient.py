@@ -193,23 +193,31 @@ class TestEdges:
 
 
 class TestMartensStop:
-    def test_is_his_rule(self):
+    @pytest.mark.parametrize(("size", "epsilon"), [(100, 5e-4), (400, 1e-7)])
+    def test_is_his_rule(self, size, epsilon):
         """φ is recomputed from the iterates; the first i with progress below k ε |φ| is found."""
-        a, b = spd(200, 1e4), torch.randn(200)
-        epsilon = 5e-4
+        a, b, x = spd(size, 1e4), torch.randn(size), None
         values = []
-        for i in range(1, 150):
+        limit = 2 * size
+        for i in range(1, limit):
             x = cg(a, b, max_iterations=i, tolerance=0).x
             values.append(float(0.5 * x @ (a @ x) - b @ x))
-        for i in range(1, 150):
             k = max(10, i // 10)
-            if i > k:
-                now, then = values[i - 1], values[i - 1 - k]
-                if now < 0 and (now - then) / now < k * epsilon:
-                    break
-        result = cg(a, b, max_iterations=149, tolerance=0, progress_tolerance=epsilon)
+            if i > k and (values[i - 1] - values[i - 1 - k]) / values[i - 1] < k * epsilon:
+                break
+        result = cg(a, b, max_iterations=limit, tolerance=0, progress_tolerance=epsilon)
         assert result.reason == "relative progress"
-        assert 20 < result.iterations == i < 149
+        assert 20 < result.iterations == i < limit - 1
+        assert size == 100 or i > 120, "the second is for windows above ten"
+
+    def test_waits_for_a_negative_quadratic(self):
+        """From far away φ is positive, and relative progress means nothing yet."""
+        a, b = spd(200, 1e6), torch.randn(200)
+        x0 = 1e4 * torch.randn(200)
+        result = cg(a, b, x0=x0, max_iterations=2000, tolerance=0, progress_tolerance=100.0)
+        assert result.reason == "relative progress"
+        assert float(0.5 * result.x @ (a @ result.x) - b @ result.x) < 0
+        assert result.iterations > 11
 
     def test_is_off_by_default(self):
         a, b = spd(200, 1e4), torch.randn(200)

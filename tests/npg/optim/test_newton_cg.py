@@ -66,7 +66,7 @@ class TestOneStep:
         start = snapshot(model)
         assert NewtonCG(model, lr=0.01, damping=1.0, **EXACT).step(closure).fraction == 1.0
         step = (snapshot(model) - start) / 0.01
-        torch.nn.utils.vector_to_parameters(start, model.parameters())
+        torch.nn.utils.vector_to_parameters(start.clone(), model.parameters())
         groups = [
             {"params": trained(model)[:2], "lr": 0.1},
             {"params": trained(model)[2:], "lr": 0.02},

@@ -1,0 +1,61 @@
+"""Noticing callbacks that change the policy in the middle of a rollout."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
+
+
+class ParameterWatch:
+    """Compares the policy's parameters with those that acted so far.
+
+    Values and log-probabilities are computed after the steps they belong to. They must be those of
+    the parameters that acted, so these are kept until then. Writing through ``parameter.data`` in
+    place is the one change that leaves no trace to notice.
+
+    Args:
+        policy: The policy.
+        callback: What could change it; without one nothing is checked.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, callback: BaseCallback) -> None:
+        self.policy = policy
+        self.active = not (type(callback) is ConvertCallback and callback.callback is None)
+        self.remember()
+
+    def remember(self) -> None:
+        """Takes the present parameters as those that act from now on."""
+        if not self.active:
+            return
+        self.slots = [
+            (module._parameters, name)
+            for module in self.policy.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        ]
+        self.values = [slots[name].detach().clone() for slots, name in self.slots]
+        self.signature = self._signature()
+
+    def changed(self) -> bool:
+        """Whether a parameter was written to or replaced since :meth:`remember`."""
+        return self.active and self._signature() != self.signature
+
+    def _signature(self) -> list[tuple[int, int]]:
+        return [(slots[name].data_ptr(), slots[name]._version) for slots, name in self.slots]
+
+    @contextmanager
+    def as_before(self) -> Iterator[None]:
+        """Within this context the policy has the remembered values."""
+        parameters = [slots[name] for slots, name in self.slots]
+        present: list[Tensor] = [parameter.data for parameter in parameters]
+        try:
+            for parameter, value in zip(parameters, self.values, strict=True):
+                parameter.data = value
+            with torch.no_grad():
+                yield
+        finally:
+            for parameter, value in zip(parameters, present, strict=True):
+                parameter.data = value

@@ -1,0 +1,22 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+# `python scripts/train.py` finds its helpers beside it.
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+TINY = ["--n-steps", "64", "--critic", "gauss-newton", "--eval-episodes", "3", "--seed", "3"]
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A finished run of 256 steps with a normaliser; tests copy it before they change it."""
+    from train import main
+
+    track_dir = tmp_path_factory.mktemp("runs")
+    words = f"trpo --env CartPole-v1 --track-dir {track_dir} --num-envs 2 --total-timesteps 256"
+    words += " --normalize-obs --normalize-reward --eval-freq 100"
+    assert main([*words.split(), *TINY]) == 0
+    return track_dir / "trpo_CartPole-v1_1"
