@@ -203,5 +203,7 @@ def _altered(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or hasattr(module, "parametrizations")
-        or any(callable(v) and callable(getattr(type(module), k, 0)) for k, v in vars(module).items())
+        or any(
+            callable(v) and callable(getattr(type(module), k, 0)) for k, v in vars(module).items()
+        )
     )

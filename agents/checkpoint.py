@@ -84,13 +84,13 @@ class TrainingState:
         python = self._generators["python"]
         random.setstate((python[0], tuple(python[1].tolist()), python[2]))
         name, keys, *rest = self._generators["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
         torch.set_rng_state(self._generators["torch"].cpu())
 
 
 def _generators() -> dict[str, Any]:
     version, words, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (SB3 draws from it)
     return {
         "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],

@@ -71,7 +71,7 @@ def collect(
         if mirror is not None:
             actions = mirror.sample(n_steps, model._last_obs)
         else:
-            if model.use_sde and 0 < model.sde_sample_freq and n_steps % model.sde_sample_freq == 0:
+            if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
                 policy.reset_noise(env.num_envs)
             with torch.no_grad():
                 obs_tensor = obs_as_tensor(model._last_obs, model.device)
@@ -149,9 +149,11 @@ def _evaluate(model: "OnPolicy", rollout: Rollout | DictRollout, start: int, sto
 
 def _check_finite(rollout: Rollout | DictRollout) -> None:
     """Refuses what the environments should not have returned, by step and environment."""
-    columns = rollout.observations if isinstance(rollout, DictRollout) else {
-        "observation": rollout.observations
-    }
+    columns = (
+        rollout.observations
+        if isinstance(rollout, DictRollout)
+        else {"observation": rollout.observations}
+    )
     for name, column in {**columns, "reward": rollout.rewards}.items():
         column = column[: rollout.pos]
         if column.dtype.kind == "f" and not np.isfinite(column.sum(dtype=np.float64)):

@@ -91,7 +91,6 @@ class GaussNewtonCritic:
 
     def fit(self, batch: Batch, budget: KLBudget) -> float:
         """Fits by full-batch steps; after the budget is spent, what is not shared goes on alone."""
-
         targets = batch.returns.unsqueeze(1)
 
         def closure() -> tuple[Tensor, Tensor]:

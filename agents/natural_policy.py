@@ -8,7 +8,6 @@ import math
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor, distributions
@@ -16,7 +15,7 @@ from torch import Tensor, distributions
 from agents.critics import AdamCritic, Critic, CriticKind, GaussNewtonCritic, Snapshot
 from agents.on_policy import OnPolicy
 from agents.predictions import prediction, take
-from agents.rollout import Batch, Rollout, batch
+from agents.rollout import Batch, batch
 from agents.shared_features import KLBudget, behaviour_of
 from npg.errors import ConfigurationError
 from npg.optim import NaturalGradient, StepReport
@@ -154,14 +153,12 @@ class NaturalPolicyGradient(OnPolicy):
         self._log(report, value_loss)
 
     def _let_statistics_follow(self, samples: Batch) -> None:
-        """Shows the rollout to BatchNorm layers of the actor, which the critic's fit may not run."""
+        """Shows the rollout to the actor's BatchNorm layers: the critic's fit may not run them."""
         if any(getattr(m, "track_running_stats", False) for m in self.policy.modules()):
             with torch.no_grad():
                 self.policy.get_distribution(samples.observations)
 
-    def _step(
-        self, samples: Batch, behaviour: list[distributions.Distribution]
-    ) -> StepReport:
+    def _step(self, samples: Batch, behaviour: list[distributions.Distribution]) -> StepReport:
         """Takes the policy step; see the class of the optimizer for what is guaranteed."""
         advantages = samples.advantages
         if self.normalize_advantage:

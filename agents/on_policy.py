@@ -1,4 +1,4 @@
-"""The base of every on-policy agent: Stable-Baselines3's contract, lean rollouts, one-file state."""
+"""The base of every on-policy agent: SB3's contract, lean rollouts, one-file state."""
 
 import io
 import os
@@ -6,11 +6,12 @@ import pathlib
 import warnings
 import zipfile
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import gymnasium as gym
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
@@ -19,7 +20,6 @@ from stable_baselines3.common.policies import (
     BasePolicy,
     MultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
@@ -45,7 +45,7 @@ class OnPolicy(OnPolicyAlgorithm):
         parts: Which of the policy's parameters the actor, the critic and both use.
     """
 
-    policy_aliases = {
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": ActorCriticPolicy,
         "CnnPolicy": ActorCriticCnnPolicy,
         "MultiInputPolicy": MultiInputActorCriticPolicy,
@@ -199,8 +199,8 @@ class OnPolicy(OnPolicyAlgorithm):
         if "training_optim_state.pth" not in members:
             kwargs["_starts_afresh"] = True  # set_parameters reads it, once
             warnings.warn(
-                f"{path} holds no optimizer, normaliser and generator state of this library (it was "
-                "saved by another): these start afresh",
+                f"{path} holds no optimizer, normaliser and generator state of this library (it "
+                "was saved by another): these start afresh",
                 stacklevel=2,
             )
         try:

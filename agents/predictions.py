@@ -62,7 +62,9 @@ def in_chunks(observations: Observations) -> Iterator[Observations]:
 
 def rows(observations: Observations) -> int:
     """Number of observations in a batch."""
-    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    return len(
+        next(iter(observations.values())) if isinstance(observations, dict) else observations
+    )
 
 
 def take(observations: Observations, indices: Tensor | slice) -> Observations:

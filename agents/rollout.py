@@ -125,9 +125,18 @@ def flat_actions(
 
 
 def batch(rollout: RolloutBuffer, space: spaces.Space, device: torch.device) -> Batch:
-    """Gathers a rollout's samples; another buffer class than ours is read by its ``get``.
+    """Gathers a rollout's samples.
 
-    So is ours where somebody called ``get`` already, which puts the arrays into another order.
+    Another buffer class than ours is read by its ``get``; so is ours where a callback called it
+    already, because that puts the arrays into another order.
+
+    Args:
+        rollout: A full buffer.
+        space: The action space.
+        device: Where the policy is.
+
+    Returns:
+        All samples.
     """
     if not isinstance(rollout, (Rollout, DictRollout)) or rollout.generator_ready:
         samples = next(iter(rollout.get(batch_size=None)))

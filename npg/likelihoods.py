@@ -13,7 +13,7 @@ more dimensions could mean independent samples or the coordinates of one sample;
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class Product(Distribution):
         components: Distributions of equal ``batch_shape`` and events of at most one dimension.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, components: Sequence[Distribution]) -> None:
         self.components = tuple(components)
@@ -90,7 +90,7 @@ class Product(Distribution):
         return self.join([component.sample(shape) for component in self.components])
 
 
-@torch.distributions.kl.register_kl(Product, Product)
+@torch.distributions.kl.register_kl(Product, Product)  # type: ignore[untyped-decorator]
 def _kl_product(p: Product, q: Product) -> Tensor:
     pairs = zip(p.components, q.components, strict=True)
     return torch.stack([kl_divergence(a, b) for a, b in pairs]).sum(0)
@@ -185,7 +185,7 @@ class NormalLikelihood(Likelihood[Normal]):
 
     def rebuild(self, distribution: Normal, tensors: Tensors) -> Normal:
         """Normal with this mean and standard deviation."""
-        return Normal(*tensors, validate_args=False)
+        return Normal(tensors[0], tensors[1], validate_args=False)
 
     def fisher_product(self, distribution: Normal, tangents: Tensors) -> Tensors:
         """(t_μ / σ², 2 t_σ / σ²)."""
@@ -230,29 +230,29 @@ class MultivariateNormalLikelihood(Likelihood[MultivariateNormal]):
         return distribution.loc + (distribution.scale_tril @ noise).squeeze(-1)
 
 
-class IndependentLikelihood(Likelihood[Independent]):
+class IndependentLikelihood(Likelihood["Independent[Any]"]):
     """The base family with some batch dimensions read as coordinates of one sample."""
 
-    def tensors(self, distribution: Independent) -> Tensors:
+    def tensors(self, distribution: "Independent[Any]") -> Tensors:
         """The base distribution's tensors."""
         base = distribution.base_dist
         return _family(base).tensors(base)
 
-    def rebuild(self, distribution: Independent, tensors: Tensors) -> Independent:
+    def rebuild(self, distribution: "Independent[Any]", tensors: Tensors) -> "Independent[Any]":
         """Independent over the rebuilt base."""
         base = _family(distribution.base_dist).rebuild(distribution.base_dist, tensors)
         dimensions = distribution.reinterpreted_batch_ndims
         return Independent(base, dimensions, validate_args=False)
 
-    def fisher_product(self, distribution: Independent, tangents: Tensors) -> Tensors:
+    def fisher_product(self, distribution: "Independent[Any]", tangents: Tensors) -> Tensors:
         """The base's product: coordinates do not interact."""
         return _family(distribution.base_dist).fisher_product(distribution.base_dist, tangents)
 
-    def sample(self, distribution: Independent, generator: torch.Generator | None) -> Tensor:
+    def sample(self, distribution: "Independent[Any]", generator: torch.Generator | None) -> Tensor:
         """The base's sample."""
         return _family(distribution.base_dist).sample(distribution.base_dist, generator)
 
-    def check(self, distribution: Independent) -> None:
+    def check(self, distribution: "Independent[Any]") -> None:
         """Refuses only what the base would refuse beyond the reinterpreted dimensions."""
         says = distribution.reinterpreted_batch_ndims > 0
         if not (says and isinstance(distribution.base_dist, (Normal, Bernoulli))):
@@ -430,8 +430,8 @@ def as_distribution(
     Args:
         prediction: A distribution, or a module's output tensor with samples along dimension 0.
         family: How a tensor parametrises the prediction: ``"categorical"`` (logits, classes
-            last), ``"bernoulli"`` (logits), ``"normal"`` (mean, unit variance), ``"mse"`` (mean, for
-            a squared error averaged over outputs), or a callable output → Distribution.
+            last), ``"bernoulli"`` (logits), ``"normal"`` (mean, unit variance), ``"mse"`` (mean,
+            for a squared error averaged over outputs), or a callable output → Distribution.
 
     Returns:
         The distribution.

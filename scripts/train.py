@@ -62,7 +62,7 @@ def train(run: session.Run) -> int:
             with training_errors(f"the agent before it: {checkpoints.path}"):
                 run.model.learn(
                     options.total_timesteps - done,
-                    callback=beside,
+                    callback=callbacks.Callbacks(beside),
                     reset_num_timesteps=run.resumed_at is None,
                 )
         except Exception:

@@ -54,10 +54,10 @@ class AffineChain:
         operations: list[Operation] = []
         node, shape = output.grad_fn, output.shape
         if node is not None and node.name() == "SubBackward0":
-            operation, node = LogSoftmax.read(node, output)
-            if operation is None:
+            softmax, node = LogSoftmax.read(node, output)
+            if softmax is None:
                 return None
-            operations.append(operation)
+            operations.append(softmax)
         while node is not None:
             reader = READERS.get(node.name())
             found = None if reader is None else reader(node, shape, index)
@@ -65,8 +65,6 @@ class AffineChain:
                 return None
             operation, node, shape = found
             operations.append(operation)
-        while operations and not isinstance(operations[-1], Parametric):
-            operations.pop()  # what happens to the input before the first layer
         layers = [operation for operation in operations if isinstance(operation, Parametric)]
         used = [i for layer in layers for i in (layer.weight, layer.bias) if i is not None]
         if not used or len(set(used)) < len(used):
@@ -88,4 +86,6 @@ class AffineChain:
             cotangent = cotangent.clone()  # activations work in place
         for operation in reversed(self.operations[1:]):
             cotangent = operation.vjp(cotangent, into)
-        self.operations[0].add_vjp(cotangent, into)  # type: ignore[attr-defined]
+        first = self.operations[0]
+        assert isinstance(first, Parametric)  # recognise() ends with one
+        first.add_vjp(cotangent, into)

@@ -292,7 +292,8 @@ def _elementwise(
 def _by_autograd(function: Callable[..., Tensor], node: Any, **settings: Any) -> Tensor:
     inputs = node._saved_self.detach().requires_grad_()
     with torch.enable_grad():
-        (derivative,) = torch.autograd.grad(function(inputs, **settings).sum(), inputs)
+        values = function(inputs, **settings).sum()
+    derivative: Tensor = torch.autograd.grad(values, inputs)[0]
     return derivative
 
 

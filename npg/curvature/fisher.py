@@ -92,10 +92,11 @@ class Fisher(CurvatureMatrix):
         if self.scores is None:
             products = self.family.fisher_product(self.prediction, tangents)
         else:
-            inner = sum(
+            terms = [
                 (s * t).reshape(*self._batch_shape, -1).sum(-1)
                 for s, t in zip(self.scores, tangents, strict=True)
-            )
+            ]
+            inner = torch.stack(terms).sum(0)
             products = tuple(s * _expand(inner, s) for s in self.scores)
         if isinstance(self.weights, float):
             return tuple(product.mul(self.weights) for product in products)

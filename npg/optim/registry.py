@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from npg.errors import ConfigurationError
-from npg.optim.base import Prediction
+from npg.optim.base import FunctionOptimizer, Prediction
 from npg.optim.natural_gradient import NaturalGradient
 from npg.optim.newton_cg import NewtonCG
 
@@ -58,8 +58,8 @@ def train_step(
     Returns:
         The loss before the step.
     """
-    if getattr(optimizer, "protocol", "gradient") == "function":
-        return float(optimizer.step(forward))  # type: ignore[call-overload]
+    if isinstance(optimizer, FunctionOptimizer):
+        return float(optimizer.step(forward))  # type: ignore[arg-type]
     optimizer.zero_grad()
     loss, _ = forward()
     loss.backward()

@@ -29,9 +29,7 @@ def run(rounds: int, command: str) -> None:
         random_env = make(env_id, num_envs=num_envs, seed=0, backend=backend)
         random_env.reset()
         space = random_env.action_space
-        actions = [
-            np.stack([space.sample() for _ in range(num_envs)]) for _ in range(n_steps)
-        ]
+        actions = [np.stack([space.sample() for _ in range(num_envs)]) for _ in range(n_steps)]
 
         def rollout(model=model, env=env, callback=callback, n_steps=n_steps) -> None:
             model.collect_rollouts(env, callback, model.rollout_buffer, n_steps)

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from training import seeds
@@ -16,6 +16,13 @@ from training.run_directory import LAST, read_evaluations
 
 # Drawing takes some tenths of a second: a short run should not spend its time on it.
 SECONDS_BETWEEN_PLOTS = 10.0
+
+
+class Callbacks(CallbackList):
+    """Callbacks none of which reads the trainer's variables, which are then not copied to each."""
+
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """Does nothing: this would cost as much as all else that happens in a step beside it."""
 
 
 class Evaluations(EvalCallback):
@@ -88,7 +95,7 @@ class Evaluations(EvalCallback):
         return self.last_mean_reward >= self.stop_at
 
     def _init_callback(self) -> None:
-        super()._init_callback()
+        # Not the base class's part, which warns where training runs on EnvPool.
         self.eval_freq = max(self.every // self.training_env.num_envs, 1) if self.every else 0
         self.n_calls = self.model.num_timesteps // self.training_env.num_envs
 

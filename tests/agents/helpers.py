@@ -123,7 +123,7 @@ class Script(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
         super().reset(seed=seed)
-        self.episodes += 1
+        self.episodes, self.steps = self.episodes + 1, 0
         return self._now(), {}
 
     def step(self, action: Any) -> Any:
@@ -180,9 +180,7 @@ def vector_env(make: Callable[[], gym.Env], count: int = 1) -> DummyVecEnv:
     return DummyVecEnv([make] * count)
 
 
-def small(
-    agent: type[OnPolicy], env: Any, policy: Any = "MlpPolicy", **settings: Any
-) -> OnPolicy:
+def small(agent: type[OnPolicy], env: Any, policy: Any = "MlpPolicy", **settings: Any) -> OnPolicy:
     """An agent whose updates take milliseconds, silent about the joint KL."""
     chosen: dict[str, Any] = {
         "n_steps": 64,

@@ -257,9 +257,11 @@ def hook(*_args) -> None:
         lambda p: p.mlp_extractor.policy_net.insert(0, nn.Tanh()),
         lambda p: p.mlp_extractor.policy_net.append(nn.Tanh()),
         lambda p: setattr(p, "action_net", nn.Sequential(p.action_net)),
-        lambda p: setattr(p, "squash_output", True)
-        if not isinstance(type(p).squash_output, property)
-        else setattr(p, "_squash_output", True),
+        lambda p: (
+            setattr(p, "squash_output", True)
+            if not isinstance(type(p).squash_output, property)
+            else setattr(p, "_squash_output", True)
+        ),
         lambda p: p.action_net.double(),
     ],
     ids=[

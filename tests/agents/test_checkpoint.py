@@ -375,9 +375,7 @@ def test_statistics_survive_a_load_without_environment(saved, tmp_path) -> None:
     )
     predictor.save(tmp_path / "again")
     again = TRPO.load(tmp_path / "again", env=box_env())
-    np.testing.assert_array_equal(
-        normalised(again).obs_rms.mean, normalised(model).obs_rms.mean
-    )
+    np.testing.assert_array_equal(normalised(again).obs_rms.mean, normalised(model).obs_rms.mean)
 
 
 def test_no_normaliser_where_none_was(tmp_path) -> None:

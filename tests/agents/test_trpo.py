@@ -161,7 +161,9 @@ def test_no_warning_where_the_choice_was_made(reduction: str) -> None:
 def test_failed_line_search_leaves_the_actor_bit_for_bit(monkeypatch, critic: str) -> None:
     agent = small(TRPO, vector_env(lambda: Toy(VECTOR, BOX)), critic=critic)
     policy = agent.policy
-    actor = [p for m in (policy.mlp_extractor.policy_net, policy.action_net) for p in m.parameters()]
+    actor = [
+        p for m in (policy.mlp_extractor.policy_net, policy.action_net) for p in m.parameters()
+    ]
     actor.append(policy.log_std)
     before, everything = [p.detach().clone() for p in actor], parameters(agent)
     original, seen = TrustRegion.search, []

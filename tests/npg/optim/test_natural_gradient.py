@@ -312,6 +312,15 @@ class TestSkips:
 
         self.check(model, closure, "zero gradient")
 
+    def test_a_direction_that_is_not_finite(self):
+        model, x, y = classifier()
+        start = snapshot(model)
+        optimizer = NaturalGradient(model, likelihood="categorical")
+        optimizer.param_groups[0]["lr"] = math.inf
+        report = optimizer.step(objective(model, x, y))
+        assert report.reason == "direction is not finite"
+        assert torch.equal(snapshot(model), start)
+
     def test_a_direction_that_does_not_change_the_prediction(self):
         model, x, _ = classifier()
         idle = nn.Parameter(torch.ones(2))
