@@ -123,7 +123,7 @@ def check_archive(path: Path) -> tuple[Path, set[str]]:
     """
     if isinstance(path, (str, pathlib.Path)):
         path = pathlib.Path(path)
-        if not path.exists() and path.with_name(path.name + ".zip").exists():
+        if not path.is_file() and path.with_name(path.name + ".zip").exists():
             path = path.with_name(path.name + ".zip")
         if not path.is_file():
             raise CheckpointError(f"there is no checkpoint {path}")

@@ -12,7 +12,8 @@ from rich.progress import track
 from rliable import library as rliable
 from rliable import metrics
 
-from benchmarks.report import Row, show
+from benchmarks.curves import draw
+from benchmarks.report import DOCS, Row, show
 
 STEPS = {
     "CartPole-v1": 100_000,
@@ -67,6 +68,7 @@ def run(directory: Path, jobs: int, command: str) -> None:
         rows.append(Row(text, *figures, ratio, ">= 1.0"))
         rows.append(Row(f"{env_id}, probability of improvement", "", "", probability, ">= 0.5"))
     show("Return at equal environment steps", rows, command)
+    draw(directory, list(STEPS), DOCS / "learning_curves.png")
 
 
 def _train(job: tuple[str, str, int, Path]) -> None:

@@ -601,7 +601,7 @@ def test_the_zoo_trains_a_registered_agent(tmp_path, monkeypatch) -> None:
     run = tmp_path / "npg" / "CartPole-v1_1"
     assert (run / "evaluations.npz").exists()
     loaded = NPG.load(
-        run / "CartPole-v1",
+        run / "CartPole-v1",  # a folder of that name holds the settings
         custom_objects={"learning_rate": 0.0, "lr_schedule": lambda _: 0.0},
         device="cpu",
         seed=3,

@@ -81,7 +81,6 @@ def test_what_is_no_checkpoint_exits_with_2(tmp_path, capsys):
 
 def test_a_video_without_moviepy_names_the_extra(finished_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "moviepy", None)
-    pytest.importorskip("pygame")
     video = tmp_path / "video.mp4"
     assert main([str(finished_run), "--episodes", "1", "--record", str(video)]) == 2
     assert "pip install .[video]" in capsys.readouterr().err

@@ -1,0 +1,368 @@
+"""What TRPO and NPG share: the objective, the skips, and the arguments that are refused."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from agents import NPG, TRPO
+from agents.natural_policy import LARGEST_RETURN, BatchOfOneError
+from agents.rollout import batch
+from npg.errors import ConfigurationError, NumericalError
+from npg.optim import NaturalGradient
+from tests.agents.helpers import (
+    ACTIONS,
+    AGENTS,
+    BOX,
+    DISCRETE,
+    VECTOR,
+    SharedMlp,
+    Toy,
+    finite,
+    parameters,
+    same,
+    small,
+    vector_env,
+)
+
+both_agents = pytest.mark.parametrize("agent", AGENTS)
+both_critics = pytest.mark.parametrize("critic", ["adam", "gauss-newton"])
+
+
+def prepared(agent, **settings):
+    """An agent after a rollout and before its update."""
+    actions = settings.pop("actions", DISCRETE)
+    model = small(agent, vector_env(lambda: Toy(VECTOR, actions)), **settings)
+    _, callback = model._setup_learn(64)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    return model
+
+
+# ------------------------------------------------------------------------------------ the objective
+
+
+@both_agents
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("actions", ACTIONS)
+def test_the_step_ascends_the_surrogate(agent, normalize, actions) -> None:
+    model = prepared(agent, actions=ACTIONS[actions], normalize_advantage=normalize)
+    data = batch(model.rollout_buffer, model.action_space, model.device)
+    advantages = data.advantages
+    if normalize:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+    def surrogate() -> float:
+        with torch.no_grad():
+            log_probs = model.policy.get_distribution(data.observations).log_prob(data.actions)
+        return float((advantages * (log_probs - data.log_probs).exp()).mean())
+
+    before = surrogate()
+    np.testing.assert_allclose(before, advantages.mean(), atol=1e-6)  # all ratios are 1
+    model.train()
+    assert surrogate() > before + 1e-3 * float(advantages.std())
+    logged = model.logger.name_to_value["train/policy_objective"]
+    np.testing.assert_allclose(logged, surrogate(), rtol=1e-3, atol=1e-5)
+
+
+def test_the_direction_is_the_natural_gradient() -> None:
+    """θ' − θ ∝ (F + λI)⁻¹ g, with F and g formed densely from the log-probabilities alone."""
+    model = prepared(NPG, policy_kwargs={"net_arch": []}, cg_max_steps=60, cg_damping=0.05)
+    data = batch(model.rollout_buffer, model.action_space, model.device)
+    actor = model.parts.actor
+    advantages = (data.advantages - data.advantages.mean()) / (data.advantages.std() + 1e-8)
+    scores, weights = [], []
+    for row in range(64):
+        distribution = model.policy.get_distribution(data.observations[row : row + 1]).distribution
+        probabilities = distribution.probs.detach()[0]
+        for action in range(3):  # E over the policy's own actions, exactly
+            log_prob = distribution.log_prob(torch.tensor([action]))[0]
+            gradient = torch.autograd.grad(log_prob, actor, retain_graph=True)
+            scores.append(torch.cat([g.flatten() for g in gradient]).double())
+            weights.append(probabilities[action].double())
+    table, probability = torch.stack(scores), torch.stack(weights)
+    fisher = (table * probability[:, None]).T @ table / 64
+    taken = table.reshape(64, 3, -1)[torch.arange(64), data.actions]
+    gradient = (advantages[:, None].double() * taken).mean(0)
+    direction = torch.linalg.solve(fisher + 0.05 * torch.eye(len(fisher)).double(), gradient)
+    direction *= math.sqrt(2 * model.target_kl / float(direction @ fisher @ direction))
+    before = torch.cat([p.detach().flatten() for p in actor]).double()
+    model.train()
+    after = torch.cat([p.detach().flatten() for p in actor]).double()
+    torch.testing.assert_close(after - before, direction, atol=1e-4, rtol=1e-3)
+
+
+@both_agents
+def test_both_curvatures_agree(agent) -> None:
+    moved = []
+    for curvature in ("fisher-cg", "fisher-dense"):
+        settings = {"cg_max_steps": 200, "policy_kwargs": {"net_arch": [4]}}
+        model = prepared(agent, curvature=curvature, critic="gauss-newton", **settings)
+        model.train()
+        moved.append(parameters(model))
+    for a, b in zip(*moved, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
+@both_agents
+def test_a_sub_sample_changes_the_fisher_matrix_only(agent, monkeypatch) -> None:
+    seen: list[int] = []
+    original = NaturalGradient.step
+
+    def spied(self, closure, *, reference, prediction):
+        loss, output = closure()
+        assert output.batch_shape == (64,)
+        seen.append(prediction().batch_shape[0])
+        return original(self, closure, reference=reference, prediction=prediction)
+
+    monkeypatch.setattr(NaturalGradient, "step", spied)
+    prepared(agent, sub_sampling_factor=3).train()
+    prepared(agent, sub_sampling_factor=1000).train()
+    assert seen == [21, 1]
+
+
+@both_agents
+def test_settings_reach_the_engine(agent) -> None:
+    model = small(agent, vector_env(Toy), cg_damping=0.3, target_kl=0.07, cg_max_steps=4)
+    group = model.actor_optimizer.param_groups[0]
+    assert (group["damping"], group["target_kl"], group["lr"]) == (0.3, 0.07, 1.0)
+    model.learn(64)
+    assert model.logger.name_to_value["train/cg_iterations"] <= 4
+    assert model.actor_optimizer.line_search == (agent is TRPO)
+
+
+# ------------------------------------------------------------------------------------------- faults
+
+
+@both_critics
+@both_agents
+@pytest.mark.parametrize("reward", [1e20, 1e38, -1e38])
+def test_exploding_rewards_are_a_counted_skip(agent, critic, reward) -> None:
+    """The second rollout explodes; what is learned before and after it counts."""
+
+    def rewards(total: int) -> float:
+        return reward if 64 < total <= 128 else float(total % 3)
+
+    model = small(agent, vector_env(lambda: Toy(reward=rewards)), critic=critic)
+    states, logged = [], []
+    train = model.train
+
+    def watched() -> None:
+        train()
+        states.append(parameters(model))
+        logged.append(model.logger.name_to_value.get("train/skipped_updates", 0))
+
+    model.train = watched
+    with pytest.warns(UserWarning, match="scale the reward"), np.errstate(over="ignore"):
+        model.learn(64 * 3)
+    assert same(states[0], states[1])
+    assert not same(states[1], states[2])
+    assert model.skipped_updates == logged[1] == 1
+    assert model._n_updates == 3
+    assert finite(model)
+
+
+@both_agents
+def test_rewards_beyond_single_precision_are_refused_where_they_appear(agent) -> None:
+    model = small(agent, vector_env(lambda: Toy(reward=lambda total: 10.0 ** (total * 5))))
+    before = parameters(model)
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(NumericalError, match="reward of environment 0 at step 7"),
+    ):
+        model.learn(64)  # 10³⁵ is a float32, 10⁴⁰ is not
+    assert same(before, parameters(model))
+
+
+@both_critics
+@both_agents
+def test_large_returns_that_floats_can_hold_are_learned_from(agent, critic) -> None:
+    env = vector_env(lambda: Toy(reward=lambda total: 1e11 * (total % 3)))
+    model = small(agent, env, critic=critic)
+    before = parameters(model)
+    model.learn(64 * 3)
+    assert finite(model)
+    assert not same(before, parameters(model))
+    assert model.skipped_updates == 0
+    assert LARGEST_RETURN > 1e12
+
+
+@both_critics
+@both_agents
+def test_no_advantage_is_a_counted_skip_of_the_policy_step(agent, critic) -> None:
+    model = small(agent, vector_env(lambda: Toy(reward=lambda _: 0.0)), critic=critic, gamma=0.0)
+    with torch.no_grad():
+        model.policy.value_net.weight.zero_()
+        model.policy.value_net.bias.zero_()
+    before = parameters(model)
+    with pytest.warns(UserWarning, match="zero gradient"):
+        model.learn(64 * 2)
+    assert same(before, parameters(model))
+    assert model.actor_optimizer.extra["skipped"] == 2
+    assert model.skipped_updates == model.logger.name_to_value["train/skipped_updates"] == 2
+    assert model.logger.name_to_value["train/is_line_search_success"] == 0
+    assert all(
+        not (isinstance(value, float) and math.isinf(value))
+        for value in model.logger.name_to_value.values()
+    )
+
+
+@both_critics
+@both_agents
+def test_an_update_that_leaves_the_finite_numbers_is_undone(agent, critic, monkeypatch) -> None:
+    model = prepared(agent, critic=critic)
+    before = parameters(model)
+    original = NaturalGradient.step
+
+    def poisoned(self, *args, **kwargs):
+        report = original(self, *args, **kwargs)
+        with torch.no_grad():
+            self.tensors()[0][0, 0] = math.nan
+        return report
+
+    monkeypatch.setattr(NaturalGradient, "step", poisoned)
+    with pytest.warns(UserWarning, match="finite"):
+        model.train()
+    assert same(before, parameters(model))
+    assert model.skipped_updates == 1
+    monkeypatch.undo()
+    model.learn(64)
+    assert finite(model)
+    assert not same(before, parameters(model))
+
+
+@both_agents
+def test_one_warning_for_many_skips(agent) -> None:
+    model = small(agent, vector_env(lambda: Toy(reward=lambda _: 1e30)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.learn(64 * 3)
+    assert len([w for w in caught if "skipped" in str(w.message)]) == 1
+    assert model.skipped_updates == 3
+
+
+@both_critics
+@both_agents
+def test_bad_log_probabilities_move_no_actor(agent, critic) -> None:
+    model = prepared(agent, critic=critic)
+    actor = [p.detach().clone() for p in model.parts.actor]
+    model.rollout_buffer.log_probs[3] = math.nan
+    model.train()
+    assert same(actor, [p.detach() for p in model.parts.actor])
+    assert finite(model)
+    assert model.logger.name_to_value["train/is_line_search_success"] == 0
+
+
+# ------------------------------------------------------------------------------------- small batches
+
+
+@both_agents
+@both_critics
+def test_one_sample_has_no_deviation(agent, critic) -> None:
+    settings = {"n_steps": 1, "batch_size": 1, "critic": critic}
+    with pytest.raises(BatchOfOneError, match="n_steps \\* n_envs") as raised:
+        small(agent, vector_env(Toy), **settings)
+    assert isinstance(raised.value, ValueError)
+    assert isinstance(raised.value, AssertionError)  # sb3-contrib's contract
+    model = small(agent, vector_env(Toy), normalize_advantage=False, **settings).learn(5)
+    assert model._n_updates == 5
+    assert finite(model)
+    two = small(agent, vector_env(Toy, 2), **settings).learn(6)
+    assert two._n_updates == 3
+    assert finite(two)
+
+
+@both_agents
+def test_minibatches_of_one(agent) -> None:
+    assert finite(small(agent, vector_env(Toy), batch_size=1).learn(64))
+
+
+@both_agents
+def test_a_truncated_minibatch_is_announced(agent) -> None:
+    with pytest.warns(UserWarning, match="mini-batch size of 60") as caught:
+        small(agent, vector_env(Toy), batch_size=60)
+    assert "has 4" in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small(agent, vector_env(Toy), batch_size=16)
+        small(agent, vector_env(Toy), batch_size=60, critic="gauss-newton")
+
+
+# ----------------------------------------------------------------------------------------- arguments
+
+
+@both_agents
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"critic": "sgd"}, "critic"),
+        ({"curvature": "kfac"}, "curvature"),
+        ({"target_kl": 0}, "target_kl"),
+        ({"target_kl": -1}, "target_kl"),
+        ({"target_kl": "0.01"}, "target_kl"),
+        ({"cg_damping": -0.1}, "damping"),
+        ({"cg_damping": math.nan}, "damping"),
+        ({"cg_max_steps": 0}, "cg_max_steps"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"n_critic_updates": 0}, "n_critic_updates"),
+        ({"sub_sampling_factor": 0}, "sub_sampling_factor"),
+        ({"critic_steps": 0, "critic": "gauss-newton"}, "critic_steps"),
+    ],
+)
+def test_impossible_arguments_are_refused_by_name(agent, settings, named) -> None:
+    with pytest.raises(ConfigurationError, match=named) as raised:
+        small(agent, vector_env(Toy), **settings)
+    assert isinstance(raised.value, ValueError)
+
+
+@both_agents
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Tuple([DISCRETE, BOX]), spaces.Dict({"a": BOX}), spaces.Text(3)],
+    ids=["tuple", "dict", "text"],
+)
+def test_other_action_spaces_are_refused(agent, space) -> None:
+    class Other(Toy):
+        def step(self, action):
+            raise AssertionError("never stepped")
+
+    with pytest.raises((AssertionError, ValueError), match="action spaces|Tuple|Dict|Text"):
+        agent("MlpPolicy", vector_env(lambda: Other(VECTOR, space)), device="cpu")
+
+
+@both_agents
+def test_recurrent_and_masked_policies_are_refused_by_name(agent) -> None:
+    recurrent = pytest.importorskip("sb3_contrib.common.recurrent.policies")
+    maskable = pytest.importorskip("sb3_contrib.common.maskable.policies")
+    for policy in (
+        recurrent.RecurrentActorCriticPolicy,
+        recurrent.RecurrentActorCriticCnnPolicy,
+        maskable.MaskableActorCriticPolicy,
+    ):
+        with pytest.raises(ConfigurationError, match=policy.__name__) as raised:
+            small(agent, vector_env(Toy), policy)
+        assert "not supported" in str(raised.value)
+
+
+@both_agents
+def test_policies_of_other_algorithms_are_refused_by_name(agent) -> None:
+    from stable_baselines3.dqn.policies import DQNPolicy
+
+    with pytest.raises(ConfigurationError, match="DQNPolicy is not"):
+        small(agent, vector_env(Toy), DQNPolicy)
+
+
+@both_agents
+def test_custom_policies_work(agent) -> None:
+    class Custom(ActorCriticPolicy):
+        def extract_features(self, obs, features_extractor=None):
+            return super().extract_features(obs * 2, features_extractor)
+
+    extractor = {"features_extractor_class": SharedMlp}
+    model = small(agent, vector_env(Toy), Custom, policy_kwargs=extractor)
+    before = parameters(model)
+    assert finite(model.learn(128))
+    assert not same(before, parameters(model))
