@@ -9,6 +9,8 @@ import warnings
 from typing import Any
 
 import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor, distributions
 
@@ -18,7 +20,8 @@ from agents.predictions import prediction, take
 from agents.rollout import Batch, batch
 from agents.shared_features import KLBudget, behaviour_of
 from npg.errors import ConfigurationError
-from npg.optim import NaturalGradient, StepReport
+from npg.likelihoods import likelihood
+from npg.optim import FisherInverse, NaturalGradient, StepReport
 
 # Squares of larger returns leave float32, and Adam's second moment with them, for good.
 LARGEST_RETURN = 1e15
@@ -31,20 +34,37 @@ class BatchOfOneError(ConfigurationError, AssertionError):
 class NaturalPolicyGradient(OnPolicy):
     """Base of TRPO and NPG: ``train()`` by the natural gradient of the surrogate objective.
 
-    Subclasses set the attributes that it reads and say in :meth:`_step_rule` how far to go.
+    Subclasses document the arguments and say in :meth:`_step_rule` how far to go.
     """
 
-    learning_rate: Any
-    batch_size: int
-    target_kl: float
-    cg_max_steps: int
-    cg_damping: float
-    n_critic_updates: int
-    normalize_advantage: bool
-    sub_sampling_factor: int
-    curvature: str
-    critic: CriticKind
-    critic_steps: int
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        *,
+        batch_size: int,
+        target_kl: float,
+        cg_max_steps: int,
+        cg_damping: float,
+        n_critic_updates: int,
+        normalize_advantage: bool,
+        sub_sampling_factor: int,
+        curvature: FisherInverse,
+        critic: CriticKind,
+        critic_steps: int,
+        **base: Any,
+    ) -> None:
+        super().__init__(policy, env, ent_coef=0.0, vf_coef=0.0, max_grad_norm=0.0, **base)
+        self.batch_size = batch_size
+        self.target_kl = target_kl
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.n_critic_updates = n_critic_updates
+        self.normalize_advantage = normalize_advantage
+        self.sub_sampling_factor = sub_sampling_factor
+        self.curvature = curvature
+        self.critic = critic
+        self.critic_steps = critic_steps
 
     def _check_settings(self) -> None:
         """Refuses what cannot work, by name, before anything is built."""
@@ -92,7 +112,7 @@ class NaturalPolicyGradient(OnPolicy):
     def _build_optimizers(self) -> None:
         self.actor_optimizer = NaturalGradient(
             self.parts.actor,
-            curvature=self.curvature,  # type: ignore[arg-type]
+            curvature=self.curvature,
             cg_max_steps=self.cg_max_steps,
             **self._step_rule(),
         )
@@ -220,8 +240,6 @@ class NaturalPolicyGradient(OnPolicy):
 
 def _joined(parts: list[distributions.Distribution]) -> distributions.Distribution:
     """One distribution from the chunks of a large rollout."""
-    from npg.likelihoods import likelihood
-
     family = likelihood(parts[0])
     columns = zip(*(family.tensors(part) for part in parts), strict=True)
     joined: distributions.Distribution = family.rebuild(

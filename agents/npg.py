@@ -1,6 +1,6 @@
 """The natural policy gradient."""
 
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from agents.critics import CriticKind
 from agents.natural_policy import NaturalPolicyGradient
 from npg.errors import ConfigurationError
+from npg.optim import FisherInverse
 
 
 class NPG(NaturalPolicyGradient):
@@ -82,7 +83,7 @@ class NPG(NaturalPolicyGradient):
         seed: int | None = None,
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
-        curvature: Literal["fisher-cg", "fisher-dense"] = "fisher-cg",
+        curvature: FisherInverse = "fisher-cg",
         critic: CriticKind = "adam",
         critic_steps: int = 3,
     ) -> None:
@@ -91,33 +92,30 @@ class NPG(NaturalPolicyGradient):
             env,
             learning_rate=learning_rate,
             n_steps=n_steps,
+            batch_size=batch_size,
             gamma=gamma,
+            cg_max_steps=cg_max_steps,
+            cg_damping=cg_damping,
+            n_critic_updates=n_critic_updates,
             gae_lambda=gae_lambda,
-            ent_coef=0.0,
-            vf_coef=0.0,
-            max_grad_norm=0.0,
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs,
+            normalize_advantage=normalize_advantage,
+            target_kl=target_kl,
+            sub_sampling_factor=sub_sampling_factor,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,
             device=device,
+            curvature=curvature,
+            critic=critic,
+            critic_steps=critic_steps,
         )
-        self.batch_size = batch_size
-        self.cg_max_steps = cg_max_steps
-        self.cg_damping = cg_damping
-        self.n_critic_updates = n_critic_updates
-        self.normalize_advantage = normalize_advantage
-        self.target_kl = target_kl
         self.step_size = step_size
-        self.sub_sampling_factor = sub_sampling_factor
-        self.curvature = curvature
-        self.critic = critic
-        self.critic_steps = critic_steps
         if _init_setup_model:
             self._setup_model()
 

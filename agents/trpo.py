@@ -12,6 +12,7 @@ from agents.critics import CriticKind
 from agents.natural_policy import NaturalPolicyGradient
 from agents.predictions import action_dimensions
 from npg.errors import ConfigurationError
+from npg.optim import FisherInverse
 
 KLReduction = Literal["joint", "per-dimension"]
 
@@ -95,7 +96,7 @@ class TRPO(NaturalPolicyGradient):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
         kl_reduction: KLReduction | None = None,
-        curvature: Literal["fisher-cg", "fisher-dense"] = "fisher-cg",
+        curvature: FisherInverse = "fisher-cg",
         critic: CriticKind = "adam",
         critic_steps: int = 3,
     ) -> None:
@@ -104,35 +105,32 @@ class TRPO(NaturalPolicyGradient):
             env,
             learning_rate=learning_rate,
             n_steps=n_steps,
+            batch_size=batch_size,
             gamma=gamma,
+            cg_max_steps=cg_max_steps,
+            cg_damping=cg_damping,
+            n_critic_updates=n_critic_updates,
             gae_lambda=gae_lambda,
-            ent_coef=0.0,
-            vf_coef=0.0,
-            max_grad_norm=0.0,
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs,
+            normalize_advantage=normalize_advantage,
+            target_kl=target_kl,
+            sub_sampling_factor=sub_sampling_factor,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,
             device=device,
+            curvature=curvature,
+            critic=critic,
+            critic_steps=critic_steps,
         )
-        self.batch_size = batch_size
-        self.cg_max_steps = cg_max_steps
-        self.cg_damping = cg_damping
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
-        self.n_critic_updates = n_critic_updates
-        self.normalize_advantage = normalize_advantage
-        self.target_kl = target_kl
-        self.sub_sampling_factor = sub_sampling_factor
         self.kl_reduction = kl_reduction
-        self.curvature = curvature
-        self.critic = critic
-        self.critic_steps = critic_steps
         if _init_setup_model:
             self._warn_about_joint_kl()
             self._setup_model()

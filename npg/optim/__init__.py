@@ -1,11 +1,12 @@
 """Optimizers: each a choice of prediction, curvature, preconditioner and step rule."""
 
 from npg.optim.base import FunctionOptimizer, StepReport
-from npg.optim.natural_gradient import NaturalGradient
+from npg.optim.natural_gradient import FisherInverse, NaturalGradient
 from npg.optim.newton_cg import NewtonCG
 from npg.optim.registry import create, names, train_step
 
 __all__ = [
+    "FisherInverse",
     "FunctionOptimizer",
     "NaturalGradient",
     "NewtonCG",

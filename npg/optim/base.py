@@ -58,6 +58,27 @@ class StepReport:
         return self.loss
 
 
+@dataclass(frozen=True)
+class Start:
+    """The objective where a step begins.
+
+    Attributes:
+        loss: Its value.
+        loss_tensor: The same with its graph.
+        prediction: The closure's prediction, with its graph.
+        gradient: Flat gradient [P].
+        gradient_norm: ‖g‖.
+        obstacle: Why no step can be taken from here; empty if one can.
+    """
+
+    loss: float
+    loss_tensor: Tensor
+    prediction: Prediction
+    gradient: Tensor
+    gradient_norm: float
+    obstacle: str
+
+
 class FunctionOptimizer(torch.optim.Optimizer):
     """An optimizer whose ``step(closure)`` evaluates the objective as often as it needs.
 
@@ -133,6 +154,19 @@ class FunctionOptimizer(torch.optim.Optimizer):
                 raise ConfigurationError(f"{type(self).__name__}: {CLOSURE_ADVICE}") from error
             raise
         return flatten(gradients)
+
+    def start(self, closure: Closure) -> Start:
+        """Counts a step, evaluates the objective with its gradient, and looks for obstacles."""
+        self.extra["steps"] += 1
+        loss_tensor, prediction = self.evaluate(closure)
+        gradient = self.gradient(loss_tensor, self.tensors())
+        loss, norm = float(loss_tensor.detach()), float(torch.linalg.vector_norm(gradient))
+        obstacle = ""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            obstacle = "loss or gradient is not finite"
+        elif norm == 0:
+            obstacle = "zero gradient"
+        return Start(loss, loss_tensor, prediction, gradient, norm, obstacle)
 
     def skip(self, loss: float, reason: str, **known: float) -> StepReport:
         """Counts a step that was not taken, and reports it."""

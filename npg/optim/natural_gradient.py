@@ -132,20 +132,15 @@ class NaturalGradient(FunctionOptimizer):
         settings = self.param_groups[0]
         target_kl, damping = settings["target_kl"], float(settings["damping"])
         parameters = self.tensors()
-        self.extra["steps"] += 1
-        loss_tensor, output = self.evaluate(closure)
-        loss = float(loss_tensor.detach())
+        start = self.start(closure)
+        loss, norm = start.loss, start.gradient_norm
+        if start.obstacle:
+            return self.skip(loss, start.obstacle, gradient_norm=norm)
         with torch.enable_grad():
-            old = as_distribution(output, self.likelihood)
-        gradient = self.gradient(loss_tensor, parameters)
-        norm = float(torch.linalg.vector_norm(gradient))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            return self.skip(loss, "loss or gradient is not finite", gradient_norm=norm)
-        if norm == 0:
-            return self.skip(loss, "zero gradient", gradient_norm=norm)
+            old = as_distribution(start.prediction, self.likelihood)
 
         matrix = self._matrix(parameters, old, prediction, weights)
-        solution = self.inverse.solve(matrix, damping, gradient)
+        solution = self.inverse.solve(matrix, damping, start.gradient)
         known: dict[str, Any] = {
             "gradient_norm": norm,
             "cg_iterations": solution.iterations,

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from npg.curvature import GaussNewton
@@ -73,20 +72,15 @@ class NewtonCG(FunctionOptimizer):
             ConfigurationError: If the closure's prediction is not a tensor.
         """
         parameters = self.tensors()
-        self.extra["steps"] += 1
-        loss_tensor, output = self.evaluate(closure)
+        start = self.start(closure)
+        output, gradient, loss = start.prediction, start.gradient, start.loss
         if not isinstance(output, Tensor):
             raise ConfigurationError(f"NewtonCG needs a tensor prediction: {CLOSURE_ADVICE}")
-        loss = float(loss_tensor.detach())
-        gradient = self.gradient(loss_tensor, parameters)
-        norm = float(torch.linalg.vector_norm(gradient))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            return self.skip(loss, "loss or gradient is not finite", gradient_norm=norm)
-        if norm == 0:
-            return self.skip(loss, "zero gradient", gradient_norm=norm)
+        if start.obstacle:
+            return self.skip(loss, start.obstacle, gradient_norm=start.gradient_norm)
 
         damping = self.schedule.damping
-        matrix = GaussNewton(parameters, output, loss_tensor)
+        matrix = GaussNewton(parameters, output, start.loss_tensor)
         solution = self.inverse.solve(matrix, damping, gradient)
         rates = self.rates()
         direction = solution.x * -1.0 * rates
@@ -112,7 +106,7 @@ class NewtonCG(FunctionOptimizer):
             reason="line search failed" if trial is None else solution.reason,
             fraction=fraction,
             step_length=1.0,
-            gradient_norm=norm,
+            gradient_norm=start.gradient_norm,
             cg_iterations=solution.iterations,
             cg_residual=solution.residual,
             damping=damping,
