@@ -1,7 +1,10 @@
 """Reinforcement-learning agents on the curvature engine, with Stable-Baselines3's contract.
 
+```python
 from agents import TRPO
+
 TRPO("MlpPolicy", "CartPole-v1", seed=0).learn(50_000, progress_bar=True)
+```
 """
 
 from agents.npg import NPG

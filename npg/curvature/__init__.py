@@ -1,7 +1,9 @@
 """Matrices of a model, known by their products with vectors.
 
+```python
 F = Fisher(model, prediction=lambda: Categorical(logits=model(x)))
 step = cg(F + 0.1, gradient).x
+```
 """
 
 from npg.curvature.fisher import Fisher

@@ -1,5 +1,6 @@
 """What happens during training beside it: evaluations, checkpoints, a graceful end."""
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -112,7 +113,9 @@ class Evaluations(EvalCallback):
         self.eval_env.seed(seeds.derived(self.seed, seeds.EVALUATION, self.num_timesteps))
         # The base class evaluates on calls that its frequency divides.
         self.eval_freq, frequency = 1, self.eval_freq
+        self.log_path = str(self.directory / ".evaluations")
         super()._on_step()
+        os.replace(self.directory / ".evaluations.npz", self.directory / "evaluations.npz")
         self.eval_freq = frequency
 
 

@@ -108,7 +108,7 @@ def test_adam_shows_every_row_once_per_epoch(monkeypatch) -> None:
     data = samples(40)
     AdamCritic(model.policy, model.parts, epochs=2, batch_size=16).fit(data, Budget())
     assert [len(rows) for rows in seen] == [16, 16, 8] * 2
-    epochs = [sum(seen[:3], []), sum(seen[3:], [])]
+    epochs = [[x for rows in part for x in rows] for part in (seen[:3], seen[3:])]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(data.observations[:, 0].tolist())
     assert epochs[0] != epochs[1]
 

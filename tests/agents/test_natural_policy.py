@@ -42,7 +42,7 @@ def prepared(agent, **settings):
     return model
 
 
-# ------------------------------------------------------------------------------------ the objective
+# ----------------------------------------------------------------------------------- the objective
 
 
 @both_agents
@@ -113,7 +113,7 @@ def test_a_sub_sample_changes_the_fisher_matrix_only(agent, monkeypatch) -> None
     original = NaturalGradient.step
 
     def spied(self, closure, *, reference, prediction):
-        loss, output = closure()
+        _, output = closure()
         assert output.batch_shape == (64,)
         seen.append(prediction().batch_shape[0])
         return original(self, closure, reference=reference, prediction=prediction)
@@ -134,7 +134,7 @@ def test_settings_reach_the_engine(agent) -> None:
     assert model.actor_optimizer.line_search == (agent is TRPO)
 
 
-# ------------------------------------------------------------------------------------------- faults
+# ------------------------------------------------------------------------------------------ faults
 
 
 @both_critics
@@ -167,7 +167,7 @@ def test_exploding_rewards_are_a_counted_skip(agent, critic, reward) -> None:
 
 @both_agents
 def test_rewards_beyond_single_precision_are_refused_where_they_appear(agent) -> None:
-    model = small(agent, vector_env(lambda: Toy(reward=lambda total: 10.0 ** (total * 5))))
+    model = small(agent, vector_env(lambda: Toy(reward=lambda total: 10.0 ** (min(total, 9) * 5))))
     before = parameters(model)
     with (
         np.errstate(over="ignore"),
@@ -256,7 +256,7 @@ def test_bad_log_probabilities_move_no_actor(agent, critic) -> None:
     assert model.logger.name_to_value["train/is_line_search_success"] == 0
 
 
-# ------------------------------------------------------------------------------------- small batches
+# ----------------------------------------------------------------------------------- small batches
 
 
 @both_agents
@@ -291,7 +291,7 @@ def test_a_truncated_minibatch_is_announced(agent) -> None:
         small(agent, vector_env(Toy), batch_size=60, critic="gauss-newton")
 
 
-# ----------------------------------------------------------------------------------------- arguments
+# --------------------------------------------------------------------------------------- arguments
 
 
 @both_agents
@@ -329,7 +329,7 @@ def test_other_action_spaces_are_refused(agent, space) -> None:
         def step(self, action):
             raise AssertionError("never stepped")
 
-    with pytest.raises((AssertionError, ValueError), match="action spaces|Tuple|Dict|Text"):
+    with pytest.raises((AssertionError, ValueError), match="action spaces"):
         agent("MlpPolicy", vector_env(lambda: Other(VECTOR, space)), device="cpu")
 
 

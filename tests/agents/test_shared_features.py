@@ -104,8 +104,7 @@ def test_a_displacement_beyond_is_shortened_onto_the_budget() -> None:
     assert 0.95 * 0.02 < kl <= 0.02 * (1 + 1e-5)
     # along the displacement, one fraction for all
     fractions = [
-        ((p.detach() - s) / c)
-        for p, s, c in zip(model.parts.shared, start, step, strict=True)
+        ((p.detach() - s) / c) for p, s, c in zip(model.parts.shared, start, step, strict=True)
     ]
     flat = torch.cat([f.flatten() for f in fractions])
     assert flat.std() < 1e-3

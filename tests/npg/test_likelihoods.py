@@ -444,7 +444,8 @@ class PoissonLikelihood(Likelihood[Poisson]):
 
 class TestRegister:
     def test_a_new_family_serves_every_matrix(self, monkeypatch):
-        monkeypatch.setattr(npg.likelihoods, "_REGISTRY", dict(npg.likelihoods.registry._REGISTRY))
+        registry = npg.likelihoods.registry
+        monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
         model, x = nn.Linear(2, 1), torch.randn(50, 2)
 
         def predict():
@@ -469,7 +470,8 @@ class TestRegister:
         torch.testing.assert_close(joint_kl(p, q), kl_divergence(p, q).detach(), **TIGHT)
 
     def test_subclasses_use_the_nearest_base(self, monkeypatch):
-        monkeypatch.setattr(npg.likelihoods, "_REGISTRY", dict(npg.likelihoods.registry._REGISTRY))
+        registry = npg.likelihoods.registry
+        monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
         class Policy(Categorical):
             pass
@@ -477,7 +479,7 @@ class TestRegister:
         assert likelihood(Policy(logits=torch.zeros(4, 3))) is likelihood(
             Categorical(logits=torch.zeros(4, 3))
         )
-        own = npg.likelihoods.CategoricalLikelihood()
+        own = npg.likelihoods.families.CategoricalLikelihood()
         register(Policy, own)
         assert likelihood(Policy(logits=torch.zeros(4, 3))) is own
 
