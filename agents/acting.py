@@ -70,18 +70,20 @@ class Mirror:
         self.linear = layers
         space = policy.observation_space
         self.keys = list(space.spaces) if isinstance(space, spaces.Dict) else []
+        # One environment's row is a vector: a third of the time that a matrix of one row takes.
+        self.rows = () if num_envs == 1 else (num_envs,)
         self.action_shape = (num_envs, *policy.action_space.shape)
         self.buffers = [
-            np.empty((num_envs, linear.out_features), dtype=np.float32) for linear, _ in layers
+            np.empty((*self.rows, linear.out_features), dtype=np.float32) for linear, _ in layers
         ]
         self.read()
-        self.noise = self._draw(num_steps, num_envs)
+        self.noise = self._draw(num_steps)
 
     def read(self) -> None:
         """Takes views of the parameters' memory (copies, where that is not the CPU's)."""
         self.layers = [
             (
-                linear.weight.detach().cpu().numpy().T,
+                self._multiplication(linear.weight.detach().cpu().numpy()),
                 None if linear.bias is None else linear.bias.detach().cpu().numpy(),
                 activation,
                 buffer,
@@ -91,8 +93,15 @@ class Mirror:
         if isinstance(self.policy.action_dist, DiagGaussianDistribution):
             self.log_std = self.policy.log_std.detach().cpu().numpy()
 
-    def _draw(self, steps: int, envs: int) -> np.ndarray:
-        shape = (steps, envs, self.linear[-1][0].out_features)
+    def _multiplication(self, weight: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+        """(x, out) ↦ x Wᵀ."""
+        if not self.rows:
+            return weight.dot
+        transposed = weight.T
+        return lambda x, out: np.dot(x, transposed, out)
+
+    def _draw(self, steps: int) -> np.ndarray:
+        shape = (steps, *self.rows, self.linear[-1][0].out_features)
         distribution = self.policy.action_dist
         if isinstance(distribution, DiagGaussianDistribution):
             return torch.randn(shape).numpy()
@@ -101,18 +110,18 @@ class Mirror:
         return torch.empty(shape).exponential_().log_().neg_().numpy()  # Gumbel
 
     def output(self, observations: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
-        """The actor's last layer [B, K] at observations [B, ...]; reused by the next call."""
+        """The actor's last layer [B, K] ([K] for B = 1); reused by the next call."""
         if isinstance(observations, dict):
-            rows = [observations[key].reshape(len(self.buffers[0]), -1) for key in self.keys]
-            x = np.concatenate(rows, axis=1, dtype=np.float32)
+            columns = [observations[key].reshape(*self.rows, -1) for key in self.keys]
+            x = np.concatenate(columns, axis=-1, dtype=np.float32)
         else:
-            x = observations.reshape(len(self.buffers[0]), -1).astype(np.float32, copy=False)
-        for weight, bias, activation, buffer in self.layers:
-            x = np.dot(x, weight, out=buffer)
+            x = observations.reshape(*self.rows, -1).astype(np.float32, copy=False)
+        for multiply, bias, activation, buffer in self.layers:
+            x = multiply(x, buffer)
             if bias is not None:
                 x += bias
             if activation is not None:
-                activation(x, out=x)
+                activation(x, x)
         return x
 
     def sample(self, t: int, observations: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
@@ -131,14 +140,16 @@ class Mirror:
         if isinstance(distribution, DiagGaussianDistribution):
             action = np.exp(self.log_std) * noise
             action += output
-            return action.reshape(self.action_shape)
-        output += noise
-        if isinstance(distribution, CategoricalDistribution):
-            return output.argmax(1)
-        if isinstance(distribution, MultiCategoricalDistribution):
-            pieces = np.split(output, np.cumsum(distribution.action_dims)[:-1], axis=1)
-            return np.stack([piece.argmax(1) for piece in pieces], axis=1)
-        return (output > 0).astype(np.int8)
+        else:
+            output += noise
+            if isinstance(distribution, CategoricalDistribution):
+                action = output.argmax(-1)
+            elif isinstance(distribution, MultiCategoricalDistribution):
+                pieces = np.split(output, np.cumsum(distribution.action_dims)[:-1], axis=-1)
+                action = np.stack([piece.argmax(-1) for piece in pieces], axis=-1)
+            else:
+                action = (output > 0).astype(np.int8)
+        return action.reshape(self.action_shape)
 
 
 def mirrored_layers(
@@ -157,7 +168,6 @@ def mirrored_layers(
     plain = (
         isinstance(policy, ActorCriticPolicy)
         and all(getattr(type(policy), m) is getattr(ActorCriticPolicy, m) for m in _METHODS)
-        and not policy.use_sde
         and not policy.squash_output
         and _plain_features(policy.pi_features_extractor, space)
         and type(policy.mlp_extractor) is MlpExtractor

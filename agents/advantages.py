@@ -34,9 +34,31 @@ def generalised_advantages(
     """
     deltas = rewards + gamma * next_values.astype(np.float64) - values
     decay = gamma * gae_lambda * ~dones
+    scan = _scan_columns if deltas.shape[1] <= FEW else _scan_rows
+    return scan(deltas, decay).astype(np.float32)
+
+
+# Up to so many environments Python's own floats are faster than NumPy's calls.
+FEW = 8
+
+
+def _scan_rows(deltas: np.ndarray, decay: np.ndarray) -> np.ndarray:
+    """A_t = δ_t + decay_t A_{t+1}, all environments at a time."""
     advantages = np.empty_like(deltas)
     last = np.zeros(deltas.shape[1])
     for row, delta, factor in zip(advantages[::-1], deltas[::-1], decay[::-1], strict=True):
         last = np.multiply(factor, last, out=row)
         last += delta
-    return advantages.astype(np.float32)
+    return advantages
+
+
+def _scan_columns(deltas: np.ndarray, decay: np.ndarray) -> np.ndarray:
+    """The same, one environment at a time."""
+    columns = []
+    for delta, factor in zip(deltas.T[:, ::-1].tolist(), decay.T[:, ::-1].tolist(), strict=True):
+        column, last = [], 0.0
+        for d, f in zip(delta, factor, strict=True):
+            last = d + f * last
+            column.append(last)
+        columns.append(column[::-1])
+    return np.array(columns).reshape(deltas.T.shape).T

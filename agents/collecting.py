@@ -60,7 +60,8 @@ def collect(
     watch = ParameterWatch(policy, callback)
     evaluated = 0  # steps whose values and log-probabilities are known
     store_observation = row_setter(rollout_buffer)
-    stored_actions = rollout_buffer.actions
+    store_action = rollout_buffer.actions.reshape(-1, env.num_envs, *space.shape).__setitem__
+    rewards_of, starts_of = rollout_buffer.rewards, rollout_buffer.episode_starts
     low, high = (space.low, space.high) if isinstance(space, spaces.Box) else (None, None)
     cut: list[tuple[int, int]] = []  # (step, environment) at which a time limit cut an episode
     final_observations: list[np.ndarray | dict[str, np.ndarray]] = []
@@ -89,12 +90,13 @@ def collect(
         new_obs, rewards, dones, infos = env.step(clipped_actions)
         model.num_timesteps += env.num_envs
 
-        callback.update_locals(locals())
-        if not callback.on_step():
-            return False
-        stored_actions[n_steps] = actions.reshape(stored_actions.shape[1:])
-        rollout_buffer.rewards[n_steps] = rewards
-        rollout_buffer.episode_starts[n_steps] = model._last_episode_starts
+        if watch.active:  # somebody looks
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+        store_action(n_steps, actions)
+        rewards_of[n_steps] = rewards
+        starts_of[n_steps] = model._last_episode_starts
         if np.count_nonzero(dones):
             model._update_info_buffer(infos, dones)
             for i in np.flatnonzero(dones):

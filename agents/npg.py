@@ -16,7 +16,9 @@ from npg.optim import FisherInverse
 class NPG(NaturalPolicyGradient):
     """TRPO without its line search: one KL-normalised natural gradient step per update.
 
-    The quadratic model of the KL meets ``target_kl``; the true one is near it, above or below.
+    The quadratic model of the KL meets ``target_kl``; the true one is near it, above or below. Only
+    where it is above ten times the target, as it can be near deterministic policies, the step is
+    halved.
 
     Args:
         policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a policy class.

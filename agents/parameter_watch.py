@@ -18,7 +18,10 @@ class ParameterWatch:
 
     Args:
         policy: The policy.
-        callback: What could change it; without one nothing is checked.
+        callback: What could change it.
+
+    Attributes:
+        active: Whether there is a callback at all; without one nothing is checked.
     """
 
     def __init__(self, policy: ActorCriticPolicy, callback: BaseCallback) -> None:

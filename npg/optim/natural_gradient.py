@@ -18,6 +18,12 @@ from npg.steps import Trial, TrustRegion, kl_step_length
 FisherInverse = Literal["fisher-cg", "fisher-dense"]
 
 
+# Where a prediction is nearly deterministic F vanishes and the step of the quadratic model is
+# arbitrarily long; without a line search only this stands between it and a KL of dozens of nats.
+OVERSHOOT = 10.0
+FULL_STEP_HALVINGS = 30
+
+
 class NaturalGradient(FunctionOptimizer):
     """θ ← θ − α η (F + λI)⁻¹ g, inside KL(old ‖ new) ≤ δ.
 
@@ -42,7 +48,8 @@ class NaturalGradient(FunctionOptimizer):
             matrix, for models of up to a few thousand parameters.
         cg_max_steps: Bound on the iterations of conjugate gradient.
         cg_tolerance: Relative residual at which it stops.
-        line_search: Whether to check the true KL and loss. Without, the full step is taken (NPG).
+        line_search: Whether to check the true KL and loss. Without, the full step is taken (NPG),
+            halved only while its true KL is above ten times the target.
         line_search_shrinking_factor: Ratio of successive trials, in (0, 1).
         line_search_max_iter: Trials before the parameters are left as they were.
         likelihood: What a tensor prediction parametrises, see
@@ -162,6 +169,8 @@ class NaturalGradient(FunctionOptimizer):
             region = TrustRegion(
                 target_kl, self.line_search_shrinking_factor, self.line_search_max_iter
             )
+        elif target_kl is not None:  # the full step, unless the quadratic model is far off
+            region = TrustRegion(OVERSHOOT * target_kl, 0.5, FULL_STEP_HALVINGS)
         else:  # one trial, refused only where it leaves the finite numbers
             region = TrustRegion(math.inf, max_trials=1)
         ceiling = loss if searching else math.inf

@@ -64,7 +64,7 @@ def equal_states(first, second) -> bool:
     )
 
 
-# ------------------------------------------------------------------------------------ round trip
+# -------------------------------------------------------------------------------------- round trip
 
 
 @both_critics
@@ -283,7 +283,7 @@ def test_a_copy_of_the_agent_can_be_trained_apart(tmp_path) -> None:
     assert not same(before, parameters(twin))
 
 
-# ------------------------------------------------------------------------------------ normalisers
+# ------------------------------------------------------------------------------------- normalisers
 
 
 def normalised(model) -> VecNormalize:
@@ -405,7 +405,7 @@ def test_reward_normaliser_alone(tmp_path) -> None:
     assert normalised(loaded).ret_rms.var == normalised(model).ret_rms.var
 
 
-# ---------------------------------------------------------------------------------- bad files
+# --------------------------------------------------------------------------------------- bad files
 
 
 def test_a_failing_save_keeps_the_old_file(tmp_path, monkeypatch) -> None:
@@ -508,12 +508,11 @@ def test_another_kind_of_agent_is_refused_or_says_so(tmp_path) -> None:
 
     model = DQN("MlpPolicy", vector_env(Toy), buffer_size=10, policy_kwargs={"net_arch": [4]})
     model.save(tmp_path / "model")
-    with pytest.raises(ValueError, match="DQNPolicy"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.warns(UserWarning, match="afresh"), pytest.raises(ValueError, match="DQNPolicy"):
         TRPO.load(tmp_path / "model")
 
 
-# -------------------------------------------------------------------------- files of other libraries
+# ------------------------------------------------------------------------ files of other libraries
 
 
 @pytest.fixture

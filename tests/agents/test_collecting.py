@@ -314,7 +314,7 @@ def test_callbacks_can_stop_the_training(agent, answer) -> None:
 
 class Success(Toy):
     def step(self, action):
-        *transition, info = super().step(action)
+        *transition, _ = super().step(action)
         return *transition, {"is_success": self.steps % 2 == 0}
 
 

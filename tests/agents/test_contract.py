@@ -183,7 +183,7 @@ def test_wrong_policies_are_refused_as_in_sb3(agent, policy, observations, error
 
 @both_agents
 def test_sde_needs_a_box_and_boxes_need_bounds(agent) -> None:
-    with pytest.raises(ValueError, match="gSDE|generalized State-Dependent"):
+    with pytest.raises(ValueError, match="State-Dependent"):
         small(agent, vector_env(Toy), use_sde=True)
     unbounded = spaces.Box(-np.inf, np.inf, (1,), np.float32)
     with pytest.raises(AssertionError, match="finite"):
@@ -481,7 +481,7 @@ def test_set_parameters_complains_as_in_sb3(agent, tmp_path) -> None:
     model.set_parameters(without, exact_match=False)
     weights = dict(taken["policy"])
     weights.pop("action_net.bias")
-    with pytest.raises(RuntimeError, match="action_net.bias"):
+    with pytest.raises(RuntimeError, match=r"action_net\.bias"):
         model.set_parameters({**taken, "policy": weights})
     model.save(tmp_path / "model")
     other = small(agent, vector_env(Toy), seed=3)

@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from agents import TRPO
+from agents import NPG, TRPO
 from envs import LinearQuadraticRegulator, make
 from tests.agents.helpers import (
     AGENTS,
@@ -14,6 +14,7 @@ from tests.agents.helpers import (
     MULTI_BINARY,
     MULTI_DISCRETE,
     Toy,
+    record_kl,
     small,
     vector_env,
 )
@@ -118,6 +119,15 @@ def test_the_identity_is_learned(agent, critic, actions) -> None:
     with pytest.warns(UserWarning, match="Monitor"):
         mean, _ = evaluate_policy(model, judge, n_eval_episodes=10)
     assert mean > 0.9 * 20  # by chance: 6.7, 7.2 and 10
+
+
+def test_a_nearly_deterministic_policy_is_not_thrown_away() -> None:
+    """Its Fisher matrix vanishes, and the step of the quadratic model is arbitrarily long."""
+    settings = {"gamma": 0.0, "target_kl": 0.05, "cg_damping": 0.01, "learning_rate": 0.01}
+    model = small(NPG, vector_env(lambda: Identity(DISCRETE), 4), **settings)
+    divergences = record_kl(model)
+    model.learn(64 * 4 * 40)
+    assert 0.05 < max(divergences) <= 10 * 0.05
 
 
 @pytest.mark.slow
