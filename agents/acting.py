@@ -68,40 +68,45 @@ class Mirror:
     ) -> None:
         self.policy = policy
         self.linear = layers
-        space = policy.observation_space
-        self.keys = list(space.spaces) if isinstance(space, spaces.Dict) else []
-        # One environment's row is a vector: a third of the time that a matrix of one row takes.
-        self.rows = () if num_envs == 1 else (num_envs,)
         self.action_shape = (num_envs, *policy.action_space.shape)
-        self.buffers = [
-            np.empty((*self.rows, linear.out_features), dtype=np.float32) for linear, _ in layers
-        ]
+        # One environment's row is a vector, and hidden ones carry a 1 at their end for the next
+        # layer's bias: half of the time that matrices of one row take.
+        self.single = num_envs == 1
+        widths = [linear.out_features for linear, _ in layers]
+        shapes = [(width + 1,) if self.single else (num_envs, width) for width in widths]
+        self.buffers = [np.ones(shape, dtype=np.float32) for shape in shapes]
+        self.last = self.buffers[-1][None, :-1] if self.single else self.buffers[-1]
+        self.noise = self._draw((num_steps, *self.last.shape))
+        self.finish = {
+            DiagGaussianDistribution: self._gaussian,
+            CategoricalDistribution: self._categorical,
+            MultiCategoricalDistribution: self._multi_categorical,
+            BernoulliDistribution: self._bernoulli,
+        }[type(policy.action_dist)]
         self.read()
-        self.noise = self._draw(num_steps)
 
     def read(self) -> None:
-        """Takes views of the parameters' memory (copies, where that is not the CPU's)."""
-        self.layers = [
-            (
-                self._multiplication(linear.weight.detach().cpu().numpy()),
-                None if linear.bias is None else linear.bias.detach().cpu().numpy(),
-                activation,
-                buffer,
-            )
-            for (linear, activation), buffer in zip(self.linear, self.buffers, strict=True)
-        ]
+        """Takes the parameters as they are now."""
+        self.layers = []
+        for i, ((linear, activation), buffer) in enumerate(
+            zip(self.linear, self.buffers, strict=True)
+        ):
+            weight = linear.weight.detach().cpu().numpy()
+            bias = np.zeros(len(weight), np.float32)
+            if linear.bias is not None:
+                bias = linear.bias.detach().cpu().numpy()
+            if not self.single:
+                multiply, out = _by_matrix(weight), buffer
+            elif i == 0:
+                multiply, out = weight.copy().dot, buffer[:-1]
+            else:
+                multiply, out = np.concatenate([weight, bias[:, None]], axis=1).dot, buffer[:-1]
+            separate = None if self.single and i > 0 else bias.copy()
+            self.layers.append((multiply, separate, activation, out, buffer))
         if isinstance(self.policy.action_dist, DiagGaussianDistribution):
-            self.log_std = self.policy.log_std.detach().cpu().numpy()
+            self.scaled_noise = self.noise * self.policy.log_std.detach().exp().cpu().numpy()
 
-    def _multiplication(self, weight: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-        """(x, out) ↦ x Wᵀ."""
-        if not self.rows:
-            return weight.dot
-        transposed = weight.T
-        return lambda x, out: np.dot(x, transposed, out)
-
-    def _draw(self, steps: int) -> np.ndarray:
-        shape = (steps, *self.rows, self.linear[-1][0].out_features)
+    def _draw(self, shape: tuple[int, ...]) -> np.ndarray:
         distribution = self.policy.action_dist
         if isinstance(distribution, DiagGaussianDistribution):
             return torch.randn(shape).numpy()
@@ -109,47 +114,51 @@ class Mirror:
             return torch.logit(torch.rand(shape), eps=1e-7).numpy()
         return torch.empty(shape).exponential_().log_().neg_().numpy()  # Gumbel
 
-    def output(self, observations: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
-        """The actor's last layer [B, K] ([K] for B = 1); reused by the next call."""
-        if isinstance(observations, dict):
-            columns = [observations[key].reshape(*self.rows, -1) for key in self.keys]
-            x = np.concatenate(columns, axis=-1, dtype=np.float32)
-        else:
-            x = observations.reshape(*self.rows, -1).astype(np.float32, copy=False)
-        for multiply, bias, activation, buffer in self.layers:
-            x = multiply(x, buffer)
+    def output(self, x: np.ndarray) -> np.ndarray:
+        """The actor's last layer [B, K] at flat float32 rows [B, D], or [D] where B = 1."""
+        for multiply, bias, activation, out, following in self.layers:
+            multiply(x, out)
             if bias is not None:
-                x += bias
+                out += bias
             if activation is not None:
-                activation(x, x)
-        return x
+                activation(out, out)
+            x = following
+        return self.last
 
-    def sample(self, t: int, observations: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+    def sample(self, t: int, x: np.ndarray) -> np.ndarray:
         """Samples actions.
 
         Args:
             t: Step within the rollout: which of the pre-drawn noise to use.
-            observations: [B, ...], or a dictionary of such.
+            x: Flat float32 rows [B, D], or [D] where B = 1.
 
         Returns:
             Actions, new at each call: [B, *action_shape], or [B] int64 for a Discrete space.
         """
-        output = self.output(observations)
-        noise = self.noise[t]
-        distribution = self.policy.action_dist
-        if isinstance(distribution, DiagGaussianDistribution):
-            action = np.exp(self.log_std) * noise
-            action += output
-        else:
-            output += noise
-            if isinstance(distribution, CategoricalDistribution):
-                action = output.argmax(-1)
-            elif isinstance(distribution, MultiCategoricalDistribution):
-                pieces = np.split(output, np.cumsum(distribution.action_dims)[:-1], axis=-1)
-                action = np.stack([piece.argmax(-1) for piece in pieces], axis=-1)
-            else:
-                action = (output > 0).astype(np.int8)
-        return action.reshape(self.action_shape)
+        self.output(x)
+        return self.finish(t)
+
+    def _gaussian(self, t: int) -> np.ndarray:
+        return (self.last + self.scaled_noise[t]).reshape(self.action_shape)
+
+    def _categorical(self, t: int) -> np.ndarray:
+        self.last += self.noise[t]
+        return self.last.argmax(1)
+
+    def _multi_categorical(self, t: int) -> np.ndarray:
+        self.last += self.noise[t]
+        pieces = np.split(self.last, np.cumsum(self.policy.action_dist.action_dims)[:-1], axis=1)
+        return np.stack([piece.argmax(1) for piece in pieces], axis=1).reshape(self.action_shape)
+
+    def _bernoulli(self, t: int) -> np.ndarray:
+        self.last += self.noise[t]
+        return (self.last > 0).astype(np.int8).reshape(self.action_shape)
+
+
+def _by_matrix(weight: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """(x, out) ↦ x Wᵀ for matrices x."""
+    transposed = weight.T.copy()
+    return lambda x, out: np.dot(x, transposed, out)
 
 
 def mirrored_layers(

@@ -66,11 +66,12 @@ def collect(
     cut: list[tuple[int, int]] = []  # (step, environment) at which a time limit cut an episode
     final_observations: list[np.ndarray | dict[str, np.ndarray]] = []
 
+    num_envs = env.num_envs
     n_steps = 0
     while n_steps < n_rollout_steps:
-        store_observation(n_steps, model._last_obs)
+        row = store_observation(n_steps, model._last_obs)
         if mirror is not None:
-            actions = mirror.sample(n_steps, model._last_obs)
+            actions = mirror.sample(n_steps, row)
         else:
             if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
                 policy.reset_noise(env.num_envs)
@@ -88,7 +89,7 @@ def collect(
             else:  # a Gaussian is unbounded
                 clipped_actions = np.minimum(np.maximum(actions, low), high)
         new_obs, rewards, dones, infos = env.step(clipped_actions)
-        model.num_timesteps += env.num_envs
+        model.num_timesteps += num_envs
 
         if watch.active:  # somebody looks
             callback.update_locals(locals())
@@ -97,7 +98,7 @@ def collect(
         store_action(n_steps, actions)
         rewards_of[n_steps] = rewards
         starts_of[n_steps] = model._last_episode_starts
-        if np.count_nonzero(dones):
+        if dones[0] if num_envs == 1 else np.count_nonzero(dones):
             model._update_info_buffer(infos, dones)
             for i in np.flatnonzero(dones):
                 if infos[i].get("TimeLimit.truncated") and (
@@ -106,7 +107,7 @@ def collect(
                     cut.append((n_steps, i))
                     final_observations.append(infos[i]["terminal_observation"])
         n_steps += 1
-        if mirror is not None and watch.changed():
+        if watch.active and mirror is not None and watch.changed():
             with watch.as_before():
                 _evaluate(model, rollout_buffer, evaluated, n_steps)
             evaluated = n_steps

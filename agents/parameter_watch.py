@@ -44,7 +44,7 @@ class ParameterWatch:
 
     def changed(self) -> bool:
         """Whether a parameter was written to or replaced since :meth:`remember`."""
-        return self.active and self._signature() != self.signature
+        return self._signature() != self.signature
 
     def _signature(self) -> list[tuple[int, int]]:
         return [(slots[name].data_ptr(), slots[name]._version) for slots, name in self.slots]

@@ -1,5 +1,6 @@
 """The rollout: what one phase of acting leaves behind for one update."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,21 +81,43 @@ class DictRollout(_TimeLimits, DictRolloutBuffer):
     """The same for dictionaries of observations."""
 
 
-def row_setter(rollout: Rollout | DictRollout) -> Any:
-    """Returns a function (t, observation) that stores one step's observations."""
-    if isinstance(rollout, DictRollout):
+def row_setter(
+    rollout: Rollout | DictRollout,
+) -> Callable[[int, np.ndarray | dict[str, np.ndarray]], np.ndarray]:
+    """Returns a function (t, observation) that stores one step's observations.
 
-        def store(t: int, observation: dict[str, np.ndarray]) -> None:
-            for key, column in rollout.observations.items():
-                column[t] = observation[key].reshape(column[t].shape)
+    The function gives back what it stored as flat rows [B, D] ([D] where B = 1); of a dictionary,
+    its columns side by side.
+    """
+    rows = () if rollout.n_envs == 1 else (rollout.n_envs,)
+
+    def flat(column: np.ndarray) -> np.ndarray:
+        return column.reshape(len(column), *rows, -1)
+
+    if isinstance(rollout, DictRollout):
+        columns = {key: (column, flat(column)) for key, column in rollout.observations.items()}
+
+        def store_all(t: int, observation: dict[str, np.ndarray]) -> np.ndarray:
+            for key, (column, _) in columns.items():
+                column[t] = observation[key].reshape(column.shape[1:])
+            parts = [flattened[t] for _, flattened in columns.values()]
+            return np.concatenate(parts, axis=-1, dtype=np.float32, casting="unsafe")
+
+        return store_all
+    column, flattened = rollout.observations, flat(rollout.observations)
+    if column.shape[2:] == rollout.observation_space.shape:
+
+        def store(t: int, observation: np.ndarray) -> np.ndarray:
+            column[t] = observation
+            return flattened[t]
 
         return store
-    shape = rollout.observations.shape[1:]
-    if isinstance(rollout.observation_space, spaces.Discrete):
-        return lambda t, observation: rollout.observations.__setitem__(
-            t, observation.reshape(shape)
-        )
-    return rollout.observations.__setitem__
+
+    def store_reshaped(t: int, observation: np.ndarray) -> np.ndarray:  # Discrete: [B] to [B, 1]
+        column[t] = observation.reshape(column.shape[1:])
+        return flattened[t]
+
+    return store_reshaped
 
 
 def flat_observations(
