@@ -42,6 +42,9 @@ class AdamCritic:
         self.parts = parts
         self.epochs = epochs
         self.batch_size = batch_size
+        if type(policy.optimizer) is torch.optim.Adam:  # one kernel instead of a dozen each
+            for group in policy.optimizer.param_groups:
+                group["fused"] = group["fused"] is not False and not group["foreach"]
 
     def fit(self, batch: Batch, budget: KLBudget) -> float:
         """Fits by minibatches; one whose loss is not finite is skipped."""
@@ -69,7 +72,7 @@ class AdamCritic:
 class GaussNewtonCritic:
     """A few damped Gauss–Newton steps on the whole rollout.
 
-    Values are linear least squares in the last layer and nearly so elsewhere, so that three of
+    Values are linear least squares in the last layer and nearly so elsewhere, so that two of
     these steps do what hundreds of minibatches do.
 
     Args:
@@ -80,7 +83,7 @@ class GaussNewtonCritic:
     """
 
     def __init__(
-        self, policy: ActorCriticPolicy, parts: Parts, steps: int = 3, cg_max_steps: int = 20
+        self, policy: ActorCriticPolicy, parts: Parts, steps: int = 2, cg_max_steps: int = 20
     ) -> None:
         self.policy = policy
         self.steps = steps

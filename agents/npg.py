@@ -87,7 +87,7 @@ class NPG(NaturalPolicyGradient):
         _init_setup_model: bool = True,
         curvature: FisherInverse = "fisher-cg",
         critic: CriticKind = "adam",
-        critic_steps: int = 3,
+        critic_steps: int = 2,
     ) -> None:
         super().__init__(
             policy,

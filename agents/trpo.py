@@ -98,7 +98,7 @@ class TRPO(NaturalPolicyGradient):
         kl_reduction: KLReduction | None = None,
         curvature: FisherInverse = "fisher-cg",
         critic: CriticKind = "adam",
-        critic_steps: int = 3,
+        critic_steps: int = 2,
     ) -> None:
         super().__init__(
             policy,

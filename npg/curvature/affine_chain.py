@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from npg.curvature.chain_operations import READERS, Affine, LogSoftmax, Operation, Parametric
+from npg.curvature.scalar_chain import ScalarChain
 
 
 class AffineChain:
@@ -39,7 +40,9 @@ class AffineChain:
                 buffer = None
 
     @classmethod
-    def recognise(cls, output: Tensor, parameters: Sequence[Tensor]) -> "AffineChain | None":
+    def recognise(
+        cls, output: Tensor, parameters: Sequence[Tensor]
+    ) -> "AffineChain | ScalarChain | None":
         """Reads a chain off the output's graph.
 
         Args:
@@ -47,7 +50,7 @@ class AffineChain:
             parameters: What to differentiate with respect to.
 
         Returns:
-            The chain, or None if the graph is anything else: another operation, a weight used
+            The chain, in the cheaper form where it has one output; or None if the graph is anything else: another operation, a weight used
             twice, a frozen or reparametrised weight below a trained one.
         """
         index = {id(parameter): i for i, parameter in enumerate(parameters)}
@@ -69,7 +72,10 @@ class AffineChain:
         used = [i for layer in layers for i in (layer.weight, layer.bias) if i is not None]
         if not used or len(set(used)) < len(used):
             return None
-        return cls(operations[::-1])
+        operations.reverse()
+        if ScalarChain.applies(operations, output):
+            return ScalarChain(operations)
+        return cls(operations)
 
     def jvp(self, pieces: Sequence[Tensor]) -> list[Tensor]:
         """Returns [J v], from one tensor per parameter."""
