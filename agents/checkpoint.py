@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 import random
+import warnings
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -76,16 +77,26 @@ class TrainingState:
         ):
             own = {name: getattr(normaliser, name) for name in _SETTINGS}
             load_normalization_state(normaliser, {**state, **own})
+        elif state["norm_obs"] and not normaliser.norm_obs:
+            warnings.warn(
+                "the policy of this checkpoint was trained on normalised observations, and the "
+                "given VecNormalize has norm_obs=False: give raw environments, which get the "
+                "stored normaliser, or norm_obs=True",
+                stacklevel=4,
+            )
 
     def restore_generators(self) -> None:
         """Sets Python's, NumPy's and torch's global generators to where they were at saving."""
         if self._generators is None:
             return
         python = self._generators["python"]
-        random.setstate((python[0], tuple(python[1].tolist()), python[2]))
+        random.setstate((python[0], tuple(python[1].cpu().tolist()), python[2]))
         name, keys, *rest = self._generators["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
         torch.set_rng_state(self._generators["torch"].cpu())
+        on_devices = [state.cpu() for state in self._generators.get("cuda", [])]
+        if on_devices and len(on_devices) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(on_devices)
 
 
 def _generators() -> dict[str, Any]:
@@ -95,6 +106,7 @@ def _generators() -> dict[str, Any]:
         "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
         "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 
@@ -151,7 +163,10 @@ def check_archive(path: Path) -> tuple[Path, set[str]]:
 def saved_keys(path: Path) -> set[str]:
     """Names of the attributes that a checkpoint holds."""
     with zipfile.ZipFile(path) as archive:
-        keys = set(json.loads(archive.read("data")))
+        try:
+            keys = set(json.loads(archive.read("data")))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: its member data is damaged ({error})") from error
     if not isinstance(path, (str, pathlib.Path)):
         path.seek(0)
     return keys

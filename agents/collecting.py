@@ -123,8 +123,10 @@ def collect(
         _evaluate(model, rollout_buffer, evaluated, n_steps)
     if cut:
         finals = values_of(policy, stacked(final_observations, model.device))
+        _check_values(finals, "terminal observation", cut)
         rollout_buffer.bootstrap[tuple(zip(*cut, strict=True))] = finals.cpu().numpy()
     last_values = values_of(policy, obs_as_tensor(new_obs, model.device))
+    _check_values(last_values, "last observation", [(n_steps, i) for i in range(num_envs)])
     rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
 
     callback.update_locals(locals())
@@ -148,6 +150,16 @@ def _evaluate(model: "OnPolicy", rollout: Rollout | DictRollout, start: int, sto
         log_probs.append(model.policy.get_distribution(piece).log_prob(actions[first:last]))
         first = last
     rollout.log_probs[start:stop] = torch.cat(log_probs).cpu().numpy().reshape(shape)
+
+
+def _check_values(values: torch.Tensor, what: str, places: list[tuple[int, int]]) -> None:
+    """Refuses values that are no numbers, as those of observations that are none."""
+    for value, (step, env) in zip(values.tolist(), places, strict=True):
+        if not np.isfinite(value):
+            raise NumericalError(
+                f"the value of the {what} of environment {env} at step {step} of this rollout is "
+                "not finite: the update was not made. Check the environment's observations"
+            )
 
 
 def _check_finite(rollout: Rollout | DictRollout) -> None:

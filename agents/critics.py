@@ -55,9 +55,10 @@ class AdamCritic:
             for rows in order.to(batch.returns.device).split(self.batch_size):
                 values = self.policy.predict_values(take(batch.observations, rows)).flatten()
                 loss = F.mse_loss(values, batch.returns[rows])
-                losses.append(float(loss.detach()))
-                if not math.isfinite(losses[-1]):
+                value = float(loss.detach())
+                if not math.isfinite(value):
                     continue
+                losses.append(value)
                 optimizer.zero_grad()
                 loss.backward()
                 if budget.spent:
@@ -66,14 +67,15 @@ class AdamCritic:
                 optimizer.step()
             budget.enforce()
         optimizer.zero_grad()
-        return sum(losses) / len(losses)
+        return sum(losses) / len(losses) if losses else math.nan
 
 
 class GaussNewtonCritic:
     """A few damped Gauss–Newton steps on the whole rollout.
 
     Values are linear least squares in the last layer and nearly so elsewhere, so that two of
-    these steps do what hundreds of minibatches do.
+    these steps do what hundreds of minibatches do. On images a step costs more than an epoch of
+    minibatches: prefer "adam" there.
 
     Args:
         policy: Owner of the value function.
@@ -111,15 +113,16 @@ class GaussNewtonCritic:
 
 
 class Snapshot:
-    """Parameters to return to if what follows leaves the finite numbers."""
+    """Parameters to return to if what follows fails."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.parameters = list(parameters)
         self.values = [p.detach().clone() for p in self.parameters]
 
-    def restore_unless_finite(self) -> bool:
-        """Restores all if any is not finite; returns whether they were finite."""
-        finite = all(bool(torch.isfinite(p.detach().sum())) for p in self.parameters)
-        if not finite:
-            assign_(self.parameters, self.values)
-        return finite
+    def restore(self) -> None:
+        """Restores all, bit for bit."""
+        assign_(self.parameters, self.values)
+
+    def finite(self) -> bool:
+        """Whether all are finite now."""
+        return all(bool(torch.isfinite(p.detach().sum())) for p in self.parameters)

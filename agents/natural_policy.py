@@ -6,6 +6,7 @@ distribution a prediction, and :class:`npg.optim.NaturalGradient` does the step.
 
 import math
 import warnings
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -68,11 +69,17 @@ class NaturalPolicyGradient(OnPolicy):
 
     def _check_settings(self) -> None:
         """Refuses what cannot work, by name, before anything is built."""
-        if not (isinstance(self.target_kl, (int, float)) and 0 < self.target_kl < math.inf):
+        if not (isinstance(self.target_kl, Real) and 0 < self.target_kl < math.inf):
             raise ConfigurationError(
                 f"target_kl must be a positive number (0.01 is usual), got {self.target_kl!r}"
             )
+        for name, value in {"gamma": self.gamma, "gae_lambda": self.gae_lambda}.items():
+            if not 0 <= value <= 1:
+                raise ConfigurationError(f"{name} must be between 0 and 1, got {value}")
+        if not 0 <= self.cg_damping < math.inf:
+            raise ConfigurationError(f"cg_damping must not be negative, got {self.cg_damping}")
         positive = {
+            "n_steps": self.n_steps,
             "batch_size": self.batch_size,
             "cg_max_steps": self.cg_max_steps,
             "n_critic_updates": self.n_critic_updates,
@@ -80,8 +87,8 @@ class NaturalPolicyGradient(OnPolicy):
             "critic_steps": self.critic_steps,
         }
         for name, value in positive.items():
-            if value < 1:
-                raise ConfigurationError(f"{name} must be at least 1, got {value}")
+            if not (isinstance(value, Integral) and value >= 1):
+                raise ConfigurationError(f"{name} must be a whole number above 0, got {value!r}")
         if self.critic not in ("adam", "gauss-newton"):
             raise ConfigurationError(
                 f'critic must be "adam" or "gauss-newton", got {self.critic!r}'
@@ -148,12 +155,12 @@ class NaturalPolicyGradient(OnPolicy):
         if not (largest < LARGEST_RETURN and bool(torch.isfinite(samples.advantages).all())):
             self._skip(f"returns up to {largest:g} are too large to learn from; scale the reward")
             return
-        # Schedules, callbacks and load() may have changed the attributes since the last update.
+        # Callbacks and load() may have changed these attributes since the last update.
         rule = self._step_rule()
         self.actor_optimizer.param_groups[0].update(
             {name: rule[name] for name in ("lr", "target_kl", "damping")}
         )
-        target = rule["target_kl"] or math.inf
+        target = rule["target_kl"] or self.target_kl
         self.policy.set_training_mode(False)
         behaviour = behaviour_of(self.policy, samples.observations)
         before = Snapshot([*self.policy.parameters(), *self.policy.buffers()])
@@ -161,16 +168,22 @@ class NaturalPolicyGradient(OnPolicy):
         budget = KLBudget(
             self.policy, self.parts.shared, samples.observations, behaviour, target / 2
         )
-        self.policy.set_training_mode(True)
-        self._let_statistics_follow(samples)
-        value_loss = self.critic_fit.fit(samples, budget)
-        budget.enforce()
-        self.policy.set_training_mode(False)
-        report = self._step(samples, behaviour)
-        if not before.restore_unless_finite():
+        try:
+            self.policy.set_training_mode(True)
+            self._let_statistics_follow(samples)
+            value_loss = self.critic_fit.fit(samples, budget)
+            budget.enforce()
+            self.policy.set_training_mode(False)
+            report = self._step(samples, behaviour)
+        except BaseException:  # no memory, Ctrl-C in a notebook: all of the update or none
+            before.restore()
+            self.policy.set_training_mode(False)
+            raise
+        if not before.finite():
+            before.restore()
             self._skip("the update left the finite numbers and was undone")
             return
-        self._log(report, value_loss)
+        self._log(report, value_loss, kl=report.kl if report.accepted else budget.kl())
 
     def _let_statistics_follow(self, samples: Batch) -> None:
         """Shows the rollout to the actor's BatchNorm layers: the critic's fit may not run them."""
@@ -215,13 +228,13 @@ class NaturalPolicyGradient(OnPolicy):
                 stacklevel=3,
             )
 
-    def _log(self, report: StepReport, value_loss: float) -> None:
+    def _log(self, report: StepReport, value_loss: float, kl: float) -> None:
         moved = report.accepted
         buffer = self.rollout_buffer
         record = self.logger.record
         record("train/policy_objective", -(report.loss_after if moved else report.loss))
         record("train/value_loss", value_loss)
-        record("train/kl_divergence_loss", report.kl if moved else 0.0)
+        record("train/kl_divergence_loss", kl)
         record(
             "train/explained_variance",
             explained_variance(buffer.values.flatten(), buffer.returns.flatten()),
@@ -231,7 +244,7 @@ class NaturalPolicyGradient(OnPolicy):
         if report.cg_iterations:
             record("train/cg_iterations", report.cg_iterations)
             record("train/cg_residual", report.cg_residual)
-        else:  # a zero gradient, for instance
+        if not moved and report.reason != "line search failed":  # a zero gradient, for instance
             self._skip(f"no policy step, {report.reason}")
         if hasattr(self.policy, "log_std"):
             record("train/std", torch.exp(self.policy.log_std).mean().item())

@@ -1,5 +1,6 @@
 """The natural policy gradient."""
 
+import math
 from typing import Any, Self
 
 import torch
@@ -38,7 +39,7 @@ class NPG(NaturalPolicyGradient):
         normalize_advantage: Whether advantages get mean 0 and deviation 1.
         target_kl: Joint KL of the quadratic model, nats: the step is η F⁻¹g, η = √(2δ / gᵀF⁻¹g).
         step_size: Fixed multiplier η instead; ``target_kl`` is then not used.
-        sub_sampling_factor: The Fisher products use every so-many-th sample.
+        sub_sampling_factor: The Fisher products use one of so many samples, drawn at random.
         stats_window_size: Episodes in the logged means.
         tensorboard_log: Directory of TensorBoard logs.
         policy_kwargs: Arguments of the policy class.
@@ -57,6 +58,8 @@ class NPG(NaturalPolicyGradient):
         Kakade, "A natural policy gradient", 2001; Rajeswaran et al., "Towards generalization and
         simplicity in continuous control", 2017, for the normalised step.
     """
+
+    _mark = "step_size"
 
     def __init__(
         self,
@@ -123,7 +126,7 @@ class NPG(NaturalPolicyGradient):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        if self.step_size is not None and not self.step_size > 0:
+        if self.step_size is not None and not 0 < self.step_size < math.inf:
             raise ConfigurationError(f"step_size must be positive, got {self.step_size}")
 
     def _step_rule(self) -> dict[str, Any]:

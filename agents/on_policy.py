@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import pickle
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ from agents.checkpoint import TrainingState, check_archive, saved_keys
 from agents.collecting import collect
 from agents.predictions import Parts
 from agents.rollout import DictRollout, Rollout
-from envs import LeanVecEnv, normalizer_from_state
+from envs import LeanVecEnv, normalization_state, normalizer_from_state
 from npg.errors import CheckpointError, ConfigurationError
 
 SUPPORTED_ACTIONS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -51,6 +52,8 @@ class OnPolicy(OnPolicyAlgorithm):
         "MultiInputPolicy": MultiInputActorCriticPolicy,
     }
     policy: ActorCriticPolicy
+    # An argument that only this algorithm's checkpoints hold.
+    _mark: ClassVar[str] = "n_steps"
 
     def __init__(
         self, policy: str | type[ActorCriticPolicy], env: GymEnv | str | None, **base: Any
@@ -193,9 +196,16 @@ class OnPolicy(OnPolicyAlgorithm):
 
         Raises:
             CheckpointError: If the file is missing, truncated, or no checkpoint of such an agent.
+            RuntimeError: If its parameters do not fit the policy.
         """
         path, members = check_archive(path)
-        kwargs = {**cls._foreign_arguments(saved_keys(path)), **kwargs}
+        keys = saved_keys(path)
+        if cls._mark not in keys:
+            raise CheckpointError(
+                f"{path} is a checkpoint of another algorithm than {cls.__name__}: it has no "
+                f"{cls._mark!r}"
+            )
+        kwargs = {**cls._foreign_arguments(keys), **kwargs}
         if "training_optim_state.pth" not in members:
             kwargs["_starts_afresh"] = True  # set_parameters reads it, once
             warnings.warn(
@@ -207,8 +217,12 @@ class OnPolicy(OnPolicyAlgorithm):
             model = super().load(
                 path, env, device, custom_objects, print_system_info, force_reset, **kwargs
             )
-        except (zipfile.BadZipFile, EOFError, KeyError) as error:
+        except (zipfile.BadZipFile, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
+        except RuntimeError as error:
+            if "PytorchStreamReader" not in str(error):
+                raise
+            raise CheckpointError(f"{path} is damaged: {error}") from error
         model._attach_normaliser()
         if "seed" not in kwargs:
             model.training_optim_state.restore_generators()
@@ -220,12 +234,15 @@ class OnPolicy(OnPolicyAlgorithm):
         return {}
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Changes the environments; raw ones get the normaliser of the loaded checkpoint.
+        """Changes the environments; raw ones get the present normaliser.
 
         Args:
             env: Environments with the same spaces and number.
             force_reset: Whether training starts with a reset.
         """
+        current = self.get_vec_normalize_env()
+        if current is not None:
+            self.training_optim_state.normaliser = normalization_state(current)
         super().set_env(env, force_reset)
         self._attach_normaliser()
 

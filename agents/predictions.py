@@ -53,7 +53,7 @@ def action_dimensions(space: spaces.Space) -> int:
 
 
 def in_chunks(observations: Observations) -> Iterator[Observations]:
-    """Cuts observations into pieces of at most 64 MiB, so that a batch of images fits memory."""
+    """Cuts observations into pieces of at most 64 MiB, for forward passes without gradients."""
     columns = observations.values() if isinstance(observations, dict) else [observations]
     size = max(1, CHUNK_BYTES // max(1, sum(column[:1].numel() * 4 for column in columns)))
     for start in range(0, rows(observations), size):

@@ -26,7 +26,7 @@ class KLBudget:
         policy: The policy.
         shared: Parameters that both the actor and the critic use.
         observations: The whole rollout's, [N, ...].
-        behaviour: The acting policy's prediction on them; may be None if nothing is shared.
+        behaviour: The acting policy's prediction on them.
         budget: KL that the fit may spend, nats.
 
     Attributes:
@@ -53,6 +53,8 @@ class KLBudget:
     @torch.no_grad()
     def kl(self) -> float:
         """Mean KL(acting policy ‖ policy now) over the rollout, in evaluation mode."""
+        if not self.tensors:
+            return 0.0
         training = self.policy.training
         self.policy.set_training_mode(False)
         total = count = 0.0

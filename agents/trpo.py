@@ -41,8 +41,8 @@ class TRPO(NaturalPolicyGradient):
         rollout_buffer_kwargs: Its further arguments.
         normalize_advantage: Whether advantages get mean 0 and deviation 1.
         target_kl: Bound on KL(old ‖ new), averaged over the rollout's states, nats.
-        sub_sampling_factor: The Fisher products use every so-many-th sample; gradient and line
-            search use all.
+        sub_sampling_factor: The Fisher products use one of so many samples, drawn at random;
+            gradient and line search use all.
         stats_window_size: Episodes in the logged means.
         tensorboard_log: Directory of TensorBoard logs.
         policy_kwargs: Arguments of the policy class.
@@ -66,6 +66,7 @@ class TRPO(NaturalPolicyGradient):
     """
 
     _warned_about_joint_kl = False
+    _mark = "line_search_max_iter"
 
     def __init__(
         self,

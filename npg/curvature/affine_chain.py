@@ -50,8 +50,9 @@ class AffineChain:
             parameters: What to differentiate with respect to.
 
         Returns:
-            The chain, in the cheaper form where it has one output; or None if the graph is anything else: another operation, a weight used
-            twice, a frozen or reparametrised weight below a trained one.
+            The chain, in the cheaper form where it has one output; or None if the graph is
+            anything else: another operation, a weight used twice, a frozen or reparametrised
+            weight below a trained one.
         """
         index = {id(parameter): i for i, parameter in enumerate(parameters)}
         operations: list[Operation] = []

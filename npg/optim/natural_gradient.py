@@ -12,7 +12,7 @@ from npg.curvature import Fisher, math_attention
 from npg.errors import ConfigurationError, NumericalError
 from npg.likelihoods import as_distribution, detached, joint_kl
 from npg.optim.base import Closure, FunctionOptimizer, Prediction, StepReport
-from npg.preconditioners import ConjugateGradientInverse, DenseInverse, Inverse
+from npg.preconditioners import DENSE_LIMIT, ConjugateGradientInverse, DenseInverse, Inverse
 from npg.steps import Trial, TrustRegion, kl_step_length
 
 FisherInverse = Literal["fisher-cg", "fisher-dense"]
@@ -96,6 +96,12 @@ class NaturalGradient(FunctionOptimizer):
             raise ConfigurationError(f'fisher must be "exact" or "sampled", got {fisher!r}')
         defaults = {"lr": lr, "target_kl": target_kl, "damping": damping}
         super().__init__(model, defaults, parameters)
+        size = sum(p.numel() for p in self.tensors())
+        if curvature == "fisher-dense" and size > DENSE_LIMIT:
+            raise ConfigurationError(
+                f'curvature="fisher-dense" forms a matrix over {size} parameters (limit '
+                f'{DENSE_LIMIT}): use "fisher-cg"'
+            )
         self.inverse: Inverse = (
             DenseInverse()
             if curvature == "fisher-dense"
@@ -128,8 +134,8 @@ class NaturalGradient(FunctionOptimizer):
                 called again, without gradients, by every trial of the line search.
             reference: The KL is measured from this prediction instead of that before the step:
                 for a trust region that spans more than this step.
-            prediction: Computes another prediction for the Fisher matrix, on a sub-sample, say.
-                Default: the closure's.
+            prediction: Computes another prediction for the Fisher matrix, on a sub-sample, say,
+                whose samples all count alike. Default: the closure's.
             weights: Weight per sample in the mean KL and in the Fisher; zeros mask samples.
 
         Returns:
@@ -237,7 +243,10 @@ class _Measure:
     def __call__(self) -> Trial:
         loss, output = self.closure()
         kl = joint_kl(self.reference, as_distribution(output, self.likelihood))
-        mean = kl.mean() if self.weights is None else (kl * self.weights).sum()
+        if self.weights is None:
+            mean = kl.mean()
+        else:  # what a mask hides may be no number
+            mean = torch.where(self.weights > 0, kl * self.weights, 0.0).sum()
         return Trial(float(loss), float(mean))
 
 

@@ -1,5 +1,11 @@
 """Curvature made cheap to apply to a gradient: (C + λI)⁻¹ g."""
 
-from npg.preconditioners.implicit import ConjugateGradientInverse, DenseInverse, Inverse, Solution
+from npg.preconditioners.implicit import (
+    DENSE_LIMIT,
+    ConjugateGradientInverse,
+    DenseInverse,
+    Inverse,
+    Solution,
+)
 
-__all__ = ["ConjugateGradientInverse", "DenseInverse", "Inverse", "Solution"]
+__all__ = ["DENSE_LIMIT", "ConjugateGradientInverse", "DenseInverse", "Inverse", "Solution"]

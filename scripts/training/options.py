@@ -66,7 +66,7 @@ class Options(Generic[Arguments]):
     seed: int = 0
     """Fixes networks, environments, exploration and evaluations."""
     backend: Literal["auto", "gymnasium", "envpool"] = "auto"
-    """Simulator; auto takes EnvPool for 8 environments or more where it is known to be the same.
+    """Simulator; auto takes EnvPool where it pays and is known to be the same.
     Evaluations run on gymnasium."""
     normalize_obs: bool = False
     """Normalise observations by their running mean and deviation."""

@@ -9,6 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import stable_baselines3
 import torch
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 
@@ -502,13 +503,13 @@ def test_garbage_in_memory() -> None:
         TRPO.load(io.BytesIO(b"garbage"))
 
 
-def test_another_kind_of_agent_is_refused_or_says_so(tmp_path) -> None:
-    """A DQN file has a policy too, but of another class."""
-    from stable_baselines3 import DQN
-
-    model = DQN("MlpPolicy", vector_env(Toy), buffer_size=10, policy_kwargs={"net_arch": [4]})
-    model.save(tmp_path / "model")
-    with pytest.warns(UserWarning, match="afresh"), pytest.raises(ValueError, match="DQNPolicy"):
+@pytest.mark.parametrize("algorithm", ["DQN", "A2C", "PPO"])
+def test_another_algorithms_file_is_refused(algorithm: str, tmp_path) -> None:
+    """An A2C file has the same kind of policy, and would load in silence."""
+    settings = {"buffer_size": 10} if algorithm == "DQN" else {"n_steps": 8}
+    other = getattr(stable_baselines3, algorithm)
+    other("MlpPolicy", vector_env(Toy), device="cpu", **settings).save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="another algorithm than TRPO"):
         TRPO.load(tmp_path / "model")
 
 
@@ -568,14 +569,33 @@ def test_an_explicit_reduction_wins(peer) -> None:
         assert TRPO.load(path, kl_reduction="joint").kl_reduction == "joint"
 
 
-def test_a_file_of_trpo_loads_as_npg(tmp_path) -> None:
-    """Both keep the same policy; the other's own settings are attributes without effect."""
-    model = small(TRPO, box_env()).learn(64)
+def test_a_file_of_trpo_is_no_file_of_npg(tmp_path) -> None:
+    small(TRPO, box_env()).save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="another algorithm than NPG"):
+        NPG.load(tmp_path / "model", env=box_env())
+
+
+def test_a_damaged_member_is_named_as_damage(tmp_path) -> None:
+    small(TRPO, box_env()).save(tmp_path / "model")
+    with zipfile.ZipFile(tmp_path / "model.zip") as whole:
+        members = {name: whole.read(name) for name in whole.namelist()}
+    members["policy.pth"] = members["policy.pth"][:100]
+    with zipfile.ZipFile(tmp_path / "cut.zip", "w") as cut:
+        for name, content in members.items():
+            cut.writestr(name, content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        TRPO.load(tmp_path / "cut.zip")
+
+
+def test_set_env_keeps_the_statistics_of_now(tmp_path) -> None:
+    model = small(TRPO, LeanVecNormalize(box_env()))
+    model.learn(64)
     model.save(tmp_path / "model")
-    loaded = NPG.load(tmp_path / "model", env=box_env())
-    assert same(parameters(model), parameters(loaded))
+    loaded = TRPO.load(tmp_path / "model", env=box_env())
     loaded.learn(64, reset_num_timesteps=False)
-    assert finite(loaded)
+    count = float(loaded.get_vec_normalize_env().obs_rms.count)
+    loaded.set_env(box_env())
+    assert float(loaded.get_vec_normalize_env().obs_rms.count) == count
 
 
 # -------------------------------------------------------------------------------------- set_env

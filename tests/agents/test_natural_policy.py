@@ -366,3 +366,44 @@ def test_custom_policies_work(agent) -> None:
     before = parameters(model)
     assert finite(model.learn(128))
     assert not same(before, parameters(model))
+
+
+@both_agents
+def test_an_error_in_the_update_undoes_all_of_it(agent, monkeypatch) -> None:
+    """Also where it comes after the critic's fit: parameters are never half-stepped."""
+    model = small(agent, vector_env(lambda: Toy(VECTOR, BOX)))
+    model.learn(64)
+    before = parameters(model)
+
+    def fail(*_args) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(model, "_step", fail)
+    with pytest.raises(MemoryError):
+        model.train()
+    assert same(parameters(model), before)
+    assert not model.policy.training
+
+
+@both_agents
+def test_a_terminal_observation_that_is_no_number_is_named(agent) -> None:
+    class Cut(Toy):
+        def step(self, action):
+            observation, reward, _, truncated, info = super().step(action)
+            observation = np.full_like(observation, np.nan) if truncated else observation
+            return observation, reward, False, truncated, info
+
+    env = vector_env(lambda: Cut(VECTOR, BOX))
+    with pytest.raises(NumericalError, match="terminal observation of environment"):
+        small(agent, env).learn(64)
+
+
+@both_agents
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("gamma", 2.0), ("gae_lambda", 5.0), ("gamma", float("nan")), ("n_steps", 0),
+     ("batch_size", 12.5), ("cg_damping", -1.0)],
+)  # fmt: skip
+def test_settings_that_cannot_work_are_named(agent, name: str, value: float) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        small(agent, vector_env(lambda: Toy(VECTOR, BOX)), **{name: value})
