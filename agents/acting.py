@@ -18,34 +18,31 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import (
-    CombinedExtractor,
-    FlattenExtractor,
-    MlpExtractor,
-)
 from torch import nn
+
+from agents.plain_networks import actor_layers
 
 Layer = tuple[np.ndarray, np.ndarray | None]
 Activation = Callable[..., np.ndarray]
-
-# What a subclass may override without the mirror noticing: then the policy itself must act.
-_METHODS = (
-    "forward",
-    "_predict",
-    "predict_values",
-    "get_distribution",
-    "evaluate_actions",
-    "extract_features",
-    "_get_action_dist_from_latent",
-    "set_training_mode",
-)
 
 
 def _relu(x: np.ndarray, out: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0, out=out)
 
 
-_ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.Tanh: np.tanh, nn.ReLU: _relu}
+_ACTIVATIONS: dict[type, Activation | None] = {
+    nn.Tanh: np.tanh,
+    nn.ReLU: _relu,
+    type(None): None,
+}
+
+
+_FINISHES = {
+    DiagGaussianDistribution: "_gaussian",
+    CategoricalDistribution: "_categorical",
+    MultiCategoricalDistribution: "_multi_categorical",
+    BernoulliDistribution: "_bernoulli",
+}
 
 
 class Mirror:
@@ -77,12 +74,7 @@ class Mirror:
         self.buffers = [np.ones(shape, dtype=np.float32) for shape in shapes]
         self.last = self.buffers[-1][None, :-1] if self.single else self.buffers[-1]
         self.noise = self._draw((num_steps, *self.last.shape))
-        self.finish = {
-            DiagGaussianDistribution: self._gaussian,
-            CategoricalDistribution: self._categorical,
-            MultiCategoricalDistribution: self._multi_categorical,
-            BernoulliDistribution: self._bernoulli,
-        }[type(policy.action_dist)]
+        self.finish = getattr(self, _FINISHES[type(policy.action_dist)])
         self.read()
 
     def read(self) -> None:
@@ -174,55 +166,12 @@ def mirrored_layers(
         The linear layers with their activations; None where an overridden method, a hook, gSDE,
         another feature extractor or an unknown layer could make the policy act differently.
     """
-    plain = (
-        isinstance(policy, ActorCriticPolicy)
-        and all(getattr(type(policy), m) is getattr(ActorCriticPolicy, m) for m in _METHODS)
-        and not policy.squash_output
-        and _plain_features(policy.pi_features_extractor, space)
-        and type(policy.mlp_extractor) is MlpExtractor
-        and type(policy.action_dist)
-        in (
-            DiagGaussianDistribution,
-            CategoricalDistribution,
-            MultiCategoricalDistribution,
-            BernoulliDistribution,
-        )
-    )
-    if not plain or any(_altered(module) for module in policy.modules()):
+    layers = actor_layers(policy, space)
+    if layers is None or policy.squash_output or type(policy.action_dist) not in _FINISHES:
         return None
-    layers: list[tuple[nn.Linear, Activation | None]] = []
-    for module in [*policy.mlp_extractor.policy_net, policy.action_net]:
-        if type(module) is nn.Linear and module.weight.dtype == torch.float32:
-            layers.append((module, None))
-        elif type(module) in _ACTIVATIONS and layers and layers[-1][1] is None:
-            layers[-1] = (layers[-1][0], _ACTIVATIONS[type(module)])
-        else:
+    found: list[tuple[nn.Linear, Activation | None]] = []
+    for linear, activation in layers:
+        if linear.weight.dtype != torch.float32 or type(activation) not in _ACTIVATIONS:
             return None
-    return layers
-
-
-def _plain_features(extractor: nn.Module, space: spaces.Space) -> bool:
-    """Whether the features are the observations themselves, flattened and side by side."""
-    if isinstance(space, spaces.Dict):
-        return type(extractor) is CombinedExtractor and all(
-            _is_vector(inner) and type(extractor.extractors[key]) is nn.Flatten
-            for key, inner in space.spaces.items()
-        )
-    return type(extractor) is FlattenExtractor and _is_vector(space)
-
-
-def _is_vector(space: spaces.Space) -> bool:
-    return isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
-
-
-def _altered(module: nn.Module) -> bool:
-    """Whether a hook, a patched method or a parametrisation could change what a module does."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or hasattr(module, "parametrizations")
-        or any(
-            callable(v) and callable(getattr(type(module), k, 0)) for k, v in vars(module).items()
-        )
-    )
+        found.append((linear, _ACTIVATIONS[type(activation)]))
+    return found

@@ -1,7 +1,7 @@
 """Fitting the value function to the λ-returns."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal, Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from agents.predictions import Parts, take
 from agents.rollout import Batch
 from agents.shared_features import KLBudget
+from agents.value_minibatches import hand_written
 from npg.linalg import assign_
 from npg.optim import NewtonCG
 
@@ -49,18 +50,14 @@ class AdamCritic:
     def fit(self, batch: Batch, budget: KLBudget) -> float:
         """Fits by minibatches; one whose loss is not finite is skipped."""
         optimizer = self.policy.optimizer
+        optimizer.zero_grad()
+        by_hand = hand_written(self.policy, batch, self.batch_size)
         losses: list[float] = []
         for _ in range(self.epochs):
-            order = torch.randperm(len(batch.returns))
-            for rows in order.to(batch.returns.device).split(self.batch_size):
-                values = self.policy.predict_values(take(batch.observations, rows)).flatten()
-                loss = F.mse_loss(values, batch.returns[rows])
-                value = float(loss.detach())
-                if not math.isfinite(value):
+            for loss in self._by_autograd(batch) if by_hand is None else by_hand.epoch():
+                if not math.isfinite(loss):
                     continue
-                losses.append(value)
-                optimizer.zero_grad()
-                loss.backward()
+                losses.append(loss)
                 if budget.spent:
                     for parameter in self.parts.shared:
                         parameter.grad = None
@@ -68,6 +65,16 @@ class AdamCritic:
             budget.enforce()
         optimizer.zero_grad()
         return sum(losses) / len(losses) if losses else math.nan
+
+    def _by_autograd(self, batch: Batch) -> Iterator[float]:
+        """Yields the loss of every minibatch of an epoch, with its gradients in place."""
+        order = torch.randperm(len(batch.returns))
+        for rows in order.to(batch.returns.device).split(self.batch_size):
+            values = self.policy.predict_values(take(batch.observations, rows)).flatten()
+            loss = F.mse_loss(values, batch.returns[rows])
+            self.policy.optimizer.zero_grad()
+            loss.backward()
+            yield float(loss.detach())
 
 
 class GaussNewtonCritic:
