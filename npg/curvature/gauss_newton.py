@@ -59,6 +59,10 @@ class GaussNewton(CurvatureMatrix):
             raise ConfigurationError("the loss must be computed from the very tensor of prediction")
         self.output_gradient: Tensor = gradient
 
+    def gradient(self) -> Tensor:
+        """Returns Jᵀ∇L, the flat gradient [P] of the loss by way of the prediction."""
+        return self.jacobian.vjp([self.output_gradient.detach()])
+
     def output_product(self, tangent: Tensor) -> Tensor:
         """Returns H_L t for a tangent of the output's shape."""
         if not self.output_gradient.requires_grad:  # a loss linear in the output

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from npg.curvature.affine_chain import AffineChain
 from npg.errors import ConfigurationError
-from npg.linalg import flatten, split
+from npg.linalg import Layout
 
 
 class Block(Protocol):
@@ -104,6 +104,7 @@ class Jacobian:
     def __init__(self, outputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         self.outputs = list(outputs)
         self.parameters = list(parameters)
+        self.layout = Layout(self.parameters)
         self.blocks: list[tuple[Block, list[int]]] = []
         rest = []
         for i, output in enumerate(self.outputs):
@@ -133,7 +134,7 @@ class Jacobian:
         Returns:
             One tangent per output, of its shape; zeros where nothing reaches it.
         """
-        pieces = split(vector, self.parameters)
+        pieces = self.layout.split(vector)
         tangents: list[Tensor | None] = [None] * len(self.outputs)
         for block, indices in self.blocks:
             for i, tangent in zip(indices, block.jvp(pieces), strict=True):
@@ -152,8 +153,8 @@ class Jacobian:
         Returns:
             Flat vector [P].
         """
-        result = flatten(torch.zeros_like(parameter) for parameter in self.parameters)
-        into = split(result, self.parameters)
+        result = self.parameters[0].new_zeros(self.layout.size)
+        into = self.layout.split(result)
         for block, indices in self.blocks:
             block.add_vjp([cotangents[i] for i in indices], into)
         return result

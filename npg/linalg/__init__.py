@@ -1,6 +1,6 @@
 """Pure tensor numerics: no module of this package knows what a model is."""
 
 from npg.linalg.conjugate_gradient import CGResult, cg
-from npg.linalg.flat import add_, assign_, flatten, split
+from npg.linalg.flat import Layout, add_, assign_, flatten, split
 
-__all__ = ["CGResult", "add_", "assign_", "cg", "flatten", "split"]
+__all__ = ["CGResult", "Layout", "add_", "assign_", "cg", "flatten", "split"]

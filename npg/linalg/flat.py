@@ -18,6 +18,24 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
+class Layout:
+    """The places of some tensors in a flat vector, for cutting many vectors alike.
+
+    Args:
+        like: Tensors whose shapes to take.
+    """
+
+    def __init__(self, like: Sequence[Tensor]) -> None:
+        self.like = like
+        self.sizes = [tensor.numel() for tensor in like]
+        self.size = sum(self.sizes)
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Cuts a vector [P] into views with the tensors' shapes."""
+        pieces = vector.split(self.sizes)
+        return [piece.view_as(tensor) for piece, tensor in zip(pieces, self.like, strict=True)]
+
+
 def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Cuts a vector into views with the shapes of the given tensors.
 
@@ -28,8 +46,7 @@ def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         Views of ``vector``: writing to them writes to it.
     """
-    pieces = vector.split([tensor.numel() for tensor in like])
-    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
+    return Layout(like).split(vector)
 
 
 @torch.no_grad()

@@ -157,9 +157,12 @@ class FunctionOptimizer(torch.optim.Optimizer):
 
     def start(self, closure: Closure) -> Start:
         """Counts a step, evaluates the objective with its gradient, and looks for obstacles."""
+        loss, prediction = self.evaluate(closure)
+        return self.start_from(loss, prediction, self.gradient(loss, self.tensors()))
+
+    def start_from(self, loss_tensor: Tensor, prediction: Prediction, gradient: Tensor) -> Start:
+        """The same from an objective that was evaluated."""
         self.extra["steps"] += 1
-        loss_tensor, prediction = self.evaluate(closure)
-        gradient = self.gradient(loss_tensor, self.tensors())
         loss, norm = float(loss_tensor.detach()), float(torch.linalg.vector_norm(gradient))
         obstacle = ""
         if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -1,15 +1,17 @@
 """Hessian-free Gauss–Newton steps with Levenberg–Marquardt damping."""
 
 import math
+from dataclasses import replace
 from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
 from npg.curvature import GaussNewton
+from npg.curvature.chain_operations import ACCUMULATE
 from npg.errors import ConfigurationError
 from npg.optim.base import CLOSURE_ADVICE, Closure, FunctionOptimizer, StepReport
-from npg.preconditioners import ConjugateGradientInverse
+from npg.preconditioners import ConjugateGradientInverse, KroneckerPreconditioner
 from npg.steps import LevenbergMarquardt, Trial, TrustRegion
 
 
@@ -24,13 +26,20 @@ class NewtonCG(FunctionOptimizer):
         lr: Multiplier of the step; 1 is Gauss–Newton's own.
         damping: First λ, in the units of G; it adapts by ``damping_factor`` at every step.
         damping_factor: Above 1; how fast λ adapts.
-        cg_max_steps: Bound on the products per step.
+        min_damping: What λ never falls below. Where a batch says too little about the parameters,
+            a floor keeps the step from fitting its noise.
+        cg_max_steps: Bound on the products per step. Few regularise: the quadratic model's
+            minimum is often further away than the model holds.
+        kronecker_cg_max_steps: The same where Kronecker factors precondition conjugate gradient,
+            as they then do in fully connected networks with one output; 2 or 3 go as far as 20
+            without them. ``None`` never preconditions.
         cg_tolerance: Relative residual at which conjugate gradient stops.
         line_search_max_iter: Halvings before the parameters are left as they were.
         parameters: Restricts a module to a part of its parameters.
 
     Reference:
-        Martens, "Deep learning via Hessian-free optimization", 2010.
+        Martens, "Deep learning via Hessian-free optimization", 2010; Martens and Grosse,
+        "Optimizing neural networks with Kronecker-factored approximate curvature", 2015.
     """
 
     def __init__(
@@ -40,21 +49,24 @@ class NewtonCG(FunctionOptimizer):
         lr: float = 1.0,
         damping: float = 1e-2,
         damping_factor: float = 2.0,
+        min_damping: float = 1e-8,
         cg_max_steps: int = 20,
+        kronecker_cg_max_steps: int | None = None,
         cg_tolerance: float = 1e-3,
         line_search_max_iter: int = 6,
         parameters: Iterable[Tensor] | None = None,
     ) -> None:
         if not lr > 0:
             raise ConfigurationError(f"lr must be positive, got {lr}")
-        if min(cg_max_steps, line_search_max_iter) < 1:
+        if min(cg_max_steps, line_search_max_iter, kronecker_cg_max_steps or 1) < 1:
             raise ConfigurationError(
-                "cg_max_steps and line_search_max_iter must be at least 1, got "
-                f"{cg_max_steps} and {line_search_max_iter}"
+                "cg_max_steps, kronecker_cg_max_steps and line_search_max_iter must be at least 1, "
+                f"got {cg_max_steps}, {kronecker_cg_max_steps} and {line_search_max_iter}"
             )
         super().__init__(model, {"lr": lr}, parameters)
-        self.schedule = LevenbergMarquardt(damping, damping_factor)
+        self.schedule = LevenbergMarquardt(damping, damping_factor, min_damping)
         self.inverse = ConjugateGradientInverse(cg_max_steps, cg_tolerance)
+        self.kronecker_cg_max_steps = kronecker_cg_max_steps
         self.search = TrustRegion(math.inf, 0.5, line_search_max_iter)
 
     def step(self, closure: Closure) -> StepReport:  # type: ignore[override]
@@ -72,16 +84,22 @@ class NewtonCG(FunctionOptimizer):
             ConfigurationError: If the closure's prediction is not a tensor.
         """
         parameters = self.tensors()
-        start = self.start(closure)
-        output, gradient, loss = start.prediction, start.gradient, start.loss
+        loss_tensor, output = self.evaluate(closure)
         if not isinstance(output, Tensor):
             raise ConfigurationError(f"NewtonCG needs a tensor prediction: {CLOSURE_ADVICE}")
+        matrix = GaussNewton(parameters, output, loss_tensor)
+        gradient = (
+            matrix.gradient()
+            if _depends_through(output, loss_tensor)
+            else self.gradient(loss_tensor, parameters)
+        )
+        start = self.start_from(loss_tensor, output, gradient)
+        loss = start.loss
         if start.obstacle:
             return self.skip(loss, start.obstacle, gradient_norm=start.gradient_norm)
 
         damping = self.schedule.damping
-        matrix = GaussNewton(parameters, output, start.loss_tensor)
-        solution = self.inverse.solve(matrix, damping, gradient)
+        solution = self._inverse(matrix, damping).solve(matrix, damping, gradient)
         rates = self.rates()
         direction = solution.x * -1.0 * rates
         quadratic = (
@@ -112,6 +130,16 @@ class NewtonCG(FunctionOptimizer):
             damping=damping,
         )
 
+    def _inverse(self, matrix: GaussNewton, damping: float) -> ConjugateGradientInverse:
+        """Conjugate gradient, preconditioned where that was asked for and can be done."""
+        if self.kronecker_cg_max_steps is None or not KroneckerPreconditioner.applies(matrix):
+            return self.inverse
+        return replace(
+            self.inverse,
+            max_iterations=self.kronecker_cg_max_steps,
+            preconditioner=KroneckerPreconditioner(matrix, damping),
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """torch's state, the counters, and the current damping."""
         self.extra["damping"] = self.schedule.damping
@@ -121,3 +149,18 @@ class NewtonCG(FunctionOptimizer):
         """Restores what :meth:`state_dict` gave."""
         super().load_state_dict(state_dict)
         self.schedule.damping = self.extra.get("damping", self.schedule.damping)
+
+
+def _depends_through(output: Tensor, loss: Tensor) -> bool:
+    """Whether the loss reaches parameters by way of the output alone: no weight penalty, say."""
+    todo = [(loss.grad_fn, 0)]
+    seen = set()
+    while todo:
+        node, index = todo.pop()
+        if node is None or node in seen or (node, index) == (output.grad_fn, output.output_nr):
+            continue
+        if node is output.grad_fn or node.name() == ACCUMULATE:
+            return False
+        seen.add(node)
+        todo.extend(node.next_functions)
+    return True

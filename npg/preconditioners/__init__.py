@@ -7,5 +7,13 @@ from npg.preconditioners.implicit import (
     Inverse,
     Solution,
 )
+from npg.preconditioners.kronecker import KroneckerPreconditioner
 
-__all__ = ["DENSE_LIMIT", "ConjugateGradientInverse", "DenseInverse", "Inverse", "Solution"]
+__all__ = [
+    "DENSE_LIMIT",
+    "ConjugateGradientInverse",
+    "DenseInverse",
+    "Inverse",
+    "KroneckerPreconditioner",
+    "Solution",
+]

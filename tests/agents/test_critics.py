@@ -180,9 +180,12 @@ def test_one_bad_minibatch_does_not_stop_the_others() -> None:
 def test_gauss_newton_lowers_its_damping_where_the_model_is_right() -> None:
     model = small(TRPO, vector_env(Toy), policy_kwargs={"net_arch": []})
     critic = GaussNewtonCritic(model.policy, model.parts, steps=3)
-    before = critic.optimizer.schedule.damping
+    critic.optimizer.schedule.damping = 1.0
     critic.fit(samples(), Budget())  # a linear value: least squares, exactly
-    assert critic.optimizer.schedule.damping == before / 8
+    assert critic.optimizer.schedule.damping == 1 / 8
+    critic.steps, critic.optimizer.schedule.damping = 1, 0.03
+    critic.fit(samples(), Budget())
+    assert critic.optimizer.schedule.damping == 0.02  # the floor
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
