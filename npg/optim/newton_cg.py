@@ -1,8 +1,8 @@
 """Hessian-free Gauss–Newton steps with Levenberg–Marquardt damping."""
 
 import math
-from dataclasses import replace
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,7 +58,8 @@ class NewtonCG(FunctionOptimizer):
     ) -> None:
         if not lr > 0:
             raise ConfigurationError(f"lr must be positive, got {lr}")
-        if min(cg_max_steps, line_search_max_iter, kronecker_cg_max_steps or 1) < 1:
+        limits = (cg_max_steps, kronecker_cg_max_steps, line_search_max_iter)
+        if any(limit is not None and limit < 1 for limit in limits):
             raise ConfigurationError(
                 "cg_max_steps, kronecker_cg_max_steps and line_search_max_iter must be at least 1, "
                 f"got {cg_max_steps}, {kronecker_cg_max_steps} and {line_search_max_iter}"

@@ -41,7 +41,7 @@ class KroneckerPreconditioner:
                 continue
             inputs = _second_moment(layer.inputs, layer.weight, layer.bias)
             signals = signal.T @ (weights * signal)
-            shared = (_mean_eigenvalue(inputs) / _mean_eigenvalue(signals)).sqrt()
+            shared = (_mean_eigenvalue(inputs) / _mean_eigenvalue(signals)).sqrt().clamp(1e-6, 1e6)
             root = damping**0.5
             self.layers.append(
                 (indices, _inverse(inputs, root * shared), _inverse(signals, root / shared))

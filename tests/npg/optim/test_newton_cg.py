@@ -1,3 +1,4 @@
+import copy
 import math
 
 import numpy as np
@@ -224,3 +225,79 @@ class TestClosures:
 def test_settings_are_checked(settings, words):
     with pytest.raises(ConfigurationError, match=words):
         NewtonCG(mlp(), **settings)
+
+
+class TestKroneckerFactors:
+    def value_problem(self):
+        model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+        x, y = torch.randn(60, 3), torch.randn(60, 1)
+
+        def closure():
+            values = model(x)
+            return F.mse_loss(values, y), values
+
+        return model, closure
+
+    def test_the_same_step_if_solved_to_the_end(self):
+        model, closure = self.value_problem()
+        start = copy.deepcopy(model.state_dict())
+        steps = []
+        for limit in (None, 500):
+            model.load_state_dict(start)
+            optimizer = NewtonCG(
+                model,
+                damping=1e-3,
+                cg_tolerance=1e-12,
+                cg_max_steps=500,
+                kronecker_cg_max_steps=limit,
+            )
+            assert optimizer.step(closure).reason == "converged"
+            steps.append(snapshot(model))
+        torch.testing.assert_close(steps[1], steps[0], rtol=1e-6, atol=1e-8)
+
+    def test_the_limit_is_kept_and_only_where_it_applies(self):
+        model, closure = self.value_problem()
+        settings = {"cg_tolerance": 0.0, "cg_max_steps": 7, "kronecker_cg_max_steps": 2}
+        assert NewtonCG(model, **settings).step(closure).cg_iterations == 2
+        other = mlp()
+        assert NewtonCG(other, **settings).step(regression(other)[2]).cg_iterations == 7
+
+    def test_the_damping_has_a_floor(self):
+        model = nn.Linear(3, 2)
+        _, _, closure = regression(model)
+        optimizer = NewtonCG(model, damping=0.1, min_damping=0.04, **EXACT)
+        used = [optimizer.step(closure).damping for _ in range(4)]
+        assert used == pytest.approx([0.1, 0.05, 0.04, 0.04])
+
+    @pytest.mark.parametrize("bad", [{"kronecker_cg_max_steps": 0}, {"min_damping": 1.0}])
+    def test_bad_settings(self, bad):
+        with pytest.raises(ConfigurationError):
+            NewtonCG(nn.Linear(3, 1), **bad)
+
+
+class TestGradient:
+    """It comes by way of the output where that is all of it, and from autograd where it is not."""
+
+    @pytest.mark.parametrize("penalty", [0.0, 0.3])
+    @pytest.mark.parametrize("last", ["output", "scaled", "chunk"])
+    def test_is_that_of_the_loss(self, penalty, last):
+        model = mlp()
+        x, y = torch.randn(20, 3), torch.randn(20, 3)
+
+        def closure():
+            output = model(x)
+            loss = F.mse_loss(output, y)
+            if last == "scaled":  # another operation in between
+                output = output * 2
+                loss = F.mse_loss(output, y)
+            if last == "chunk":  # the loss sees a sibling of the output, too
+                output, sibling = output.split([2, 1], 1)
+                loss = output.square().mean() + sibling.square().mean()
+            return loss + penalty * sum(p.square().sum() for p in model.parameters()), output
+
+        start = snapshot(model)
+        expected = flat(torch.autograd.grad(closure()[0], list(model.parameters())))
+        report = NewtonCG(model, damping=1e6, min_damping=1e-8, lr=1e3, **EXACT).step(closure)
+        assert report.gradient_norm == pytest.approx(float(expected.norm()), rel=1e-10)
+        moved = (start - snapshot(model)) / report.fraction * 1e3  # ≈ the gradient: λ is large
+        torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-5)
