@@ -31,7 +31,7 @@ class NewtonCG(FunctionOptimizer):
         cg_max_steps: Bound on the products per step. Few regularise: the quadratic model's
             minimum is often further away than the model holds.
         kronecker_cg_max_steps: The same where Kronecker factors precondition conjugate gradient,
-            as they then do in fully connected networks with one output; 2 or 3 go as far as 20
+            as they then do in fully connected networks with one output; 2 or 3 can go as far as 20
             without them. ``None`` never preconditions.
         cg_tolerance: Relative residual at which conjugate gradient stops.
         line_search_max_iter: Halvings before the parameters are left as they were.
