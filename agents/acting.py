@@ -66,12 +66,13 @@ class Mirror:
         self.policy = policy
         self.linear = layers
         self.action_shape = (num_envs, *policy.action_space.shape)
-        # One environment's row is a vector, and hidden ones carry a 1 at their end for the next
-        # layer's bias: half of the time that matrices of one row take.
+        # One environment's row is a vector that carries a 1 at its end for the next layer's bias:
+        # half of the time that matrices of one row take.
         self.single = num_envs == 1
-        widths = [linear.out_features for linear, _ in layers]
+        widths = [layers[0][0].in_features, *(linear.out_features for linear, _ in layers)]
         shapes = [(width + 1,) if self.single else (num_envs, width) for width in widths]
-        self.buffers = [np.ones(shape, dtype=np.float32) for shape in shapes]
+        self.first, *self.buffers = [np.ones(shape, dtype=np.float32) for shape in shapes]
+        self.first_row = self.first[:-1]
         self.last = self.buffers[-1][None, :-1] if self.single else self.buffers[-1]
         self.noise = self._draw((num_steps, *self.last.shape))
         self.finish = getattr(self, _FINISHES[type(policy.action_dist)])
@@ -80,21 +81,17 @@ class Mirror:
     def read(self) -> None:
         """Takes the parameters as they are now."""
         self.layers = []
-        for i, ((linear, activation), buffer) in enumerate(
-            zip(self.linear, self.buffers, strict=True)
-        ):
+        for (linear, activation), buffer in zip(self.linear, self.buffers, strict=True):
             weight = linear.weight.detach().cpu().numpy()
             bias = np.zeros(len(weight), np.float32)
             if linear.bias is not None:
                 bias = linear.bias.detach().cpu().numpy()
-            if not self.single:
-                multiply, out = _by_matrix(weight), buffer
-            elif i == 0:
-                multiply, out = weight.copy().dot, buffer[:-1]
+            if self.single:
+                augmented = np.concatenate([weight, bias[:, None]], axis=1)
+                multiply = np.asfortranarray(augmented).dot  # by columns: a third less
+                self.layers.append((multiply, None, activation, buffer[:-1], buffer))
             else:
-                multiply, out = np.concatenate([weight, bias[:, None]], axis=1).dot, buffer[:-1]
-            separate = None if self.single and i > 0 else bias.copy()
-            self.layers.append((multiply, separate, activation, out, buffer))
+                self.layers.append((_by_matrix(weight), bias.copy(), activation, buffer, buffer))
         if isinstance(self.policy.action_dist, DiagGaussianDistribution):
             self.scaled_noise = self.noise * self.policy.log_std.detach().exp().cpu().numpy()
 
@@ -106,17 +103,6 @@ class Mirror:
             return torch.logit(torch.rand(shape), eps=1e-7).numpy()
         return torch.empty(shape).exponential_().log_().neg_().numpy()  # Gumbel
 
-    def output(self, x: np.ndarray) -> np.ndarray:
-        """The actor's last layer [B, K] at flat float32 rows [B, D], or [D] where B = 1."""
-        for multiply, bias, activation, out, following in self.layers:
-            multiply(x, out)
-            if bias is not None:
-                out += bias
-            if activation is not None:
-                activation(out, out)
-            x = following
-        return self.last
-
     def sample(self, t: int, x: np.ndarray) -> np.ndarray:
         """Samples actions.
 
@@ -127,7 +113,16 @@ class Mirror:
         Returns:
             Actions, new at each call: [B, *action_shape], or [B] int64 for a Discrete space.
         """
-        self.output(x)
+        if self.single:
+            self.first_row[...] = x
+            x = self.first
+        for multiply, bias, activation, out, following in self.layers:
+            multiply(x, out)
+            if bias is not None:
+                out += bias
+            if activation is not None:
+                activation(out, out)
+            x = following
         return self.finish(t)
 
     def _gaussian(self, t: int) -> np.ndarray:

@@ -55,28 +55,33 @@ def collect(
         policy.reset_noise(env.num_envs)
     callback.on_rollout_start()
 
+    num_envs = env.num_envs
     layers = mirrored_layers(policy, model.observation_space)
-    mirror = None if layers is None else Mirror(policy, layers, env.num_envs, n_rollout_steps)
+    mirror = None if layers is None else Mirror(policy, layers, num_envs, n_rollout_steps)
     watch = ParameterWatch(policy, callback)
+    watched = watch.active  # somebody looks at every step
     evaluated = 0  # steps whose values and log-probabilities are known
     store_observation = row_setter(rollout_buffer)
-    store_action = rollout_buffer.actions.reshape(-1, env.num_envs, *space.shape).__setitem__
+    actions_of = rollout_buffer.actions.reshape(-1, num_envs, *space.shape)
     rewards_of, starts_of = rollout_buffer.rewards, rollout_buffer.episode_starts
     low, high = (space.low, space.high) if isinstance(space, spaces.Box) else (None, None)
     cut: list[tuple[int, int]] = []  # (step, environment) at which a time limit cut an episode
     final_observations: list[np.ndarray | dict[str, np.ndarray]] = []
 
-    num_envs = env.num_envs
+    # A step of CartPole takes 10 µs, a store into an array 0.2: what can wait is not in this loop.
+    single = num_envs == 1
+    new_obs = model._last_obs
+    starts_of[0], starts_of[1:] = model._last_episode_starts, False
     n_steps = 0
     while n_steps < n_rollout_steps:
-        row = store_observation(n_steps, model._last_obs)
+        row = store_observation(n_steps, new_obs)
         if mirror is not None:
             actions = mirror.sample(n_steps, row)
         else:
             if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
-                policy.reset_noise(env.num_envs)
+                policy.reset_noise(num_envs)
             with torch.no_grad():
-                obs_tensor = obs_as_tensor(model._last_obs, model.device)
+                obs_tensor = obs_as_tensor(new_obs, model.device)
                 action_tensor, values, log_probs = policy(obs_tensor)
             rollout_buffer.values[n_steps] = values.flatten().cpu().numpy()
             rollout_buffer.log_probs[n_steps] = log_probs.cpu().numpy()
@@ -91,14 +96,16 @@ def collect(
         new_obs, rewards, dones, infos = env.step(clipped_actions)
         model.num_timesteps += num_envs
 
-        if watch.active:  # somebody looks
+        if watched:
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-        store_action(n_steps, actions)
-        rewards_of[n_steps] = rewards
-        starts_of[n_steps] = model._last_episode_starts
-        if dones[0] if num_envs == 1 else np.count_nonzero(dones):
+        if single:  # half the time of rows
+            actions_of[n_steps, 0], rewards_of[n_steps, 0] = actions[0], rewards[0]
+        else:
+            actions_of[n_steps], rewards_of[n_steps] = actions, rewards
+        if dones[0] if single else np.count_nonzero(dones):  # any() takes 4 times as long
+            starts_of[n_steps + 1 : n_steps + 2] = dones
             model._update_info_buffer(infos, dones)
             for i in np.flatnonzero(dones):
                 if infos[i].get("TimeLimit.truncated") and (
@@ -107,14 +114,13 @@ def collect(
                     cut.append((n_steps, i))
                     final_observations.append(infos[i]["terminal_observation"])
         n_steps += 1
-        if watch.active and mirror is not None and watch.changed():
+        if watched and mirror is not None and watch.changed():
             with watch.as_before():
                 _evaluate(model, rollout_buffer, evaluated, n_steps)
             evaluated = n_steps
             watch.remember()
             mirror.read()
-        model._last_obs = new_obs
-        model._last_episode_starts = dones
+        model._last_obs, model._last_episode_starts = new_obs, dones
 
     rollout_buffer.pos = n_steps
     rollout_buffer.full = n_steps == rollout_buffer.buffer_size
