@@ -152,18 +152,24 @@ class Convolution(Parametric):
 
 
 class Elementwise(Operation):
-    """An activation, known by its derivative φ' at the recorded point."""
+    """An activation φ, known by what its derivative at the recorded point does.
 
-    def __init__(self, derivative: Tensor) -> None:
-        self.derivative = derivative
+    Attributes:
+        times_derivative: t ↦ φ' ⊙ t, in place. Where φ' is a function of φ's value, which the
+            next layer keeps anyway, nothing is stored for it: of three arrays that a product
+            reads per layer that saves one.
+    """
+
+    def __init__(self, times_derivative: Callable[[Tensor], Tensor]) -> None:
+        self.times_derivative = times_derivative
 
     def jvp(self, tangent: Tensor | None, pieces: Sequence[Tensor]) -> Tensor | None:
         """φ' ⊙ ż."""
-        return None if tangent is None else tangent.mul_(self.derivative)
+        return None if tangent is None else self.times_derivative(tangent)
 
     def vjp(self, cotangent: Tensor, into: Sequence[Tensor]) -> Tensor:
         """φ' ⊙ δ."""
-        return cotangent.mul_(self.derivative)
+        return self.times_derivative(cotangent)
 
 
 class Reshape(Operation):
@@ -278,26 +284,41 @@ def _read_view(node: Any, shape: torch.Size, index: dict[int, int]) -> Found | N
 
 
 def _elementwise(
-    derivative: Callable[[Any], Tensor | None],
+    times_derivative: Callable[[Any], Callable[[Tensor], Tensor] | None],
 ) -> Callable[[Any, torch.Size, dict[int, int]], Found | None]:
     def read(node: Any, shape: torch.Size, index: dict[int, int]) -> Found | None:
-        values = derivative(node)
-        if values is None:
-            return None
-        return Elementwise(values.detach()), node.next_functions[0][0], shape
+        found = times_derivative(node)
+        return None if found is None else (Elementwise(found), node.next_functions[0][0], shape)
 
     return read
 
 
-def _by_autograd(function: Callable[..., Tensor], node: Any, **settings: Any) -> Tensor:
+def _tanh(node: Any) -> Callable[[Tensor], Tensor]:
+    value, kernel = node._saved_result.detach(), torch.ops.aten.tanh_backward.grad_input
+    return lambda t: kernel(t, value, grad_input=t)  # t ⊙ (1 − value²)
+
+
+def _sigmoid(node: Any) -> Callable[[Tensor], Tensor]:
+    value, kernel = node._saved_result.detach(), torch.ops.aten.sigmoid_backward.grad_input
+    return lambda t: kernel(t, value, grad_input=t)  # t ⊙ value ⊙ (1 − value)
+
+
+def _relu(node: Any) -> Callable[[Tensor], Tensor]:
+    value, kernel = node._saved_result.detach(), torch.ops.aten.threshold_backward.grad_input
+    return lambda t: kernel(t, value, 0, grad_input=t)  # t where value > 0
+
+
+def _by_autograd(
+    function: Callable[..., Tensor], node: Any, **settings: Any
+) -> Callable[[Tensor], Tensor]:
     inputs = node._saved_self.detach().requires_grad_()
     with torch.enable_grad():
         values = function(inputs, **settings).sum()
-    derivative: Tensor = torch.autograd.grad(values, inputs)[0]
-    return derivative
+    (derivative,) = torch.autograd.grad(values, inputs)
+    return lambda t: t.mul_(derivative)
 
 
-def _elu(node: Any) -> Tensor | None:
+def _elu(node: Any) -> Callable[[Tensor], Tensor] | None:
     if not hasattr(node, "_saved_self"):  # in place: its input is gone
         return None
     if node._saved_scale != 1 or node._saved_input_scale != 1:  # SELU, CELU
@@ -312,9 +333,9 @@ READERS: dict[str, Callable[[Any, torch.Size, dict[int, int]], Found | None]] = 
     "ViewBackward0": _read_view,
     "UnsafeViewBackward0": _read_view,
     "ReshapeAliasBackward0": _read_view,
-    "TanhBackward0": _elementwise(lambda n: 1 - n._saved_result.square()),
-    "ReluBackward0": _elementwise(lambda n: (n._saved_result > 0).to(n._saved_result.dtype)),
-    "SigmoidBackward0": _elementwise(lambda n: n._saved_result * (1 - n._saved_result)),
+    "TanhBackward0": _elementwise(_tanh),
+    "ReluBackward0": _elementwise(_relu),
+    "SigmoidBackward0": _elementwise(_sigmoid),
     "LeakyReluBackward0": _elementwise(
         lambda n: _by_autograd(F.leaky_relu, n, negative_slope=n._saved_negative_slope)
     ),

@@ -29,7 +29,7 @@ class ScalarChain:
         signal = last.inputs.new_ones(len(last.inputs), 1)
         for operation in reversed(operations):
             if isinstance(operation, Elementwise):
-                signal = signal * operation.derivative
+                signal = operation.times_derivative(signal)
             elif isinstance(operation, Affine):
                 self.layers.append(operation)
                 self.signals.append(signal)
