@@ -86,9 +86,8 @@ def cg(
         return CGResult(torch.zeros_like(b), 0, torch.zeros_like(b), 0.0, "zero right-hand side")
     x = torch.zeros_like(b) if x0 is None else x0.clone()
     r = b.clone() if x0 is None else b - matrix @ x
-    z = r if preconditioner is None else preconditioner(r)
-    p = z.clone()
-    rz = float(r @ z)
+    p = torch.zeros_like(r)
+    rz = 1.0  # of no consequence: the first p is z
     norm_r = float(torch.linalg.vector_norm(r))
 
     values: list[float] = []
@@ -100,6 +99,9 @@ def cg(
             break
         if iterations == max_iterations:
             break
+        z = r if preconditioner is None else preconditioner(r)
+        rz, previous = float(r @ z), rz
+        p.mul_(rz / previous).add_(z)
         product = matrix @ p
         curvature = float(p @ product)
         if not (abs(curvature) < float("inf") and abs(rz) < float("inf")):
@@ -112,10 +114,7 @@ def cg(
         x.add_(p, alpha=step)
         r.sub_(product, alpha=step)
         iterations += 1
-        z = r if preconditioner is None else preconditioner(r)
-        rz, previous = float(r @ z), rz
-        norm_r = rz**0.5 if z is r and rz >= 0 else float(torch.linalg.vector_norm(r))
-        p.mul_(rz / previous).add_(z)
+        norm_r = float(torch.linalg.vector_norm(r))
         if progress_tolerance is not None:
             values.append(-0.5 * float(x @ (b + r)))  # ½xᵀAx − bᵀx with Ax = b − r
             window = max(10, iterations // 10)
