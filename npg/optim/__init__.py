@@ -1,7 +1,7 @@
 """Optimizers: each a choice of prediction, curvature, preconditioner and step rule."""
 
 from npg.optim.base import FunctionOptimizer, StepReport
-from npg.optim.natural_gradient import FisherInverse, NaturalGradient
+from npg.optim.natural_gradient import FisherInverse, NaturalGradient, StepNorm
 from npg.optim.newton_cg import NewtonCG
 from npg.optim.registry import create, names, train_step
 
@@ -10,6 +10,7 @@ __all__ = [
     "FunctionOptimizer",
     "NaturalGradient",
     "NewtonCG",
+    "StepNorm",
     "StepReport",
     "create",
     "names",

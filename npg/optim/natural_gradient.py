@@ -16,7 +16,7 @@ from npg.preconditioners import DENSE_LIMIT, ConjugateGradientInverse, DenseInve
 from npg.steps import Trial, TrustRegion, kl_step_length
 
 FisherInverse = Literal["fisher-cg", "fisher-dense"]
-
+StepNorm = Literal["fisher", "damped"]
 
 # Where a prediction is nearly deterministic F vanishes and the step of the quadratic model is
 # arbitrarily long; without a line search only this stands between it and a KL of dozens of nats.
@@ -46,6 +46,9 @@ class NaturalGradient(FunctionOptimizer):
         damping: λ, in the units of the Fisher matrix. High values turn towards the gradient.
         curvature: ``"fisher-cg"`` solves by conjugate gradient; ``"fisher-dense"`` forms the
             matrix, for models of up to a few thousand parameters.
+        step_norm: ``"fisher"`` puts the first trial on the boundary. ``"damped"`` measures it by
+            xᵀ(F + λI)x, as TRPO's first implementation and sb3-contrib's do: a shorter step, and
+            the shorter the less curvature there is along it.
         cg_max_steps: Bound on the iterations of conjugate gradient.
         cg_tolerance: Relative residual at which it stops.
         line_search: Whether to check the true KL and loss. Without, the full step is taken (NPG),
@@ -72,6 +75,7 @@ class NaturalGradient(FunctionOptimizer):
         target_kl: float | None = 0.01,
         damping: float = 0.1,
         curvature: FisherInverse = "fisher-cg",
+        step_norm: StepNorm = "fisher",
         cg_max_steps: int = 15,
         cg_tolerance: float = 1e-5,
         line_search: bool = True,
@@ -87,6 +91,8 @@ class NaturalGradient(FunctionOptimizer):
             raise ConfigurationError(
                 f'curvature must be "fisher-cg" or "fisher-dense", got {curvature!r}'
             )
+        if step_norm not in ("fisher", "damped"):
+            raise ConfigurationError(f'step_norm must be "fisher" or "damped", got {step_norm!r}')
         if min(cg_max_steps, line_search_max_iter) < 1:
             raise ConfigurationError(
                 "cg_max_steps and line_search_max_iter must be at least 1, got "
@@ -107,6 +113,7 @@ class NaturalGradient(FunctionOptimizer):
             if curvature == "fisher-dense"
             else ConjugateGradientInverse(cg_max_steps, cg_tolerance)
         )
+        self.step_norm = step_norm
         self.line_search = line_search
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
@@ -160,8 +167,11 @@ class NaturalGradient(FunctionOptimizer):
             "cg_residual": solution.residual,
             "damping": damping,
         }
+        quadratic = solution.quadratic
+        if self.step_norm == "damped":
+            quadratic += damping * float(solution.x @ solution.x)
         try:
-            length = 1.0 if target_kl is None else kl_step_length(solution.quadratic, target_kl)
+            length = 1.0 if target_kl is None else kl_step_length(quadratic, target_kl)
         except NumericalError:
             return self.skip(loss, f"no direction: {solution.reason}", **known)
         direction = solution.x * (-length) * self.rates()

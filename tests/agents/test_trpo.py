@@ -222,6 +222,41 @@ def test_impossible_arguments_are_refused_by_name(settings: dict, named: str) ->
     assert isinstance(raised.value, ValueError)
 
 
+@pytest.mark.parametrize("actions", [DISCRETE, BOX], ids=["discrete", "box"])
+def test_with_its_settings_the_policy_step_is_that_of_sb3_contrib(actions) -> None:
+    """The same rollout moves the same policy to the same place."""
+    contrib = pytest.importorskip("sb3_contrib").TRPO
+    settings = {"n_steps": 64, "seed": 0, "target_kl": 0.02, "n_critic_updates": 1, "device": "cpu"}
+    peer = contrib("MlpPolicy", vector_env(lambda: Toy(VECTOR, actions)), **settings)
+    ours = TRPO(
+        "MlpPolicy",
+        vector_env(lambda: Toy(VECTOR, actions)),
+        kl_reduction="per-dimension",
+        step_norm="damped",
+        **settings,
+    )
+    for _ in range(3):
+        _, callback = peer._setup_learn(64)
+        peer.collect_rollouts(peer.env, callback, peer.rollout_buffer, 64)
+        ours.policy.load_state_dict(peer.policy.state_dict())
+        ours.rollout_buffer.reset()
+        for name in ("observations", "actions", "log_probs", "advantages", "returns", "values"):
+            getattr(ours.rollout_buffer, name)[...] = getattr(peer.rollout_buffer, name)
+        ours.rollout_buffer.pos, ours.rollout_buffer.full = 64, True
+        ours._logger = peer.logger
+        before = [p.detach().clone() for p in ours.parts.actor]
+        peer.train()
+        ours.train()
+        named = dict(peer.policy.named_parameters())
+        names = {id(p): name for name, p in ours.policy.named_parameters()}
+        for p, start in zip(ours.parts.actor, before, strict=True):
+            step, expected = p.detach() - start, named[names[id(p)]].detach() - start
+            assert expected.abs().max() > 1e-4
+            torch.testing.assert_close(
+                step, expected, rtol=2e-3, atol=1e-3 * float(expected.abs().max())
+            )
+
+
 def test_signature_begins_with_that_of_sb3_contrib() -> None:
     import inspect
 

@@ -81,6 +81,25 @@ class TestOneStep:
         assert report.step_length == pytest.approx(length, rel=1e-8)
         assert report.fraction == 1.0
 
+    @pytest.mark.parametrize("curvature", ["fisher-cg", "fisher-dense"])
+    @pytest.mark.parametrize("damping", [10.0, 1e-3])
+    def test_the_damped_norm_starts_inside(self, curvature, damping):
+        model, x, y = classifier()
+        gradient, fisher = dense(model, x, y)
+        start = snapshot(model)
+        optimizer = NaturalGradient(
+            model, target_kl=0.02, damping=damping, curvature=curvature, line_search=False,
+            step_norm="damped", likelihood="categorical", **EXACT,
+        )  # fmt: skip
+        report = optimizer.step(objective(model, x, y))
+        damped = fisher + damping * torch.eye(59)
+        direction = torch.linalg.solve(damped, gradient)
+        length = math.sqrt(0.04 / float(direction @ damped @ direction))
+        step = snapshot(model) - start
+        torch.testing.assert_close(step, -length * direction, rtol=1e-7, atol=1e-9)
+        assert report.step_length == pytest.approx(length, rel=1e-8)
+        assert float(0.5 * step @ fisher @ step) < 0.02
+
     def test_the_report(self):
         model, x, y = classifier()
         gradient, _ = dense(model, x, y)
@@ -535,6 +554,7 @@ class TestSettings:
             ({"damping": -1e-3}, "damping must not be negative"),
             ({"damping": math.nan}, "damping must not be negative"),
             ({"damping": math.inf}, "damping must not be negative"),
+            ({"step_norm": "l2"}, "step_norm must be"),
             ({"curvature": "kfac"}, "curvature must be"),
             ({"fisher": "empirical"}, "fisher must be"),
             ({"line_search_shrinking_factor": 1.0}, "between 0 and 1"),
