@@ -22,7 +22,6 @@ from torch import nn
 
 from agents.plain_networks import actor_layers
 
-Layer = tuple[np.ndarray, np.ndarray | None]
 Activation = Callable[..., np.ndarray]
 
 

@@ -72,9 +72,11 @@ class AdamCritic:
         for rows in order.to(batch.returns.device).split(self.batch_size):
             values = self.policy.predict_values(take(batch.observations, rows)).flatten()
             loss = F.mse_loss(values, batch.returns[rows])
-            self.policy.optimizer.zero_grad()
-            loss.backward()
-            yield float(loss.detach())
+            value = float(loss.detach())
+            if math.isfinite(value):
+                self.policy.optimizer.zero_grad()
+                loss.backward()
+            yield value
 
 
 class GaussNewtonCritic:

@@ -41,23 +41,23 @@ def actor_layers(policy: ActorCriticPolicy, space: spaces.Space) -> Layers | Non
         The linear layers, each with the activation module after it; None where an overridden
         method, a hook, another feature extractor or another module is in the way.
     """
-    if not _plain(policy, policy.pi_features_extractor, space):
+    if not _plain(policy, "pi_features_extractor", space):
         return None
     return _layers([*policy.mlp_extractor.policy_net, policy.action_net])
 
 
 def critic_layers(policy: ActorCriticPolicy, space: spaces.Space) -> Layers | None:
     """Finds the layers from the features to the value, like :func:`actor_layers`."""
-    if not _plain(policy, policy.vf_features_extractor, space):
+    if not _plain(policy, "vf_features_extractor", space):
         return None
     return _layers([*policy.mlp_extractor.value_net, policy.value_net])
 
 
-def _plain(policy: ActorCriticPolicy, extractor: nn.Module, space: spaces.Space) -> bool:
+def _plain(policy: ActorCriticPolicy, extractor: str, space: spaces.Space) -> bool:
     return (
         isinstance(policy, ActorCriticPolicy)
         and all(getattr(type(policy), m) is getattr(ActorCriticPolicy, m) for m in _METHODS)
-        and _plain_features(extractor, space)
+        and _plain_features(getattr(policy, extractor), space)
         and type(policy.mlp_extractor) is MlpExtractor
         and not any(_altered(module) for module in policy.modules())
     )
@@ -95,6 +95,7 @@ def _altered(module: nn.Module) -> bool:
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
+        or module._backward_pre_hooks
         or hasattr(module, "parametrizations")
         or any(
             callable(v) and callable(getattr(type(module), k, 0)) for k, v in vars(module).items()

@@ -55,10 +55,10 @@ class TRPO(NaturalPolicyGradient):
             coordinates moves as far as under a joint target 6 times as large. Default: joint, with
             one warning where the two differ.
         curvature: "fisher-cg", or "fisher-dense" for policies of a few thousand parameters.
-        step_norm: "fisher" starts the line search on the boundary of the trust region, "damped" a
-            little inside, where sb3-contrib starts it: steadier where late steps overshoot.
         critic: "adam" minibatches, or "gauss-newton" steps on the whole rollout: faster.
         critic_steps: Gauss–Newton steps per update.
+        step_norm: "fisher" starts the line search on the boundary of the trust region, "damped" a
+            little inside, where sb3-contrib starts it: steadier where late steps overshoot.
 
     Raises:
         ConfigurationError: If an argument cannot work; the message says which and why.
@@ -100,9 +100,9 @@ class TRPO(NaturalPolicyGradient):
         _init_setup_model: bool = True,
         kl_reduction: KLReduction | None = None,
         curvature: FisherInverse = "fisher-cg",
-        step_norm: StepNorm = "fisher",
         critic: CriticKind = "adam",
         critic_steps: int = 2,
+        step_norm: StepNorm = "fisher",
     ) -> None:
         super().__init__(
             policy,
@@ -145,6 +145,10 @@ class TRPO(NaturalPolicyGradient):
         if self.kl_reduction not in (None, "joint", "per-dimension"):
             raise ConfigurationError(
                 f'kl_reduction must be "joint" or "per-dimension", got {self.kl_reduction!r}'
+            )
+        if self.step_norm not in ("fisher", "damped"):
+            raise ConfigurationError(
+                f'step_norm must be "fisher" or "damped", got {self.step_norm!r}'
             )
 
     def _warn_about_joint_kl(self) -> None:

@@ -9,7 +9,7 @@ does, and a rollout has hundreds of minibatches. For L = mean (v − R)² the wh
 from collections.abc import Callable, Iterator
 
 import torch
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
 from torch import Tensor, nn
 
 from agents.plain_networks import Layers, critic_layers
@@ -28,6 +28,8 @@ _BACKWARD: dict[type, Callable[[Tensor, Tensor], object]] = {
 class ValueMinibatches:
     """Losses of minibatches, whose gradients it leaves in the parameters' ``grad``.
 
+    The tensors there are used again by the next minibatch: what keeps one has to copy it.
+
     Args:
         layers: What :func:`hand_written` found.
         features: The rollout's, [N, D].
@@ -45,7 +47,8 @@ class ValueMinibatches:
         rows = min(batch_size, len(features))
         self.activations = [features.new_empty(rows, linear.out_features) for linear in self.linear]
         self.gradients = [
-            [torch.empty_like(p) for p in linear.parameters()] for linear in self.linear
+            [None if p is None else torch.empty_like(p) for p in (linear.weight, linear.bias)]
+            for linear in self.linear
         ]
         self.deltas = [features.new_empty(rows, linear.in_features) for linear in self.linear]
 
@@ -77,11 +80,11 @@ class ValueMinibatches:
         delta.mul_(2 / size)
         for i in reversed(range(len(self.linear))):
             linear = self.linear[i]
-            weight, *bias = self.gradients[i]
+            weight, bias = self.gradients[i]
             if linear.weight.requires_grad:
                 linear.weight.grad = torch.mm(delta.T, inputs[i], out=weight)
-            if bias and linear.bias.requires_grad:
-                linear.bias.grad = torch.sum(delta, 0, out=bias[0])
+            if linear.bias is not None and linear.bias.requires_grad:
+                linear.bias.grad = torch.sum(delta, 0, out=bias)
             if i > 0:
                 delta = torch.mm(delta, linear.weight, out=self.deltas[i][:size])
                 differentiate = self.backward[i - 1]
@@ -101,9 +104,13 @@ def hand_written(
     known = last is None and all(
         activation is None or type(activation) in _FORWARD for _, activation in hidden
     )
-    parameters = [id(p) for linear, _ in layers for p in linear.parameters()]
-    if not known or len(set(parameters)) < len(parameters):  # a tied weight has two gradients
+    parameters = [p for linear, _ in layers for p in linear.parameters()]
+    tied = len({id(p) for p in parameters}) < len(parameters)  # then a weight has two gradients
+    hooked = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
+    if not known or tied or hooked:
         return None
-    with torch.no_grad():
-        features = policy.extract_features(batch.observations, policy.vf_features_extractor)
+    with torch.no_grad():  # the policy's own method takes no extractor where these are separate
+        features = BaseModel.extract_features(
+            policy, batch.observations, policy.vf_features_extractor
+        )
     return ValueMinibatches(layers, features, batch.returns, batch_size)

@@ -15,7 +15,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from npg.curvature.chain_operations import READERS, Affine, LogSoftmax, Operation, Parametric
+from npg.curvature.chain_operations import (
+    READERS,
+    Affine,
+    Elementwise,
+    LogSoftmax,
+    Operation,
+    Parametric,
+)
 from npg.curvature.scalar_chain import ScalarChain
 
 
@@ -68,6 +75,8 @@ class AffineChain:
             if found is None:
                 return None
             operation, node, shape = found
+            if isinstance(operation, Elementwise) and not operations:
+                operation.value = operation.value.clone()  # the output: its owner may write to it
             operations.append(operation)
         layers = [operation for operation in operations if isinstance(operation, Parametric)]
         used = [i for layer in layers for i in (layer.weight, layer.bias) if i is not None]

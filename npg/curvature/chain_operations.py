@@ -155,13 +155,19 @@ class Elementwise(Operation):
     """An activation φ, known by what its derivative at the recorded point does.
 
     Attributes:
-        times_derivative: t ↦ φ' ⊙ t, in place. Where φ' is a function of φ's value, which the
-            next layer keeps anyway, nothing is stored for it: of three arrays that a product
-            reads per layer that saves one.
+        kernel: (t, value) ↦ φ' ⊙ t, in place.
+        value: What φ' is computed from. Where that is φ's own value, which the next layer keeps
+            anyway, nothing is stored for it: of three arrays that a product reads per layer that
+            saves one.
     """
 
-    def __init__(self, times_derivative: Callable[[Tensor], Tensor]) -> None:
-        self.times_derivative = times_derivative
+    def __init__(self, kernel: Callable[[Tensor, Tensor], Tensor], value: Tensor) -> None:
+        self.kernel = kernel
+        self.value = value.detach()
+
+    def times_derivative(self, tangent: Tensor) -> Tensor:
+        """φ' ⊙ t, in place."""
+        return self.kernel(tangent, self.value)
 
     def jvp(self, tangent: Tensor | None, pieces: Sequence[Tensor]) -> Tensor | None:
         """φ' ⊙ ż."""
@@ -284,41 +290,44 @@ def _read_view(node: Any, shape: torch.Size, index: dict[int, int]) -> Found | N
 
 
 def _elementwise(
-    times_derivative: Callable[[Any], Callable[[Tensor], Tensor] | None],
+    kernel_and_value: Callable[[Any], tuple[Callable[[Tensor, Tensor], Tensor], Tensor] | None],
 ) -> Callable[[Any, torch.Size, dict[int, int]], Found | None]:
     def read(node: Any, shape: torch.Size, index: dict[int, int]) -> Found | None:
-        found = times_derivative(node)
-        return None if found is None else (Elementwise(found), node.next_functions[0][0], shape)
+        found = kernel_and_value(node)
+        return None if found is None else (Elementwise(*found), node.next_functions[0][0], shape)
 
     return read
 
 
-def _tanh(node: Any) -> Callable[[Tensor], Tensor]:
-    value, kernel = node._saved_result.detach(), torch.ops.aten.tanh_backward.grad_input
-    return lambda t: kernel(t, value, grad_input=t)  # t ⊙ (1 − value²)
+def _times_tanh(t: Tensor, value: Tensor) -> Tensor:
+    """T ⊙ (1 − value²)."""
+    product: Tensor = torch.ops.aten.tanh_backward.grad_input(t, value, grad_input=t)
+    return product
 
 
-def _sigmoid(node: Any) -> Callable[[Tensor], Tensor]:
-    value, kernel = node._saved_result.detach(), torch.ops.aten.sigmoid_backward.grad_input
-    return lambda t: kernel(t, value, grad_input=t)  # t ⊙ value ⊙ (1 − value)
+def _times_sigmoid(t: Tensor, value: Tensor) -> Tensor:
+    """T ⊙ value ⊙ (1 − value)."""
+    product: Tensor = torch.ops.aten.sigmoid_backward.grad_input(t, value, grad_input=t)
+    return product
 
 
-def _relu(node: Any) -> Callable[[Tensor], Tensor]:
-    value, kernel = node._saved_result.detach(), torch.ops.aten.threshold_backward.grad_input
-    return lambda t: kernel(t, value, 0, grad_input=t)  # t where value > 0
+def _times_relu(t: Tensor, value: Tensor) -> Tensor:
+    """T where value > 0, else 0."""
+    product: Tensor = torch.ops.aten.threshold_backward.grad_input(t, value, 0, grad_input=t)
+    return product
 
 
 def _by_autograd(
     function: Callable[..., Tensor], node: Any, **settings: Any
-) -> Callable[[Tensor], Tensor]:
+) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor]:
     inputs = node._saved_self.detach().requires_grad_()
     with torch.enable_grad():
         values = function(inputs, **settings).sum()
     (derivative,) = torch.autograd.grad(values, inputs)
-    return lambda t: t.mul_(derivative)
+    return Tensor.mul_, derivative
 
 
-def _elu(node: Any) -> Callable[[Tensor], Tensor] | None:
+def _elu(node: Any) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor] | None:
     if not hasattr(node, "_saved_self"):  # in place: its input is gone
         return None
     if node._saved_scale != 1 or node._saved_input_scale != 1:  # SELU, CELU
@@ -333,9 +342,9 @@ READERS: dict[str, Callable[[Any, torch.Size, dict[int, int]], Found | None]] = 
     "ViewBackward0": _read_view,
     "UnsafeViewBackward0": _read_view,
     "ReshapeAliasBackward0": _read_view,
-    "TanhBackward0": _elementwise(_tanh),
-    "ReluBackward0": _elementwise(_relu),
-    "SigmoidBackward0": _elementwise(_sigmoid),
+    "TanhBackward0": _elementwise(lambda n: (_times_tanh, n._saved_result)),
+    "ReluBackward0": _elementwise(lambda n: (_times_relu, n._saved_result)),
+    "SigmoidBackward0": _elementwise(lambda n: (_times_sigmoid, n._saved_result)),
     "LeakyReluBackward0": _elementwise(
         lambda n: _by_autograd(F.leaky_relu, n, negative_slope=n._saved_negative_slope)
     ),

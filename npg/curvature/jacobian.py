@@ -7,6 +7,7 @@ products of :mod:`npg.curvature.affine_chain` instead, which cost about half.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Protocol
 
 import torch
@@ -105,6 +106,7 @@ class Jacobian:
         self.outputs = list(outputs)
         self.parameters = list(parameters)
         self.layout = Layout(self.parameters)
+        self.dtype = reduce(torch.promote_types, (p.dtype for p in self.parameters))
         self.blocks: list[tuple[Block, list[int]]] = []
         rest = []
         for i, output in enumerate(self.outputs):
@@ -124,6 +126,15 @@ class Jacobian:
                 "the prediction depends on none of the parameters: compute it from the model "
                 "with gradients enabled, and without detach()"
             )
+
+    @property
+    def recognised(self) -> bool:
+        """Whether Jᵀ∇L is to the bit what autograd makes of the loss: no hook may change it.
+
+        Autograd functions whose backward pass is not differentiable are in no chain.
+        """
+        chains = all(not isinstance(block, GraphBlock) for block, _ in self.blocks)
+        return chains and not any(parameter._backward_hooks for parameter in self.parameters)
 
     def jvp(self, vector: Tensor) -> list[Tensor]:
         """Multiplies by J.
@@ -153,7 +164,7 @@ class Jacobian:
         Returns:
             Flat vector [P].
         """
-        result = self.parameters[0].new_zeros(self.layout.size)
+        result = self.parameters[0].new_zeros(self.layout.size, dtype=self.dtype)
         into = self.layout.split(result)
         for block, indices in self.blocks:
             block.add_vjp([cotangents[i] for i in indices], into)

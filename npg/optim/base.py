@@ -1,7 +1,8 @@
 """What the optimizers that re-evaluate their objective have in common."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -145,18 +146,24 @@ class FunctionOptimizer(torch.optim.Optimizer):
 
     def gradient(self, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """Returns the flat gradient [P] and keeps the graph."""
-        try:
+        with self.graph_needed():
             gradients = torch.autograd.grad(
                 loss, parameters, retain_graph=True, materialize_grads=True
             )
+        return flatten(gradients)
+
+    @contextmanager
+    def graph_needed(self) -> Iterator[None]:
+        """Says what the closure should do where its graph is gone."""
+        try:
+            yield
         except RuntimeError as error:
             if "second time" in str(error):
                 raise ConfigurationError(f"{type(self).__name__}: {CLOSURE_ADVICE}") from error
             raise
-        return flatten(gradients)
 
     def start(self, closure: Closure) -> Start:
-        """Counts a step, evaluates the objective with its gradient, and looks for obstacles."""
+        """Evaluates the objective with its gradient, counts a step, and looks for obstacles."""
         loss, prediction = self.evaluate(closure)
         return self.start_from(loss, prediction, self.gradient(loss, self.tensors()))
 

@@ -39,8 +39,8 @@ class NaturalGradient(FunctionOptimizer):
 
     Args:
         model: Module to train, or its parameters.
-        lr: Multiplier of the step. 1 starts the search on the boundary; with ``target_kl=None`` it
-            is the learning rate of the plain natural gradient.
+        lr: Multiplier of the step. 1 starts the search where ``step_norm`` says; with
+            ``target_kl=None`` it is the learning rate of the plain natural gradient.
         target_kl: δ, joint KL per sample averaged over samples, nats. 0.01 is careful, 0.1 bold;
             ``None`` takes the step ``lr`` (F + λI)⁻¹ g whatever its KL.
         damping: λ, in the units of the Fisher matrix. High values turn towards the gradient.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from npg.curvature import GaussNewton
 from npg.curvature.scalar_chain import ScalarChain
+from npg.errors import ConfigurationError
 from npg.linalg import Layout
 
 
@@ -23,6 +24,9 @@ class KroneckerPreconditioner:
         matrix: Curvature of a chain with one output, see :meth:`applies`.
         damping: λ, above 0.
 
+    Raises:
+        ConfigurationError: If the matrix is another one, or λ is not positive.
+
     Reference:
         Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate
         curvature", 2015, sections 3 and 6.3.
@@ -30,7 +34,13 @@ class KroneckerPreconditioner:
 
     def __init__(self, matrix: GaussNewton, damping: float) -> None:
         chain = matrix.jacobian.blocks[0][0]
-        assert isinstance(chain, ScalarChain)  # applies() says so
+        if not (isinstance(chain, ScalarChain) and len(matrix.jacobian.blocks) == 1):
+            raise ConfigurationError(
+                "matrix is not that of a fully connected chain with one output: ask applies() first"
+            )
+        if not damping > 0:
+            raise ConfigurationError(f"damping must be positive, got {damping}")
+        self.damping = damping
         self.layout = Layout(matrix.parameters)
         # Where every sample's loss depends on its own output alone, H_L 1 is the diagonal of H_L.
         weights = matrix.output_product(torch.ones_like(matrix.output)).clamp(min=0)
@@ -54,8 +64,8 @@ class KroneckerPreconditioner:
         return len(blocks) == 1 and isinstance(blocks[0][0], ScalarChain)
 
     def __call__(self, vector: Tensor) -> Tensor:
-        """Returns M⁻¹v for a flat v [P]; zero where no layer is."""
-        result = torch.zeros_like(vector)
+        """Returns M⁻¹v for a flat v [P]; v / λ where no layer is, for there the matrix is λI."""
+        result = vector / self.damping
         pieces, outputs = self.layout.split(vector), self.layout.split(result)
         for indices, inputs, signals in self.layers:
             columns = [pieces[i].reshape(len(signals), -1) for i in indices]
@@ -84,8 +94,8 @@ def _mean_eigenvalue(matrix: Tensor) -> Tensor:
 
 def _inverse(matrix: Tensor, damping: Tensor) -> Tensor:
     """(matrix + damping I)⁻¹, in float64: damping may be far below the largest eigenvalue."""
-    damped = matrix.double()
+    damped = matrix.to(torch.float64, copy=True)
     rounding = len(matrix) * torch.finfo(matrix.dtype).eps * damped.diagonal().max()
     damped.diagonal().add_(damping.double() + rounding)
-    factor, _ = torch.linalg.cholesky_ex(damped)  # if it fails, conjugate gradient says so
+    factor, _ = torch.linalg.cholesky_ex(damped)  # not finite: conjugate gradient says so
     return torch.cholesky_inverse(factor).to(matrix.dtype)

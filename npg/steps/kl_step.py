@@ -9,8 +9,8 @@ def kl_step_length(quadratic: float, target_kl: float) -> float:
     """Returns η = √(2δ / xᵀFx), so that ½ (ηx)ᵀ F (ηx) = δ.
 
     Args:
-        quadratic: xᵀFx, with the Fisher matrix undamped: then the model's KL is exactly δ whatever
-            damping made x. (gᵀx would give a shorter step.)
+        quadratic: xᵀFx, with the Fisher matrix undamped, makes the model's KL exactly δ whatever
+            damping made x. With the damped matrix, or gᵀx, the step is shorter.
         target_kl: δ, in nats.
 
     Returns:

@@ -73,11 +73,17 @@ def _values(layers, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("space", [VECTOR, DICTIONARY], ids=["vector", "dictionary"])
 @pytest.mark.parametrize("optimizer", ["Adam", "SGD"])
+@pytest.mark.parametrize("share", [True, False])
 def test_the_fit_is_that_of_autograd(
-    space, optimizer: str, monkeypatch: pytest.MonkeyPatch
+    space, optimizer: str, share: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = "MlpPolicy" if space is VECTOR else "MultiInputPolicy"
-    model = model_of(space, policy, optimizer_class=getattr(torch.optim, optimizer))
+    model = model_of(
+        space,
+        policy,
+        optimizer_class=getattr(torch.optim, optimizer),
+        share_features_extractor=share,
+    )
     model.policy.optimizer.param_groups[0]["lr"] = 0.01
     batch = samples(space)
     assert hand_written(model.policy, batch, 16) is not None
@@ -97,6 +103,22 @@ def test_the_fit_is_that_of_autograd(
     assert not torch.equal(results[0][1], start["mlp_extractor.value_net.0.weight"])
 
 
+def test_the_order_in_which_a_layer_keeps_its_parameters_does_not_matter() -> None:
+    model = model_of(net_arch={"pi": [4], "vf": [5]})
+    layer = model.policy.mlp_extractor.value_net[0]
+    weight = layer.weight
+    del layer.weight
+    layer.weight = weight  # now after the bias, as after torch.nn.utils.prune.remove
+    assert next(iter(layer._parameters)) == "bias"
+    batch = samples()
+    minibatches = hand_written(model.policy, batch, 50)
+    next(minibatches.epoch())
+    values = model.policy.predict_values(batch.observations).flatten()
+    expected = torch.autograd.grad(F.mse_loss(values, batch.returns), [layer.weight, layer.bias])
+    torch.testing.assert_close(layer.weight.grad, expected[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(layer.bias.grad, expected[1], rtol=1e-4, atol=1e-6)
+
+
 def _tie(policy) -> None:
     policy.mlp_extractor.value_net[2].weight = policy.mlp_extractor.value_net[0].weight
 
@@ -105,6 +127,9 @@ def _tie(policy) -> None:
     "change",
     [
         lambda p: p.value_net.register_forward_hook(lambda *_: None),
+        lambda p: p.value_net.register_full_backward_pre_hook(lambda *_: None),
+        lambda p: p.value_net.weight.register_hook(lambda g: g * 0),
+        lambda p: p.value_net.weight.register_post_accumulate_grad_hook(lambda _: None),
         lambda p: parametrizations.weight_norm(p.value_net),
         lambda p: setattr(p, "predict_values", p.predict_values),
         lambda p: p.mlp_extractor.value_net.append(nn.Dropout(0.5)),
@@ -112,7 +137,18 @@ def _tie(policy) -> None:
         lambda p: setattr(p, "value_net", nn.Sequential(p.value_net)),
         _tie,
     ],
-    ids=["hook", "weight norm", "patched", "dropout", "gelu", "sequential head", "tied weights"],
+    ids=[
+        "hook",
+        "backward hook",
+        "weight's hook",
+        "weight's second hook",
+        "weight norm",
+        "patched",
+        "dropout",
+        "gelu",
+        "sequential head",
+        "tied weights",
+    ],
 )
 def test_anything_else_is_left_to_autograd(change) -> None:
     model = model_of(net_arch={"pi": [4], "vf": [3, 3]})

@@ -82,6 +82,27 @@ class TestChain:
         torch.testing.assert_close(jacobian.jvp(v)[0], before[0], rtol=0, atol=0)
         torch.testing.assert_close(jacobian.vjp([u]), before[1], rtol=0, atol=0)
 
+    @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Sigmoid])
+    def test_does_not_change_with_the_output(self, activation):
+        """Autograd saved the very tensor that the caller holds."""
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), activation())
+        output, parameters = model(torch.randn(5, 3)), trained(model)
+        jacobian = Jacobian([output], parameters)
+        v = torch.randn(sum(p.numel() for p in parameters))
+        (before,) = jacobian.jvp(v)
+        with torch.no_grad():
+            output.zero_()
+        torch.testing.assert_close(jacobian.jvp(v)[0], before)
+        torch.testing.assert_close(jacobian.vjp([before]) @ v, before.square().sum())
+
+    def test_mixed_precisions_are_promoted(self):
+        half, single = nn.Linear(3, 4).bfloat16(), nn.Linear(4, 2).float()
+        output = single(half(torch.randn(5, 3).bfloat16()).float())
+        parameters = [*half.parameters(), *single.parameters()]
+        product = Jacobian([output], parameters).vjp([torch.ones(5, 2)])
+        expected = torch.autograd.grad(output.sum(), parameters)
+        torch.testing.assert_close(product, torch.cat([g.reshape(-1).float() for g in expected]))
+
     def test_results_are_not_overwritten_by_the_next_product(self):
         for name in ("tanh", "linear", "activation on top", "sequence input", "log-softmax"):
             _, _, output, parameters = made(CASES[name])

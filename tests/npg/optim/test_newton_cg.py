@@ -301,3 +301,71 @@ class TestGradient:
         assert report.gradient_norm == pytest.approx(float(expected.norm()), rel=1e-10)
         moved = (start - snapshot(model)) / report.fraction * 1e3  # ≈ the gradient: λ is large
         torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-5)
+
+
+class Detached(torch.autograd.Function):
+    """An activation whose backward pass leaves no graph, as one that goes through NumPy."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = x.tanh()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved_tensors
+        return (g * (1 - y * y)).detach()
+
+
+class TestGradientElsewhere:
+    @pytest.mark.parametrize("kind", ["detached", "hook"])
+    def test_is_autograds_where_the_jacobian_is_not_the_whole_story(self, kind):
+        first, last = nn.Linear(3, 4), nn.Linear(4, 1)
+        if kind == "hook":
+            first.weight.register_hook(lambda g: g * 3)
+        x, y = torch.randn(20, 3), torch.randn(20, 1)
+        activation = Detached.apply if kind == "detached" else torch.tanh
+
+        def closure():
+            output = last(activation(first(x)))
+            return F.mse_loss(output, y), output
+
+        parameters = [*first.parameters(), *last.parameters()]
+        expected = flat(torch.autograd.grad(closure()[0], parameters))
+        report = NewtonCG(parameters).step(closure)
+        assert report.gradient_norm == pytest.approx(float(expected.norm()), rel=1e-10)
+
+    def test_a_closure_that_went_backward_is_told_not_to(self):
+        model = mlp()
+        x, y, _ = regression(model)
+
+        def closure():
+            output = model(x)
+            loss = F.mse_loss(output, y)
+            loss.backward()
+            return loss, output
+
+        with pytest.raises(ConfigurationError, match="no backward"):
+            NewtonCG(model).step(closure)
+
+    def test_a_loaded_damping_respects_the_floor(self):
+        state = NewtonCG(nn.Linear(2, 1), damping=1e-5).state_dict()
+        optimizer = NewtonCG(nn.Linear(2, 1), damping=0.1, min_damping=0.02)
+        optimizer.load_state_dict(state)
+        assert optimizer.schedule.damping == 0.02
+
+    def test_parameters_beside_the_chain_move_as_well(self):
+        model, other = (
+            nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)),
+            nn.Parameter(torch.ones(4)),
+        )
+        x, y = torch.randn(20, 3), torch.randn(20, 1)
+
+        def closure():
+            output = model(x)
+            return F.mse_loss(output, y) + 0.1 * other.square().sum(), output
+
+        NewtonCG([*model.parameters(), other], damping=0.1, kronecker_cg_max_steps=20).step(closure)
+        moved = other.detach()  # there the matrix is λI, so that the step is −g/λ = −0.2/0.1
+        torch.testing.assert_close(moved, -torch.ones(4), rtol=1e-2, atol=0.0)

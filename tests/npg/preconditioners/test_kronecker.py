@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from npg.curvature import GaussNewton
+from npg.errors import ConfigurationError
 from npg.linalg import cg
 from npg.preconditioners import KroneckerPreconditioner
 from tests.npg.oracles import flat, mlp, trained
@@ -133,6 +134,22 @@ def test_losses_that_couple_samples_or_curve_down_keep_it_positive() -> None:
         inverse = KroneckerPreconditioner(curvature(model, x, y, loss=loss), 0.1)
         v = torch.randn(sum(p.numel() for p in model.parameters()))
         assert v @ inverse(v) > 0
+
+
+def test_parameters_outside_the_chain_have_the_damping_alone() -> None:
+    model, x, y = value_network(), torch.randn(30, 3), torch.randn(30, 1)
+    other = nn.Parameter(torch.ones(4))
+    matrix = GaussNewton([*model.parameters(), other], lambda: model(x), lambda v: F.mse_loss(v, y))
+    v = torch.randn(matrix.shape[0])
+    torch.testing.assert_close(KroneckerPreconditioner(matrix, 0.1)(v)[-4:], v[-4:] / 0.1)
+
+
+def test_another_matrix_and_no_damping_are_refused() -> None:
+    x = torch.randn(9, 3)
+    with pytest.raises(ConfigurationError, match="one output"):
+        KroneckerPreconditioner(curvature(mlp(), x, torch.randn(9, 3)), 0.1)
+    with pytest.raises(ConfigurationError, match="damping must be positive"):
+        KroneckerPreconditioner(curvature(value_network(), x, torch.randn(9, 1)), 0.0)
 
 
 def test_applies_to_chains_with_one_output_only() -> None:
