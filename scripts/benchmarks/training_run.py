@@ -21,7 +21,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 PRESETS = Path(__file__).parent.parent / "presets"
-PRESET_FILES = {"sb3-contrib": "rl_zoo_trpo.yml", "npg": "trpo.yml"}
+PRESET_FILES = {
+    "sb3-contrib": "rl_zoo_trpo.yml",
+    "sb3-contrib-retuned": "trpo.yml",  # the peer with what our preset changes in rl-zoo's
+    "npg": "trpo.yml",
+}
+# What the peer has no argument for.
+OURS_ALONE = ("critic", "kl_reduction", "step_norm")
 
 
 class TrainingCurve(BaseCallback):
@@ -72,6 +78,13 @@ def build(library: str, env_id: str, seed: int, overrides: dict[str, Any]) -> Ba
         env = make_vec_env(env_id, n_envs=settings["num_envs"], seed=seed)
         if normalize:
             env = VecNormalize(env, gamma=arguments.get("gamma", 0.99))
+        if library == "sb3-contrib-retuned":
+            dimensions = env.action_space.shape[0]
+            arguments = preset("sb3-contrib", env_id)["arguments"] | {
+                name: value for name, value in arguments.items() if name not in OURS_ALONE
+            }
+            arguments["target_kl"] /= dimensions
+            arguments["cg_damping"] /= dimensions
     return TRPO("MlpPolicy", env, seed=seed, device="cpu", **arguments)
 
 
