@@ -12,6 +12,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from envs.direct_pool import direct
 from envs.envpool_library import Pool, build, describe
 
 
@@ -71,7 +72,7 @@ class EnvPoolVecEnv(VecEnv):
             self._stepping = False
         if self._pool is None or self._seeds[0] is not None:
             # EnvPool takes seeds at construction only.
-            self._pool = build(self._env_id, self.num_envs, self._seeds, self._num_threads)
+            self._pool = direct(build(self._env_id, self.num_envs, self._seeds, self._num_threads))
             self._reset_seeds()
         self._returns[:], self._lengths[:] = 0.0, 0
         obs, _ = self._pool.reset()
