@@ -71,7 +71,7 @@ class Mirror:
         widths = [layers[0][0].in_features, *(linear.out_features for linear, _ in layers)]
         shapes = [(width + 1,) if self.single else (num_envs, width) for width in widths]
         self.first, *self.buffers = [np.ones(shape, dtype=np.float32) for shape in shapes]
-        self.first_row = self.first[:-1]
+        self.first_row = self.first[None, :-1]
         self.last = self.buffers[-1][None, :-1] if self.single else self.buffers[-1]
         self.noise = self._draw((num_steps, *self.last.shape))
         self.finish = getattr(self, _FINISHES[type(policy.action_dist)])
@@ -87,10 +87,10 @@ class Mirror:
                 bias = linear.bias.detach().cpu().numpy()
             if self.single:
                 augmented = np.concatenate([weight, bias[:, None]], axis=1)
-                multiply = np.asfortranarray(augmented).dot  # by columns: a third less
-                self.layers.append((multiply, None, activation, buffer[:-1], buffer))
+                affine = np.asfortranarray(augmented).dot  # by columns: a third less
+                self.layers.append((affine, activation, buffer[:-1], buffer))
             else:
-                self.layers.append((_by_matrix(weight), bias.copy(), activation, buffer, buffer))
+                self.layers.append((_affine(weight, bias), activation, buffer, buffer))
         if isinstance(self.policy.action_dist, DiagGaussianDistribution):
             self.scaled_noise = self.noise * self.policy.log_std.detach().exp().cpu().numpy()
 
@@ -107,7 +107,7 @@ class Mirror:
 
         Args:
             t: Step within the rollout: which of the pre-drawn noise to use.
-            x: Flat float32 rows [B, D], or [D] where B = 1.
+            x: Flat rows [B, D].
 
         Returns:
             Actions, new at each call: [B, *action_shape], or [B] int64 for a Discrete space.
@@ -115,10 +115,8 @@ class Mirror:
         if self.single:
             self.first_row[...] = x
             x = self.first
-        for multiply, bias, activation, out, following in self.layers:
-            multiply(x, out)
-            if bias is not None:
-                out += bias
+        for affine, activation, out, following in self.layers:
+            affine(x, out)
             if activation is not None:
                 activation(out, out)
             x = following
@@ -141,10 +139,15 @@ class Mirror:
         return (self.last > 0).astype(np.int8).reshape(self.action_shape)
 
 
-def _by_matrix(weight: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """(x, out) ↦ x Wᵀ for matrices x."""
-    transposed = weight.T.copy()
-    return lambda x, out: np.dot(x, transposed, out)
+def _affine(weight: np.ndarray, bias: np.ndarray) -> Callable[[np.ndarray, np.ndarray], None]:
+    """(x, out) ↦ x Wᵀ + b for matrices x."""
+    transposed, bias = weight.T.copy(), bias.copy()
+
+    def affine(x: np.ndarray, out: np.ndarray) -> None:
+        np.dot(x, transposed, out)
+        out += bias
+
+    return affine
 
 
 def mirrored_layers(

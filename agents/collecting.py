@@ -69,14 +69,15 @@ def collect(
     final_observations: list[np.ndarray | dict[str, np.ndarray]] = []
 
     # A step of CartPole takes 10 µs, a store into an array 0.2: what can wait is not in this loop.
-    single = num_envs == 1
+    single, step = num_envs == 1, env.step
+    sample = None if mirror is None else mirror.sample
     new_obs = model._last_obs
     starts_of[0], starts_of[1:] = model._last_episode_starts, False
     n_steps = 0
     while n_steps < n_rollout_steps:
         row = store_observation(n_steps, new_obs)
-        if mirror is not None:
-            actions = mirror.sample(n_steps, row)
+        if sample is not None:
+            actions = sample(n_steps, row)
         else:
             if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
                 policy.reset_noise(num_envs)
@@ -93,7 +94,7 @@ def collect(
                 clipped_actions = policy.unscale_action(actions)
             else:  # a Gaussian is unbounded
                 clipped_actions = np.minimum(np.maximum(actions, low), high)
-        new_obs, rewards, dones, infos = env.step(clipped_actions)
+        new_obs, rewards, dones, infos = step(clipped_actions)
         model.num_timesteps += num_envs
 
         if watched:

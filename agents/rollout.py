@@ -86,13 +86,12 @@ def row_setter(
 ) -> Callable[[int, np.ndarray | dict[str, np.ndarray]], np.ndarray]:
     """Returns a function (t, observation) that stores one step's observations.
 
-    The function gives back what it stored as flat rows [B, D] ([D] where B = 1); of a dictionary,
-    its columns side by side.
+    The function gives back what it stored as flat rows [B, D]; of a dictionary, its columns side
+    by side.
     """
-    rows = () if rollout.n_envs == 1 else (rollout.n_envs,)
 
     def flat(column: np.ndarray) -> np.ndarray:
-        return column.reshape(len(column), *rows, -1)
+        return column.reshape(len(column), rollout.n_envs, -1)
 
     if isinstance(rollout, DictRollout):
         columns = {key: (column, flat(column)) for key, column in rollout.observations.items()}
@@ -106,10 +105,11 @@ def row_setter(
         return store_all
     column, flattened = rollout.observations, flat(rollout.observations)
     if column.shape[2:] == rollout.observation_space.shape:
+        is_row = rollout.n_envs == 1 and column.ndim == 3  # the mirror casts it where it copies it
 
         def store(t: int, observation: np.ndarray) -> np.ndarray:
             column[t] = observation
-            return flattened[t]
+            return observation if is_row else flattened[t]
 
         return store
 

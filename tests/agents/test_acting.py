@@ -104,11 +104,10 @@ def test_output_is_the_policys(actions: str, observations, architecture: str, en
 
 
 def rows_of(batch) -> np.ndarray:
-    """Flat single-precision rows, as the rollout hands them to the mirror; one row is a vector."""
+    """Flat single-precision rows, as the rollout hands them to the mirror."""
     columns = batch.values() if isinstance(batch, dict) else [batch]
     flat = [np.asarray(c, dtype=np.float32).reshape(len(c), -1) for c in columns]
-    rows = np.concatenate(flat, axis=1)
-    return rows[0] if len(rows) == 1 else rows
+    return np.concatenate(flat, axis=1)
 
 
 def test_output_does_not_change_the_observations() -> None:
