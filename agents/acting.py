@@ -36,6 +36,8 @@ _ACTIVATIONS: dict[type, Activation | None] = {
 }
 
 
+FEW_OUTPUTS = 16  # above, an identity matrix for the noise is more work than adding it
+
 _FINISHES = {
     DiagGaussianDistribution: "_gaussian",
     CategoricalDistribution: "_categorical",
@@ -65,14 +67,21 @@ class Mirror:
         self.policy = policy
         self.linear = layers
         self.action_shape = (num_envs, *policy.action_space.shape)
-        # One environment's row is a vector that carries a 1 at its end for the next layer's bias:
-        # half of the time that matrices of one row take.
-        self.single = num_envs == 1
         widths = [layers[0][0].in_features, *(linear.out_features for linear, _ in layers)]
-        shapes = [(width + 1,) if self.single else (num_envs, width) for width in widths]
-        self.first, *self.buffers = [np.ones(shape, dtype=np.float32) for shape in shapes]
-        self.first_row = self.first[None, :-1]
-        self.last = self.buffers[-1][None, :-1] if self.single else self.buffers[-1]
+        self.single = num_envs == 1
+        self.noise_in_row = self.single and widths[-1] <= FEW_OUTPUTS
+        if self.single:
+            # A row is a vector with a 1 at its end for the next layer's bias, and, before the last
+            # layer, with the step's noise: half of the time that matrices of one row take.
+            extra = [1] * len(widths)
+            extra[-2] += widths[-1] if self.noise_in_row else 0
+            buffers = [np.ones(w + e, np.float32) for w, e in zip(widths, extra, strict=True)]
+            self.row, self.noise_row = buffers[0][None, : widths[0]], buffers[-2][widths[-2] + 1 :]
+            self.last = buffers[-1][None, :-1]
+        else:
+            buffers = [np.empty((num_envs, width), np.float32) for width in widths]
+            self.last = buffers[-1]
+        self.first, *self.buffers = buffers
         self.noise = self._draw((num_steps, *self.last.shape))
         self.finish = getattr(self, _FINISHES[type(policy.action_dist)])
         self.read()
@@ -86,11 +95,14 @@ class Mirror:
             if linear.bias is not None:
                 bias = linear.bias.detach().cpu().numpy()
             if self.single:
-                augmented = np.concatenate([weight, bias[:, None]], axis=1)
-                affine = np.asfortranarray(augmented).dot  # by columns: a third less
-                self.layers.append((affine, activation, buffer[:-1], buffer))
+                columns = [weight, bias[:, None]]
+                if buffer is self.buffers[-1] and self.noise_in_row:
+                    columns.append(np.eye(len(weight), dtype=np.float32))
+                affine = np.asfortranarray(np.concatenate(columns, axis=1)).dot  # a third faster
+                self.layers.append((affine, activation, buffer[: len(weight)], buffer))
             else:
                 self.layers.append((_affine(weight, bias), activation, buffer, buffer))
+        self.scaled_noise = self.noise
         if isinstance(self.policy.action_dist, DiagGaussianDistribution):
             self.scaled_noise = self.noise * self.policy.log_std.detach().exp().cpu().numpy()
 
@@ -113,29 +125,32 @@ class Mirror:
             Actions, new at each call: [B, *action_shape], or [B] int64 for a Discrete space.
         """
         if self.single:
-            self.first_row[...] = x
+            self.row[...] = x
             x = self.first
+        if self.noise_in_row:
+            self.noise_row[...] = self.scaled_noise[t, 0]
         for affine, activation, out, following in self.layers:
             affine(x, out)
             if activation is not None:
                 activation(out, out)
             x = following
-        return self.finish(t)
+        if not self.noise_in_row:
+            self.last += self.scaled_noise[t]
+        return self.finish()
 
-    def _gaussian(self, t: int) -> np.ndarray:
-        return (self.last + self.scaled_noise[t]).reshape(self.action_shape)
+    # From the last layer's output with the noise added.
 
-    def _categorical(self, t: int) -> np.ndarray:
-        self.last += self.noise[t]
+    def _gaussian(self) -> np.ndarray:
+        return self.last.reshape(self.action_shape).copy()
+
+    def _categorical(self) -> np.ndarray:
         return self.last.argmax(1)
 
-    def _multi_categorical(self, t: int) -> np.ndarray:
-        self.last += self.noise[t]
+    def _multi_categorical(self) -> np.ndarray:
         pieces = np.split(self.last, np.cumsum(self.policy.action_dist.action_dims)[:-1], axis=1)
         return np.stack([piece.argmax(1) for piece in pieces], axis=1).reshape(self.action_shape)
 
-    def _bernoulli(self, t: int) -> np.ndarray:
-        self.last += self.noise[t]
+    def _bernoulli(self) -> np.ndarray:
         return (self.last > 0).astype(np.int8).reshape(self.action_shape)
 
 

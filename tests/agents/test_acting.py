@@ -97,6 +97,7 @@ def test_output_is_the_policys(actions: str, observations, architecture: str, en
     mirror = mirror_of(model, envs)
     batch = batch_of(observations, envs)
     mirror.noise[:] = 0  # what is left in `last` is the network's output
+    mirror.read()
     mirror.sample(0, rows_of(batch))
     ours, theirs = mirror.last, output_of(model, batch)
     assert np.ptp(theirs) > 0.01
@@ -110,6 +111,23 @@ def rows_of(batch) -> np.ndarray:
     return np.concatenate(flat, axis=1)
 
 
+MANY = spaces.Discrete(40)  # too many for the noise to go through the last layer
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("actions", [*ACTIONS.values(), MANY], ids=[*ACTIONS, "many"])
+@pytest.mark.parametrize("envs", [1, 4])
+def test_every_step_adds_its_own_noise(actions, architecture: str, envs: int) -> None:
+    model = agent_of(VECTOR, actions, **ARCHITECTURES[architecture])
+    mirror, batch = mirror_of(model, envs), batch_of(VECTOR, envs)
+    scale = model.policy.log_std.detach().exp().numpy() if hasattr(model.policy, "log_std") else 1
+    for t in (2, 0, 1):
+        mirror.sample(t, rows_of(batch))
+        found = normalised(mirror.last - scale * mirror.noise[t], model)
+        np.testing.assert_allclose(found, output_of(model, batch), atol=2e-5, rtol=1e-4)
+    assert len(np.unique(mirror.noise)) > 0.9 * mirror.noise.size
+
+
 def test_output_does_not_change_the_observations() -> None:
     model = agent_of(**ARCHITECTURES["linear"])
     batch = batch_of(VECTOR, 4)
@@ -120,16 +138,17 @@ def test_output_does_not_change_the_observations() -> None:
 
 
 @pytest.mark.parametrize("actions", ACTIONS)
-def test_actions_have_the_space_s_shape_and_are_new_arrays(actions: str) -> None:
+@pytest.mark.parametrize("envs", [1, 4])
+def test_actions_have_the_space_s_shape_and_are_new_arrays(actions: str, envs: int) -> None:
     space = ACTIONS[actions]
     model = agent_of(VECTOR, space)
-    mirror = mirror_of(model)
-    batch = batch_of(VECTOR, 4)
+    mirror = mirror_of(model, envs)
+    batch = batch_of(VECTOR, envs)
     first = mirror.sample(0, batch)
     kept = first.copy()
     mirror.sample(1, batch)
     np.testing.assert_array_equal(first, kept)
-    assert first.shape == (4, *space.shape)
+    assert first.shape == (envs, *space.shape)
     if not isinstance(space, spaces.Box):
         assert all(space.contains(action.astype(space.dtype)) for action in first)
 
