@@ -26,6 +26,8 @@ class Options:
     """Interleaved rounds per figure."""
     returns_dir: Path = Path("runs/benchmark-returns")
     """Where training runs are kept; a finished one is not repeated."""
+    retuned: bool = False
+    """Whether returns trains the peer under our presets as well, where they differ from rl-zoo's."""
     jobs: int = 2
     """Training runs at a time, one thread each."""
 
@@ -46,7 +48,8 @@ def main(options: Options) -> None:
     for name in [*parts, "returns"] if options.part == "all" else [options.part]:
         command = f"python scripts/benchmark.py {name}"
         if name == "returns":
-            returns.run(options.returns_dir, options.jobs, command)
+            command += " --retuned" if options.retuned else ""
+            returns.run(options.returns_dir, options.jobs, options.retuned, command)
         else:
             parts[name](options.rounds, f"{command} --rounds {options.rounds}")
 

@@ -28,12 +28,13 @@ RUN = Path(__file__).parent / "training_run.py"
 ROOT = Path(__file__).parent.parent.parent
 
 
-def run(directory: Path, jobs: int, command: str) -> None:
+def run(directory: Path, jobs: int, retuned: bool, command: str) -> None:
     """Runs what has no file yet, one thread each, and compares.
 
     Args:
         directory: Where the runs' JSON files are kept; a finished run is never repeated.
         jobs: Processes at a time.
+        retuned: Whether the peer runs under our presets, too, where these differ from rl-zoo's.
         command: What to write above the table.
     """
     missing = [
@@ -41,7 +42,7 @@ def run(directory: Path, jobs: int, command: str) -> None:
         for library, seeds in SEEDS.items()
         for env_id in STEPS
         for seed in seeds
-        if library != "sb3-contrib-retuned" or env_id in RETUNED
+        if library != "sb3-contrib-retuned" or (retuned and env_id in RETUNED)
     ]
     missing = [job for job in missing if not job[3].exists()]
     with ThreadPoolExecutor(jobs) as pool:
@@ -50,7 +51,7 @@ def run(directory: Path, jobs: int, command: str) -> None:
     rows = []
     for env_id in STEPS:
         rows += _compare(directory, env_id, "sb3-contrib", f"{env_id}, {STEPS[env_id]:,} steps")
-    for env_id in RETUNED:
+    for env_id in RETUNED if retuned else ():
         text = f"{env_id}, both under our preset"
         rows += _compare(directory, env_id, "sb3-contrib-retuned", text)
     show("Return at equal environment steps", rows, command)
