@@ -27,7 +27,7 @@ class Options:
     returns_dir: Path = Path("runs/benchmark-returns")
     """Where training runs are kept; a finished one is not repeated."""
     retuned: bool = False
-    """Whether returns trains the peer under our presets as well, where they differ from rl-zoo's."""
+    """Whether returns trains the peer under our presets too, where they differ from rl-zoo's."""
     jobs: int = 2
     """Training runs at a time, one thread each."""
 
