@@ -3,7 +3,8 @@
 The general path differentiates twice on the real parameters: the VJP g(w) = Jᵀw is linear in w,
 so the VJP of g is J. Unlike ``torch.func`` it works through any closure, LSTM, BatchNorm and tied
 weights. Outputs whose graph is a chain of linear layers and activations take the hand-written
-products of :mod:`npg.curvature.affine_chain` instead, which cost about half.
+products of :mod:`npg.curvature.affine_chain` instead, which cost about half; a scale that all
+samples share, those of :mod:`npg.curvature.log_scale`.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from npg.curvature.affine_chain import AffineChain
+from npg.curvature.log_scale import LogScale
 from npg.errors import ConfigurationError
 from npg.linalg import Layout
 
@@ -112,15 +114,16 @@ class Jacobian:
         for i, output in enumerate(self.outputs):
             if not output.requires_grad:
                 continue
-            chain = AffineChain.recognise(output, self.parameters)
-            if chain is None:
+            block: Block | None = AffineChain.recognise(output, self.parameters)
+            block = block or LogScale.recognise(output, self.parameters)
+            if block is None:
                 rest.append(i)
             else:
-                self.blocks.append((chain, [i]))
+                self.blocks.append((block, [i]))
         if rest:
-            block = GraphBlock([self.outputs[i] for i in rest], self.parameters)
-            if block.used:
-                self.blocks.append((block, rest))
+            graph = GraphBlock([self.outputs[i] for i in rest], self.parameters)
+            if graph.used:
+                self.blocks.append((graph, rest))
         if not self.blocks:
             raise ConfigurationError(
                 "the prediction depends on none of the parameters: compute it from the model "

@@ -34,7 +34,9 @@ class ScalarChain:
                 self.layers.append(operation)
                 self.signals.append(signal)
                 signal = signal @ operation.weight_value
-        self.products = [torch.empty_like(signal) for signal in self.signals]
+        # One scratch for all layers: what stays in the cache need not be fetched.
+        scratch = signal.new_empty(max(signal.numel() for signal in self.signals))
+        self.products = [scratch[: signal.numel()].view_as(signal) for signal in self.signals]
 
     @staticmethod
     def applies(operations: Sequence[Operation], output: Tensor) -> bool:

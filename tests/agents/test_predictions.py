@@ -18,6 +18,8 @@ from agents.predictions import (
     take,
     values_of,
 )
+from npg.curvature import Fisher
+from npg.curvature.jacobian import GraphBlock
 from npg.errors import ConfigurationError
 from npg.likelihoods import joint_kl
 from tests.agents.helpers import (
@@ -280,3 +282,12 @@ def test_frozen_parameters_belong_to_neither_part() -> None:
     model.learn(64)
     after = list(model.policy.mlp_extractor.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("num_actions", [1, 3])
+def test_a_gaussian_policys_fisher_is_hand_written(num_actions):
+    space = spaces.Box(-1, 1, (num_actions,), np.float32)
+    policy = ActorCriticPolicy(VECTOR, space, lambda _: 1e-3)
+    parts, observations = Parts(policy, VECTOR), torch.randn(4, *VECTOR.shape)
+    fisher = Fisher(parts.actor, lambda: prediction(policy.get_distribution(observations)))
+    assert not any(isinstance(block, GraphBlock) for block, _ in fisher.jacobian.blocks)
