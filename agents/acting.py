@@ -7,6 +7,7 @@ parameters. Any other policy acts through its own ``forward``.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,9 @@ _ACTIVATIONS: dict[type, Activation | None] = {
 }
 
 
-FEW_OUTPUTS = 16  # above, an identity matrix for the noise is more work than adding it
+# A row's noise goes through the last layer beside an identity matrix: above this that is more work
+# than adding it.
+FEW_OUTPUTS = 16
 
 _FINISHES = {
     DiagGaussianDistribution: "_gaussian",
@@ -44,6 +47,8 @@ _FINISHES = {
     MultiCategoricalDistribution: "_multi_categorical",
     BernoulliDistribution: "_bernoulli",
 }
+
+MirroredLayers = list[tuple[nn.Linear, Activation | None]]
 
 
 class Mirror:
@@ -55,64 +60,38 @@ class Mirror:
         num_envs: Rows per call.
         num_steps: Calls per rollout: the noise of a whole rollout is drawn at once, from torch's
             generator.
+
+    Attributes:
+        last: The last layer's output with the noise added, [B, K].
     """
 
     def __init__(
-        self,
-        policy: ActorCriticPolicy,
-        layers: list[tuple[nn.Linear, Activation | None]],
-        num_envs: int,
-        num_steps: int,
+        self, policy: ActorCriticPolicy, layers: MirroredLayers, num_envs: int, num_steps: int
     ) -> None:
         self.policy = policy
         self.linear = layers
         self.action_shape = (num_envs, *policy.action_space.shape)
-        widths = [layers[0][0].in_features, *(linear.out_features for linear, _ in layers)]
-        self.single = num_envs == 1
-        self.noise_in_row = self.single and widths[-1] <= FEW_OUTPUTS
-        if self.single:
-            # A row is a vector with a 1 at its end for the next layer's bias, and, before the last
-            # layer, with the step's noise: half of the time that matrices of one row take.
-            extra = [1] * len(widths)
-            extra[-2] += widths[-1] if self.noise_in_row else 0
-            buffers = [np.ones(w + e, np.float32) for w, e in zip(widths, extra, strict=True)]
-            self.row, self.noise_row = buffers[0][None, : widths[0]], buffers[-2][widths[-2] + 1 :]
-            self.last = buffers[-1][None, :-1]
-        else:
-            buffers = [np.empty((num_envs, width), np.float32) for width in widths]
-            self.last = buffers[-1]
-        self.first, *self.buffers = buffers
+        self._allocate(num_envs, [linear.out_features for linear, _ in layers])
         self.noise = self._draw((num_steps, *self.last.shape))
         self.finish = getattr(self, _FINISHES[type(policy.action_dist)])
         self.read()
 
+    def _allocate(self, num_envs: int, widths: list[int]) -> None:
+        self.outputs = [np.empty((num_envs, width), np.float32) for width in widths]
+        self.last = self.outputs[-1]
+
     def read(self) -> None:
         """Takes the parameters as they are now."""
-        self.layers = []
-        for (linear, activation), buffer in zip(self.linear, self.buffers, strict=True):
-            weight = linear.weight.detach().cpu().numpy()
-            bias = np.zeros(len(weight), np.float32)
-            if linear.bias is not None:
-                bias = linear.bias.detach().cpu().numpy()
-            if self.single:
-                columns = [weight, bias[:, None]]
-                if buffer is self.buffers[-1] and self.noise_in_row:
-                    columns.append(np.eye(len(weight), dtype=np.float32))
-                affine = np.asfortranarray(np.concatenate(columns, axis=1)).dot  # a third faster
-                self.layers.append((affine, activation, buffer[: len(weight)], buffer))
-            else:
-                self.layers.append((_affine(weight, bias), activation, buffer, buffer))
         self.scaled_noise = self.noise
         if isinstance(self.policy.action_dist, DiagGaussianDistribution):
             self.scaled_noise = self.noise * self.policy.log_std.detach().exp().cpu().numpy()
+        self.layers = self._layers()
 
-    def _draw(self, shape: tuple[int, ...]) -> np.ndarray:
-        distribution = self.policy.action_dist
-        if isinstance(distribution, DiagGaussianDistribution):
-            return torch.randn(shape).numpy()
-        if isinstance(distribution, BernoulliDistribution):  # logistic
-            return torch.logit(torch.rand(shape), eps=1e-7).numpy()
-        return torch.empty(shape).exponential_().log_().neg_().numpy()  # Gumbel
+    def _layers(self) -> list[tuple[Any, ...]]:
+        return [
+            (_affine(*_parameters(linear)), activation, output)
+            for (linear, activation), output in zip(self.linear, self.outputs, strict=True)
+        ]
 
     def sample(self, t: int, x: np.ndarray) -> np.ndarray:
         """Samples actions.
@@ -124,19 +103,21 @@ class Mirror:
         Returns:
             Actions, new at each call: [B, *action_shape], or [B] int64 for a Discrete space.
         """
-        if self.single:
-            self.row[...] = x
-            x = self.first
-        if self.noise_in_row:
-            self.noise_row[...] = self.scaled_noise[t, 0]
-        for affine, activation, out, following in self.layers:
-            affine(x, out)
+        for affine, activation, output in self.layers:
+            affine(x, output)
             if activation is not None:
-                activation(out, out)
-            x = following
-        if not self.noise_in_row:
-            self.last += self.scaled_noise[t]
+                activation(output, output)
+            x = output
+        self.last += self.scaled_noise[t]
         return self.finish()
+
+    def _draw(self, shape: tuple[int, ...]) -> np.ndarray:
+        distribution = self.policy.action_dist
+        if isinstance(distribution, DiagGaussianDistribution):
+            return torch.randn(shape).numpy()
+        if isinstance(distribution, BernoulliDistribution):  # logistic
+            return torch.logit(torch.rand(shape), eps=1e-7).numpy()
+        return torch.empty(shape).exponential_().log_().neg_().numpy()  # Gumbel
 
     # From the last layer's output with the noise added.
 
@@ -154,6 +135,68 @@ class Mirror:
         return (self.last > 0).astype(np.int8).reshape(self.action_shape)
 
 
+class RowMirror(Mirror):
+    """The same for one environment and few outputs, in half the time.
+
+    A row is a vector with a 1 at its end for the next layer's bias, and, before the last layer,
+    with the step's noise.
+    """
+
+    def _allocate(self, num_envs: int, widths: list[int]) -> None:
+        inputs = [self.linear[0][0].in_features, *widths[:-1]]
+        rows = [np.ones(width + 1, np.float32) for width in inputs]
+        rows[-1] = np.ones(inputs[-1] + 1 + widths[-1], np.float32)
+        self.rows = rows
+        self.first, self.noise_row = rows[0][: inputs[0]], rows[-1][inputs[-1] + 1 :]
+        self.last = np.empty((num_envs, widths[-1]), np.float32)
+        self.outputs = [row[:width] for row, width in zip(rows[1:], widths, strict=False)]
+        self.outputs.append(self.last[0])
+
+    def read(self) -> None:
+        """Takes the parameters as they are now."""
+        super().read()
+        self.noise_rows = self.scaled_noise[:, 0]
+
+    def _layers(self) -> list[tuple[Any, ...]]:
+        layers: list[tuple[Any, ...]] = []
+        for row, (linear, activation), output in zip(
+            self.rows, self.linear, self.outputs, strict=True
+        ):
+            weight, bias = _parameters(linear)
+            columns = [weight, bias[:, None]]
+            if row is self.rows[-1]:
+                columns.append(np.eye(len(weight), dtype=np.float32))
+            affine = np.asfortranarray(np.concatenate(columns, axis=1)).dot  # a third faster
+            layers.append((row, affine, activation, output))
+        return layers
+
+    def sample(self, t: int, x: np.ndarray) -> np.ndarray:
+        """Samples an action; see :meth:`Mirror.sample`."""
+        self.first[...] = x
+        self.noise_row[...] = self.noise_rows[t]
+        for row, affine, activation, output in self.layers:
+            affine(row, output)
+            if activation is not None:
+                activation(output, output)
+        return self.finish()
+
+
+def mirror_of(
+    policy: ActorCriticPolicy, layers: MirroredLayers, num_envs: int, num_steps: int
+) -> Mirror:
+    """Makes the twin that is fastest for so many environments; see :class:`Mirror`."""
+    one_row = num_envs == 1 and layers[-1][0].out_features <= FEW_OUTPUTS
+    return (RowMirror if one_row else Mirror)(policy, layers, num_envs, num_steps)
+
+
+def _parameters(linear: nn.Linear) -> tuple[np.ndarray, np.ndarray]:
+    """Weight [out, in] and bias [out]."""
+    weight = linear.weight.detach().cpu().numpy()
+    if linear.bias is None:
+        return weight, np.zeros(len(weight), np.float32)
+    return weight, linear.bias.detach().cpu().numpy()
+
+
 def _affine(weight: np.ndarray, bias: np.ndarray) -> Callable[[np.ndarray, np.ndarray], None]:
     """(x, out) ↦ x Wᵀ + b for matrices x."""
     transposed, bias = weight.T.copy(), bias.copy()
@@ -165,9 +208,7 @@ def _affine(weight: np.ndarray, bias: np.ndarray) -> Callable[[np.ndarray, np.nd
     return affine
 
 
-def mirrored_layers(
-    policy: ActorCriticPolicy, space: spaces.Space
-) -> list[tuple[nn.Linear, Activation | None]] | None:
+def mirrored_layers(policy: ActorCriticPolicy, space: spaces.Space) -> MirroredLayers | None:
     """Finds the actor's layers, if the policy is one that the mirror reproduces exactly.
 
     Args:
@@ -181,7 +222,7 @@ def mirrored_layers(
     layers = actor_layers(policy, space)
     if layers is None or policy.squash_output or type(policy.action_dist) not in _FINISHES:
         return None
-    found: list[tuple[nn.Linear, Activation | None]] = []
+    found: MirroredLayers = []
     for linear, activation in layers:
         if linear.weight.dtype != torch.float32 or type(activation) not in _ACTIVATIONS:
             return None

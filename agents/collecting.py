@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.acting import Mirror, mirrored_layers
+from agents.acting import mirror_of, mirrored_layers
 from agents.parameter_watch import ParameterWatch
 from agents.predictions import in_chunks, rows, stacked, values_of
 from agents.rollout import (
@@ -57,19 +57,21 @@ def collect(
 
     num_envs = env.num_envs
     layers = mirrored_layers(policy, model.observation_space)
-    mirror = None if layers is None else Mirror(policy, layers, num_envs, n_rollout_steps)
+    mirror = None if layers is None else mirror_of(policy, layers, num_envs, n_rollout_steps)
     watch = ParameterWatch(policy, callback)
     watched = watch.active  # somebody looks at every step
     evaluated = 0  # steps whose values and log-probabilities are known
     store_observation = row_setter(rollout_buffer)
+    single, step = num_envs == 1, env.step
     actions_of = rollout_buffer.actions.reshape(-1, num_envs, *space.shape)
     rewards_of, starts_of = rollout_buffer.rewards, rollout_buffer.episode_starts
+    if single:  # a row less to index
+        actions_of, rewards_of = actions_of[:, 0], rewards_of[:, 0]
     low, high = (space.low, space.high) if isinstance(space, spaces.Box) else (None, None)
     cut: list[tuple[int, int]] = []  # (step, environment) at which a time limit cut an episode
     final_observations: list[np.ndarray | dict[str, np.ndarray]] = []
 
     # A step of CartPole takes 10 µs, a store into an array 0.2: what can wait is not in this loop.
-    single, step = num_envs == 1, env.step
     sample = None if mirror is None else mirror.sample
     new_obs = model._last_obs
     starts_of[0], starts_of[1:] = model._last_episode_starts, False
@@ -102,7 +104,7 @@ def collect(
             if not callback.on_step():
                 return False
         if single:  # half the time of rows
-            actions_of[n_steps, 0], rewards_of[n_steps, 0] = actions[0], rewards[0]
+            actions_of[n_steps], rewards_of[n_steps] = actions[0], rewards[0]
         else:
             actions_of[n_steps], rewards_of[n_steps] = actions, rewards
         if dones[0] if single else np.count_nonzero(dones):  # any() takes 4 times as long

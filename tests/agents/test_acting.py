@@ -11,7 +11,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 from torch.nn.utils import parameters_to_vector, parametrizations, vector_to_parameters
 
-from agents import TRPO
+from agents import TRPO, acting
 from agents.acting import Mirror, mirrored_layers
 from tests.agents.helpers import (
     ACTIONS,
@@ -48,7 +48,7 @@ def agent_of(observations=VECTOR, actions=DISCRETE, policy=None, **policy_kwargs
 def mirror_of(model: TRPO, envs: int = 4, steps: int = 3) -> Mirror:
     layers = mirrored_layers(model.policy, model.observation_space)
     assert layers is not None
-    return Mirror(model.policy, layers, envs, steps)
+    return acting.mirror_of(model.policy, layers, envs, steps)
 
 
 def output_of(model: TRPO, observations) -> np.ndarray:
