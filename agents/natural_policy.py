@@ -110,18 +110,18 @@ class NaturalPolicyGradient(OnPolicy):
             )
 
     def _step_rule(self) -> dict[str, Any]:
-        """Arguments of NaturalGradient that say how far to go, in units of the joint KL.
+        """Settings of NaturalGradient that say how far to go, in units of the joint KL.
 
-        ``lr``, ``target_kl`` and ``damping`` must be among them.
+        ``target_kl`` and ``damping`` must be among them.
         """
         raise NotImplementedError
 
+    def _actor_settings(self) -> dict[str, Any]:
+        return {**self._step_rule(), "cg_max_steps": self.cg_max_steps}
+
     def _build_optimizers(self) -> None:
         self.actor_optimizer = NaturalGradient(
-            self.parts.actor,
-            curvature=self.curvature,
-            cg_max_steps=self.cg_max_steps,
-            **self._step_rule(),
+            self.parts.actor, curvature=self.curvature, **self._actor_settings()
         )
         self.critic_fit: Critic = (
             AdamCritic(self.policy, self.parts, self.n_critic_updates, self.batch_size)
@@ -155,12 +155,8 @@ class NaturalPolicyGradient(OnPolicy):
         if not (largest < LARGEST_RETURN and bool(torch.isfinite(samples.advantages).all())):
             self._skip(f"returns up to {largest:g} are too large to learn from; scale the reward")
             return
-        # Callbacks and load() may have changed these attributes since the last update.
-        rule = self._step_rule()
-        self.actor_optimizer.param_groups[0].update(
-            {name: rule[name] for name in ("lr", "target_kl", "damping")}
-        )
-        target = rule["target_kl"] or self.target_kl
+        self._follow_attributes()
+        target = self.actor_optimizer.param_groups[0]["target_kl"] or self.target_kl
         self.policy.set_training_mode(False)
         behaviour = behaviour_of(self.policy, samples.observations)
         before = Snapshot([*self.policy.parameters(), *self.policy.buffers()])
@@ -184,6 +180,15 @@ class NaturalPolicyGradient(OnPolicy):
             self._skip("the update left the finite numbers and was undone")
             return
         self._log(report, value_loss, kl=report.kl if report.accepted else budget.kl())
+
+    def _follow_attributes(self) -> None:
+        """Hands on what callbacks and load() may have changed since the last update."""
+        self.actor_optimizer.param_groups[0].update(self._actor_settings())
+        if isinstance(self.critic_fit, AdamCritic):
+            self.critic_fit.epochs = self.n_critic_updates
+            self.critic_fit.batch_size = self.batch_size
+        elif isinstance(self.critic_fit, GaussNewtonCritic):
+            self.critic_fit.steps = self.critic_steps
 
     def _let_statistics_follow(self, samples: Batch) -> None:
         """Shows the rollout to the actor's BatchNorm layers: the critic's fit may not run them."""

@@ -37,6 +37,9 @@ class NaturalGradient(FunctionOptimizer):
             return F.cross_entropy(logits, y), logits
         report = optimizer.step(closure)
 
+    What can change from step to step is in ``param_groups``. Where groups differ in more than
+    ``lr``, the first one's values count.
+
     Args:
         model: Module to train, or its parameters.
         lr: Multiplier of the step. 1 starts the search where ``step_norm`` says; with
@@ -100,7 +103,17 @@ class NaturalGradient(FunctionOptimizer):
             )
         if fisher not in ("exact", "sampled"):
             raise ConfigurationError(f'fisher must be "exact" or "sampled", got {fisher!r}')
-        defaults = {"lr": lr, "target_kl": target_kl, "damping": damping}
+        defaults = {
+            "lr": lr,
+            "target_kl": target_kl,
+            "damping": damping,
+            "step_norm": step_norm,
+            "cg_max_steps": cg_max_steps,
+            "cg_tolerance": cg_tolerance,
+            "line_search": line_search,
+            "line_search_shrinking_factor": line_search_shrinking_factor,
+            "line_search_max_iter": line_search_max_iter,
+        }
         super().__init__(model, defaults, parameters)
         size = sum(p.numel() for p in self.tensors())
         if curvature == "fisher-dense" and size > DENSE_LIMIT:
@@ -108,15 +121,7 @@ class NaturalGradient(FunctionOptimizer):
                 f'curvature="fisher-dense" forms a matrix over {size} parameters (limit '
                 f'{DENSE_LIMIT}): use "fisher-cg"'
             )
-        self.inverse: Inverse = (
-            DenseInverse()
-            if curvature == "fisher-dense"
-            else ConjugateGradientInverse(cg_max_steps, cg_tolerance)
-        )
-        self.step_norm = step_norm
-        self.line_search = line_search
-        self.line_search_shrinking_factor = line_search_shrinking_factor
-        self.line_search_max_iter = line_search_max_iter
+        self.curvature = curvature
         self.likelihood = likelihood
         self.fisher = fisher
         device = self.tensors()[0].device
@@ -160,7 +165,12 @@ class NaturalGradient(FunctionOptimizer):
             old = as_distribution(start.prediction, self.likelihood)
 
         matrix = self._matrix(parameters, old, prediction, weights)
-        solution = self.inverse.solve(matrix, damping, start.gradient)
+        inverse: Inverse = (
+            DenseInverse()
+            if self.curvature == "fisher-dense"
+            else ConjugateGradientInverse(settings["cg_max_steps"], settings["cg_tolerance"])
+        )
+        solution = inverse.solve(matrix, damping, start.gradient)
         known: dict[str, Any] = {
             "gradient_norm": norm,
             "cg_iterations": solution.iterations,
@@ -168,7 +178,7 @@ class NaturalGradient(FunctionOptimizer):
             "damping": damping,
         }
         quadratic = solution.quadratic
-        if self.step_norm == "damped":
+        if settings["step_norm"] == "damped":
             quadratic += damping * float(solution.x @ solution.x)
         try:
             length = 1.0 if target_kl is None else kl_step_length(quadratic, target_kl)
@@ -180,10 +190,12 @@ class NaturalGradient(FunctionOptimizer):
 
         reference = detached(old) if reference is None else reference
         measure = _Measure(closure, reference, self.likelihood, weights)
-        searching = self.line_search and target_kl is not None
+        searching = settings["line_search"] and target_kl is not None
         if searching and target_kl is not None:
             region = TrustRegion(
-                target_kl, self.line_search_shrinking_factor, self.line_search_max_iter
+                target_kl,
+                settings["line_search_shrinking_factor"],
+                settings["line_search_max_iter"],
             )
         elif target_kl is not None:  # the full step, unless the quadratic model is far off
             region = TrustRegion(OVERSHOOT * target_kl, 0.5, FULL_STEP_HALVINGS)

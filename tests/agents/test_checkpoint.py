@@ -536,7 +536,7 @@ def test_a_file_of_sb3_contrib_means_what_it_meant_and_trains_on(peer, monkeypat
     assert "afresh" in str(caught[0].message)
     np.testing.assert_array_equal(actions_of(model), actions_of(loaded))
     assert (loaded.kl_reduction, loaded.step_norm) == ("per-dimension", "damped")
-    assert loaded.actor_optimizer.step_norm == "damped"
+    assert loaded.actor_optimizer.param_groups[0]["step_norm"] == "damped"
     assert loaded.target_kl == 0.02
     assert loaded.actor_optimizer.param_groups[0]["target_kl"] == 0.02 * BOX.shape[0]
     assert loaded.num_timesteps == 64 * 2

@@ -13,7 +13,8 @@ from agents import NPG, TRPO
 from agents.natural_policy import LARGEST_RETURN, BatchOfOneError
 from agents.rollout import batch
 from npg.errors import ConfigurationError, NumericalError
-from npg.optim import NaturalGradient
+from npg.optim import NaturalGradient, NewtonCG
+from npg.steps import TrustRegion
 from tests.agents.helpers import (
     ACTIONS,
     AGENTS,
@@ -131,7 +132,35 @@ def test_settings_reach_the_engine(agent) -> None:
     assert (group["damping"], group["target_kl"], group["lr"]) == (0.3, 0.07, 1.0)
     model.learn(64)
     assert model.logger.name_to_value["train/cg_iterations"] <= 4
-    assert model.actor_optimizer.line_search == (agent is TRPO)
+    assert group["line_search"] == (agent is TRPO)
+
+
+@both_critics
+def test_attributes_that_a_callback_changes_count(critic, monkeypatch) -> None:
+    model = prepared(TRPO, critic=critic)
+    search = {"target_kl": 0.02, "line_search_shrinking_factor": 0.37, "line_search_max_iter": 3}
+    passes = {"n_critic_updates": 2, "batch_size": 16, "critic_steps": 3}
+    for name, value in {**search, **passes, "cg_max_steps": 2, "step_norm": "damped"}.items():
+        setattr(model, name, value)
+    regions, fits = [], []
+    record_calls(monkeypatch, TrustRegion, "search", regions)
+    record_calls(monkeypatch, torch.optim.Adam if critic == "adam" else NewtonCG, "step", fits)
+    model.train()
+    assert regions[-1] == TrustRegion(*search.values())
+    assert len(fits) == (2 * 64 // 16 if critic == "adam" else 3)
+    assert model.logger.name_to_value["train/cg_iterations"] == 2
+    assert model.actor_optimizer.param_groups[0]["step_norm"] == "damped"
+
+
+def record_calls(monkeypatch, cls: type, method: str, objects: list) -> None:
+    """Appends the object to the list wherever the method is called."""
+    original = getattr(cls, method)
+
+    def spied(self, *args, **named):
+        objects.append(self)
+        return original(self, *args, **named)
+
+    monkeypatch.setattr(cls, method, spied)
 
 
 # ------------------------------------------------------------------------------------------ faults
