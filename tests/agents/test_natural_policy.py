@@ -139,7 +139,7 @@ def test_settings_reach_the_engine(agent) -> None:
 def test_attributes_that_a_callback_changes_count(critic, monkeypatch) -> None:
     model = prepared(TRPO, critic=critic)
     search = {"target_kl": 0.02, "line_search_shrinking_factor": 0.37, "line_search_max_iter": 3}
-    passes = {"n_critic_updates": 2, "batch_size": 16, "critic_steps": 3}
+    passes = {"n_critic_updates": 3, "batch_size": 16, "critic_steps": 5}
     for name, value in {**search, **passes, "cg_max_steps": 2, "step_norm": "damped"}.items():
         setattr(model, name, value)
     regions, fits = [], []
@@ -147,7 +147,7 @@ def test_attributes_that_a_callback_changes_count(critic, monkeypatch) -> None:
     record_calls(monkeypatch, torch.optim.Adam if critic == "adam" else NewtonCG, "step", fits)
     model.train()
     assert regions[-1] == TrustRegion(*search.values())
-    assert len(fits) == (2 * 64 // 16 if critic == "adam" else 3)
+    assert len(fits) == (3 * 64 // 16 if critic == "adam" else 5)
     assert model.logger.name_to_value["train/cg_iterations"] == 2
     assert model.actor_optimizer.param_groups[0]["step_norm"] == "damped"
 
