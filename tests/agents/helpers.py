@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common import policies as sb3_policies
@@ -19,6 +20,8 @@ from agents import NPG, TRPO
 from agents.on_policy import OnPolicy
 
 AGENTS = (TRPO, NPG)
+both_agents = pytest.mark.parametrize("agent", AGENTS)
+both_critics = pytest.mark.parametrize("critic", ["adam", "gauss-newton"])
 
 VECTOR = spaces.Box(-10.0, 10.0, (3,), np.float32)
 IMAGE = spaces.Box(0, 255, (3, 12, 12), np.uint8)
