@@ -199,6 +199,17 @@ def small(agent: type[OnPolicy], env: Any, policy: Any = "MlpPolicy", **settings
     return agent(policy, env, **chosen)
 
 
+def agent_of(observations=VECTOR, actions=DISCRETE, policy=None, **policy_kwargs) -> TRPO:
+    dictionary = isinstance(observations, spaces.Dict)
+    policy = policy or ("MultiInputPolicy" if dictionary else "MlpPolicy")
+    env = vector_env(lambda: Toy(observations, actions), 4)
+    model = small(TRPO, env, policy, policy_kwargs={"ortho_init": False, **policy_kwargs})
+    with torch.no_grad():  # not symmetric around zero, not one deviation
+        for parameter in model.policy.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
 def parameters(agent: OnPolicy) -> list[Tensor]:
     """A copy of everything in the policy, buffers included."""
     return [t.detach().clone() for t in agent.policy.state_dict().values()]

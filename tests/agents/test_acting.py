@@ -1,4 +1,4 @@
-"""The NumPy twin of a policy: the same numbers, and it knows when it would not be."""
+"""The NumPy twin of a policy: the same numbers, also where parameters change under it."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,8 @@ import torch
 from gymnasium import spaces
 from scipy import stats
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
-from torch.nn.utils import parameters_to_vector, parametrizations, vector_to_parameters
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from agents import TRPO, acting
 from agents.acting import Mirror, mirrored_layers
@@ -18,11 +16,9 @@ from tests.agents.helpers import (
     BOX,
     DICTIONARY,
     DISCRETE,
-    IMAGE,
     VECTOR,
-    SharedMlp,
-    SmallCnn,
     Toy,
+    agent_of,
     small,
     vector_env,
 )
@@ -32,17 +28,6 @@ ARCHITECTURES = {
     "relu": {"net_arch": {"pi": [5, 7, 6], "vf": [4]}, "activation_fn": nn.ReLU},
     "linear": {"net_arch": []},
 }
-
-
-def agent_of(observations=VECTOR, actions=DISCRETE, policy=None, **policy_kwargs) -> TRPO:
-    dictionary = isinstance(observations, spaces.Dict)
-    policy = policy or ("MultiInputPolicy" if dictionary else "MlpPolicy")
-    env = vector_env(lambda: Toy(observations, actions), 4)
-    model = small(TRPO, env, policy, policy_kwargs={"ortho_init": False, **policy_kwargs})
-    with torch.no_grad():  # not symmetric around zero, not one deviation
-        for parameter in model.policy.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
 
 
 def mirror_of(model: TRPO, envs: int = 4, steps: int = 3) -> Mirror:
@@ -226,135 +211,6 @@ def test_noise_comes_from_torchs_generator() -> None:
     torch.manual_seed(3)
     np.testing.assert_array_equal(first, mirror_of(model).noise)
     assert not np.array_equal(first, mirror_of(model).noise)
-
-
-# -------------------------------------------------------------------------------- when it declines
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        "forward",
-        "_predict",
-        "predict_values",
-        "get_distribution",
-        "evaluate_actions",
-        "extract_features",
-        "_get_action_dist_from_latent",
-        "set_training_mode",
-    ],
-)
-@pytest.mark.parametrize("where", ["class", "instance"])
-def test_an_overridden_method_is_respected(method: str, where: str) -> None:
-    original = getattr(ActorCriticPolicy, method)
-    if where == "class":
-
-        def override(self, *args, **kwargs):
-            return original(self, *args, **kwargs)
-
-        policy = type("Custom", (ActorCriticPolicy,), {method: override})
-        model = agent_of(policy=policy)
-    else:
-        model = agent_of()
-        assert mirrored_layers(model.policy, VECTOR) is not None
-        setattr(model.policy, method, getattr(model.policy, method))
-    assert mirrored_layers(model.policy, VECTOR) is None
-
-
-def test_a_subclass_that_overrides_nothing_of_that_is_mirrored() -> None:
-    policy = type("Custom", (ActorCriticPolicy,), {"greeting": lambda _self: "hello"})
-    assert mirrored_layers(agent_of(policy=policy).policy, VECTOR) is not None
-
-
-def hook(*_args) -> None:
-    return None
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda p: p.action_net.register_forward_hook(hook),
-        lambda p: p.action_net.register_forward_pre_hook(hook),
-        lambda p: p.mlp_extractor.policy_net[0].register_full_backward_hook(hook),
-        lambda p: p.register_forward_hook(hook),
-        lambda p: parametrizations.weight_norm(p.action_net),
-        lambda p: setattr(p.action_net, "forward", p.action_net.forward),
-        lambda p: setattr(p.mlp_extractor, "forward_actor", p.mlp_extractor.forward_actor),
-        lambda p: p.mlp_extractor.policy_net.append(nn.Dropout(0.5)),
-        lambda p: p.mlp_extractor.policy_net.append(nn.LayerNorm(16)),
-        lambda p: p.mlp_extractor.policy_net.__setitem__(1, nn.LeakyReLU()),
-        lambda p: p.mlp_extractor.policy_net.insert(0, nn.Tanh()),
-        lambda p: p.mlp_extractor.policy_net.append(nn.Tanh()),
-        lambda p: setattr(p, "action_net", nn.Sequential(p.action_net)),
-        lambda p: (
-            setattr(p, "squash_output", True)
-            if not isinstance(type(p).squash_output, property)
-            else setattr(p, "_squash_output", True)
-        ),
-        lambda p: p.action_net.double(),
-    ],
-    ids=[
-        "hook",
-        "pre-hook",
-        "backward hook",
-        "hook on the policy",
-        "parametrization",
-        "patched layer",
-        "patched extractor",
-        "dropout",
-        "layer norm",
-        "leaky relu",
-        "leading activation",
-        "two activations",
-        "sequential head",
-        "squashing",
-        "double",
-    ],
-)
-def test_a_changed_policy_acts_by_itself(change) -> None:
-    model = agent_of()
-    assert mirrored_layers(model.policy, VECTOR) is not None
-    change(model.policy)
-    assert mirrored_layers(model.policy, VECTOR) is None
-
-
-def test_gsde_acts_by_itself() -> None:
-    model = small(TRPO, vector_env(lambda: Toy(VECTOR, BOX)), use_sde=True)
-    assert mirrored_layers(model.policy, VECTOR) is None
-
-
-class CustomMlp(MlpExtractor):
-    def forward_actor(self, features: torch.Tensor) -> torch.Tensor:
-        return super().forward_actor(features) * 2
-
-
-class CustomExtractorPolicy(ActorCriticPolicy):
-    def _build_mlp_extractor(self) -> None:
-        self.mlp_extractor = CustomMlp(self.features_dim, self.net_arch, self.activation_fn)
-
-
-class DoublingFlatten(FlattenExtractor):
-    def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        return super().forward(observations) * 2
-
-
-@pytest.mark.parametrize(
-    ("observations", "policy", "policy_kwargs"),
-    [
-        (VECTOR, None, {"features_extractor_class": SharedMlp}),
-        (VECTOR, None, {"features_extractor_class": DoublingFlatten}),
-        (VECTOR, None, {"activation_fn": nn.ELU}),
-        (VECTOR, CustomExtractorPolicy, {}),
-        (IMAGE, "CnnPolicy", {"features_extractor_class": SmallCnn}),
-        (spaces.Discrete(4), None, {}),
-        (spaces.Dict({"a": VECTOR, "b": spaces.Discrete(3)}), None, {}),
-    ],
-    ids=["features", "flatten", "elu", "extractor", "cnn", "discrete", "dict with discrete"],
-)
-def test_other_architectures_act_by_themselves(observations, policy, policy_kwargs) -> None:
-    model = agent_of(observations, DISCRETE, policy, **policy_kwargs)
-    assert mirrored_layers(model.policy, model.observation_space) is None
-    model.learn(256)  # and they do act
 
 
 # ------------------------------------------------------------------------- parameters that change
