@@ -2,6 +2,8 @@
 
 from stable_baselines3.common.callbacks import BaseCallback
 
+from tests.agents.helpers import DISCRETE, VECTOR, Toy, small, vector_env
+
 
 class Silent(BaseCallback):
     def _on_step(self) -> bool:
@@ -15,3 +17,12 @@ def collect(model, callback: BaseCallback | None = None, steps: int | None = Non
     return model.collect_rollouts(
         model.env, callbacks, model.rollout_buffer, steps or model.n_steps
     )
+
+
+def prepared(agent, **settings):
+    """An agent after a rollout and before its update."""
+    actions = settings.pop("actions", DISCRETE)
+    model = small(agent, vector_env(lambda: Toy(VECTOR, actions)), **settings)
+    _, callback = model._setup_learn(64)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    return model
