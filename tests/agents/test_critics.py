@@ -16,14 +16,13 @@ from tests.agents.helpers import (
     VECTOR,
     SharedMlp,
     Toy,
+    both_critics,
     finite,
     parameters,
     same,
     small,
     vector_env,
 )
-
-both_critics = pytest.mark.parametrize("critic", ["adam", "gauss-newton"])
 
 
 class Budget:

@@ -9,17 +9,15 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from agents import NPG, TRPO
 from envs import LinearQuadraticRegulator, make
 from tests.agents.helpers import (
-    AGENTS,
     DISCRETE,
     MULTI_BINARY,
     MULTI_DISCRETE,
     Toy,
+    both_agents,
     record_kl,
     small,
     vector_env,
 )
-
-both_agents = pytest.mark.parametrize("agent", AGENTS)
 
 
 def linear_agent(agent, env, gamma: float, **settings):

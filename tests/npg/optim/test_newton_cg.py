@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from npg.errors import ConfigurationError
 from npg.optim import NewtonCG
+from tests.npg.optim.helpers import snapshot
 from tests.npg.oracles import flat, functional_jacobian, mlp, trained
 
 EXACT = {"cg_max_steps": 300, "cg_tolerance": 1e-14}
@@ -25,10 +26,6 @@ def regression(model, n=30):
         return F.mse_loss(output, y), output
 
     return x, y, closure
-
-
-def snapshot(model):
-    return flat(model.parameters()).detach().clone()
 
 
 class TestOneStep:

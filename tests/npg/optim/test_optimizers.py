@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from npg.errors import ConfigurationError
 from npg.optim import create, names, train_step
+from tests.npg.optim.helpers import snapshot
 from tests.npg.oracles import flat, mlp
 
 # What a name needs beyond its defaults to train a classifier from logits.
@@ -50,10 +51,6 @@ def make(variant, model, **options):
 
 def train(optimizer, model, data, steps):
     return [train_step(optimizer, forward(model, *data)) for _ in range(steps)]
-
-
-def snapshot(model):
-    return flat(model.parameters()).detach().clone()
 
 
 class TestTraining:
