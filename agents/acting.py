@@ -103,6 +103,7 @@ class Mirror:
         Returns:
             Actions, new at each call: [B, *action_shape], or [B] int64 for a Discrete space.
         """
+        x = x.astype(np.float32, copy=False)  # one environment's observations come as they are
         for affine, activation, output in self.layers:
             affine(x, output)
             if activation is not None:

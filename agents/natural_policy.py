@@ -67,8 +67,8 @@ class NaturalPolicyGradient(OnPolicy):
         self.critic = critic
         self.critic_steps = critic_steps
 
-    def _check_settings(self) -> None:
-        """Refuses what cannot work, by name, before anything is built."""
+    def _check_values(self) -> None:
+        """Refuses arguments that cannot work, by name."""
         if not (isinstance(self.target_kl, Real) and 0 < self.target_kl < math.inf):
             raise ConfigurationError(
                 f"target_kl must be a positive number (0.01 is usual), got {self.target_kl!r}"
@@ -93,6 +93,10 @@ class NaturalPolicyGradient(OnPolicy):
             raise ConfigurationError(
                 f'critic must be "adam" or "gauss-newton", got {self.critic!r}'
             )
+
+    def _check_settings(self) -> None:
+        """The same, and how they fit the environments, before anything is built."""
+        self._check_values()
         if self.env is None:
             return
         samples = self.env.num_envs * self.n_steps
@@ -182,7 +186,11 @@ class NaturalPolicyGradient(OnPolicy):
         self._log(report, value_loss, kl=report.kl if report.accepted else budget.kl())
 
     def _follow_attributes(self) -> None:
-        """Hands on what callbacks and load() may have changed since the last update."""
+        """Hands on what callbacks and load() may have changed since the last update.
+
+        ``critic`` and ``curvature`` are not among it: they choose what was built.
+        """
+        self._check_values()
         self.actor_optimizer.param_groups[0].update(self._actor_settings())
         if isinstance(self.critic_fit, AdamCritic):
             self.critic_fit.epochs = self.n_critic_updates

@@ -132,7 +132,7 @@ class Jacobian:
 
     @property
     def recognised(self) -> bool:
-        """Whether Jᵀ∇L is what autograd makes of the loss: no hook may change it.
+        """Whether Jᵀ∇L is what autograd makes of the loss: no hook of a parameter may change it.
 
         Autograd functions whose backward pass is not differentiable are in no chain.
         """

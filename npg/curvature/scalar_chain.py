@@ -35,8 +35,8 @@ class ScalarChain:
                 self.signals.append(signal)
                 signal = signal @ operation.weight_value
         # One scratch for all layers: what stays in the cache need not be fetched.
-        scratch = signal.new_empty(max(signal.numel() for signal in self.signals))
-        self.products = [scratch[: signal.numel()].view_as(signal) for signal in self.signals]
+        scratch = signal.new_empty(max(map(Tensor.numel, self.signals)))
+        self.products = [scratch[: each.numel()].view_as(each) for each in self.signals]
 
     @staticmethod
     def applies(operations: Sequence[Operation], output: Tensor) -> bool:

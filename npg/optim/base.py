@@ -115,6 +115,7 @@ class FunctionOptimizer(torch.optim.Optimizer):
             raise ConfigurationError("parameters= restricts a module; model= is no module here")
         else:
             super().__init__(model, defaults)
+        self.settings = tuple(defaults)  # torch adds names of its own to these
         self.extra: dict[str, float] = {"steps": 0, "skipped": 0, "rejected": 0}
 
     def tensors(self) -> list[Tensor]:
@@ -192,6 +193,9 @@ class FunctionOptimizer(torch.optim.Optimizer):
         own = dict(state_dict)
         extra = own.pop("npg", {})
         super().load_state_dict(own)
+        for group in self.param_groups:  # one saved before a setting existed
+            for name in self.settings:
+                group.setdefault(name, self.defaults[name])
         self.extra.update(extra)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -89,17 +89,9 @@ class NaturalGradient(FunctionOptimizer):
         seed: int = 0,
         parameters: Iterable[Tensor] | None = None,
     ) -> None:
-        _check(lr, target_kl, damping, line_search, line_search_shrinking_factor)
         if curvature not in ("fisher-cg", "fisher-dense"):
             raise ConfigurationError(
                 f'curvature must be "fisher-cg" or "fisher-dense", got {curvature!r}'
-            )
-        if step_norm not in ("fisher", "damped"):
-            raise ConfigurationError(f'step_norm must be "fisher" or "damped", got {step_norm!r}')
-        if min(cg_max_steps, line_search_max_iter) < 1:
-            raise ConfigurationError(
-                "cg_max_steps and line_search_max_iter must be at least 1, got "
-                f"{cg_max_steps} and {line_search_max_iter}"
             )
         if fisher not in ("exact", "sampled"):
             raise ConfigurationError(f'fisher must be "exact" or "sampled", got {fisher!r}')
@@ -114,6 +106,7 @@ class NaturalGradient(FunctionOptimizer):
             "line_search_shrinking_factor": line_search_shrinking_factor,
             "line_search_max_iter": line_search_max_iter,
         }
+        _check(defaults)
         super().__init__(model, defaults, parameters)
         size = sum(p.numel() for p in self.tensors())
         if curvature == "fisher-dense" and size > DENSE_LIMIT:
@@ -155,6 +148,7 @@ class NaturalGradient(FunctionOptimizer):
             search leave the parameters as they were, bit for bit, and the report says so.
         """
         settings = self.param_groups[0]
+        _check(settings)
         target_kl, damping = settings["target_kl"], float(settings["damping"])
         parameters = self.tensors()
         start = self.start(closure)
@@ -272,9 +266,10 @@ class _Measure:
         return Trial(float(loss), float(mean))
 
 
-def _check(
-    lr: float, target_kl: float | None, damping: float, line_search: bool, shrinking: float
-) -> None:
+def _check(settings: dict[str, Any]) -> None:
+    """Refuses settings that cannot work, whether given at first or changed in a group later."""
+    lr, target_kl, damping = settings["lr"], settings["target_kl"], settings["damping"]
+    shrinking = settings["line_search_shrinking_factor"]
     if not lr > 0:
         raise ConfigurationError(f"lr must be positive, got {lr}")
     if target_kl is not None and not 0 < target_kl < math.inf:
@@ -283,7 +278,14 @@ def _check(
         )
     if not 0 <= damping < math.inf:
         raise ConfigurationError(f"damping must not be negative, got {damping}")
-    if line_search and not 0 < shrinking < 1:
+    if settings["step_norm"] not in ("fisher", "damped"):
+        raise ConfigurationError(
+            f'step_norm must be "fisher" or "damped", got {settings["step_norm"]!r}'
+        )
+    if settings["line_search"] and not 0 < shrinking < 1:
         raise ConfigurationError(
             f"line_search_shrinking_factor must be between 0 and 1, got {shrinking}"
         )
+    for name in ("cg_max_steps", "line_search_max_iter"):
+        if settings[name] < 1:
+            raise ConfigurationError(f"{name} must be at least 1, got {settings[name]}")

@@ -11,6 +11,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from agents import TRPO, acting
 from agents.acting import Mirror, mirrored_layers
+from agents.rollout import batch
 from tests.agents.helpers import (
     ACTIONS,
     BOX,
@@ -22,6 +23,7 @@ from tests.agents.helpers import (
     small,
     vector_env,
 )
+from tests.agents.rollouts import collect
 
 ARCHITECTURES = {
     "tanh": {"net_arch": [16, 8]},
@@ -90,13 +92,25 @@ def test_output_is_the_policys(actions: str, observations, architecture: str, en
 
 
 def rows_of(batch) -> np.ndarray:
-    """Flat single-precision rows, as the rollout hands them to the mirror."""
+    """Flat single-precision rows."""
     columns = batch.values() if isinstance(batch, dict) else [batch]
     flat = [np.asarray(c, dtype=np.float32).reshape(len(c), -1) for c in columns]
     return np.concatenate(flat, axis=1)
 
 
 MANY = spaces.Discrete(40)  # too many for the noise to go through the last layer
+
+
+@pytest.mark.parametrize("actions", [DISCRETE, MANY, BOX], ids=["few", "many", "box"])
+@pytest.mark.parametrize("envs", [1, 2])
+def test_environments_may_observe_in_double_precision(actions, envs: int) -> None:
+    space = spaces.Box(-9, 9, (3,), np.float64)
+    model = small(TRPO, vector_env(lambda: Toy(space, actions), envs))
+    assert collect(model)
+    data = batch(model.rollout_buffer, actions, model.device)
+    with torch.no_grad():
+        expected = model.policy.get_distribution(data.observations).log_prob(data.actions)
+    torch.testing.assert_close(data.log_probs, expected)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from agents import TRPO
 from agents.natural_policy import LARGEST_RETURN
-from npg.errors import NumericalError
+from npg.errors import ConfigurationError, NumericalError
 from npg.optim import NaturalGradient
 from tests.agents.helpers import (
     BOX,
@@ -172,3 +173,17 @@ def test_a_terminal_observation_that_is_no_number_is_named(agent) -> None:
     env = vector_env(lambda: Cut(VECTOR, BOX))
     with pytest.raises(NumericalError, match="terminal observation of environment"):
         small(agent, env).learn(64)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"target_kl": 0.0}, {"cg_max_steps": 0}, {"critic_steps": 0}, {"batch_size": 16.0}],
+)
+def test_attributes_are_checked_where_they_change_later(changed) -> None:
+    model = prepared(TRPO)
+    before = [p.detach().clone() for p in parameters(model)]
+    for name, value in changed.items():
+        setattr(model, name, value)
+    with pytest.raises(ConfigurationError, match=next(iter(changed))):
+        model.train()
+    assert same(before, parameters(model))

@@ -11,7 +11,8 @@ from npg.curvature import Jacobian
 from npg.curvature.jacobian import GraphBlock
 from npg.curvature.log_scale import LogScale
 
-ONES, FACTORS = torch.ones(5, 3).double(), torch.randn(5, 3).double()
+ONES = torch.ones(5, 3).double()
+FACTORS = torch.linspace(-2, 3, 15).double().reshape(5, 3)
 KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
     "Stable-Baselines3's": lambda p: ONES * p.exp(),
     "expanded": lambda p: p.exp().expand(5, 3),
@@ -57,3 +58,12 @@ def test_products_are_the_dense_jacobians(name: str, parameters: list[nn.Paramet
 
 def test_another_parameter_is_left_to_the_graph(parameters: list[nn.Parameter]) -> None:
     assert LogScale.recognise(parameters[1].exp(), parameters[:1]) is None
+
+
+def test_an_output_that_was_written_to_is_left_to_the_graph(
+    parameters: list[nn.Parameter],
+) -> None:
+    output = ONES * parameters[1].exp()
+    with torch.no_grad():
+        output.clamp_(max=0.5)
+    assert LogScale.recognise(output, parameters) is None

@@ -307,5 +307,35 @@ class TestSettings:
         with pytest.raises(ConfigurationError, match=words):
             NaturalGradient(mlp(), **settings)
 
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"lr": -1.0},
+            {"target_kl": -0.1},
+            {"damping": math.nan},
+            {"step_norm": "dampd"},
+            {"line_search_shrinking_factor": 1.5},
+            {"line_search_max_iter": 0},
+            {"cg_max_steps": 0},
+        ],
+    )
+    def test_are_checked_where_they_change_later(self, settings):
+        model, x, y = classifier()
+        optimizer = NaturalGradient(model, likelihood="categorical")
+        start = snapshot(model)
+        optimizer.param_groups[0].update(settings)
+        with pytest.raises(ConfigurationError, match=next(iter(settings))):
+            optimizer.step(objective(model, x, y))
+        assert torch.equal(snapshot(model), start)
+
+    def test_a_state_from_before_a_setting_existed(self):
+        model, x, y = classifier()
+        optimizer = NaturalGradient(model, likelihood="categorical", cg_max_steps=3)
+        state = optimizer.state_dict()
+        for name in ("cg_max_steps", "cg_tolerance", "step_norm", "line_search"):
+            del state["param_groups"][0][name]
+        optimizer.load_state_dict(state)
+        assert optimizer.step(objective(model, x, y)).cg_iterations == 3
+
     def test_zero_damping_is_allowed(self):
         assert NaturalGradient(mlp(), damping=0.0).defaults["damping"] == 0.0
