@@ -21,6 +21,11 @@ CASES = [
     ("HalfCheetah-v5", 8, 2048, "gymnasium", "gauss-newton", ">= 2.5"),
     ("HalfCheetah-v5", 8, 256, "envpool", "gauss-newton", ">= 3.5"),
     ("HalfCheetah-v5", 8, 2048, "envpool", "gauss-newton", ">= 3.5"),
+    # The same critic on both sides: what the rest of the update is worth.
+    ("CartPole-v1", 8, 256, "gymnasium", "adam", ""),
+    ("HalfCheetah-v5", 1, 2048, "gymnasium", "adam", ""),
+    ("HalfCheetah-v5", 8, 256, "gymnasium", "adam", ""),
+    ("HalfCheetah-v5", 8, 256, "envpool", "adam", ""),
 ]
 
 
