@@ -173,7 +173,11 @@ def test_callbacks_are_called_in_order(agent) -> None:
 def test_functions_and_lists_are_callbacks() -> None:
     counted = []
     model = small(TRPO, vector_env(Toy))
-    function = lambda local, _global: counted.append(local["n_steps"]) or True  # noqa: E731
+
+    def function(local: dict, _global: dict) -> bool:
+        counted.append(local["n_steps"])
+        return True
+
     model.learn(64, callback=function)
     assert counted == list(range(64))
     model.learn(64, callback=[Order(), CallbackList([Order()])])
