@@ -1,6 +1,25 @@
 """Pure tensor numerics: no module of this package knows what a model is."""
 
 from npg.linalg.conjugate_gradient import CGResult, cg
-from npg.linalg.flat import Layout, add_, assign_, flatten, split
+from npg.linalg.flat import Layout, add_, assign_, flatten, inner_products, split
+from npg.linalg.kronecker import (
+    KroneckerSolver,
+    factored_damping,
+    simultaneous_diagonalisation,
+    symmetrised,
+)
 
-__all__ = ["CGResult", "Layout", "add_", "assign_", "cg", "flatten", "split"]
+__all__ = [
+    "CGResult",
+    "KroneckerSolver",
+    "Layout",
+    "add_",
+    "assign_",
+    "cg",
+    "factored_damping",
+    "flatten",
+    "inner_products",
+    "simultaneous_diagonalisation",
+    "split",
+    "symmetrised",
+]

@@ -8,6 +8,7 @@ from npg.preconditioners.implicit import (
     Solution,
 )
 from npg.preconditioners.kronecker import KroneckerPreconditioner
+from npg.preconditioners.tridiagonal import TridiagonalInverse
 
 __all__ = [
     "DENSE_LIMIT",
@@ -16,4 +17,5 @@ __all__ = [
     "Inverse",
     "KroneckerPreconditioner",
     "Solution",
+    "TridiagonalInverse",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from npg.curvature import GaussNewton
 from npg.curvature.scalar_chain import ScalarChain
 from npg.errors import ConfigurationError
-from npg.linalg import Layout
+from npg.linalg import Layout, factored_damping
 
 
 class KroneckerPreconditioner:
@@ -51,11 +51,8 @@ class KroneckerPreconditioner:
                 continue
             inputs = _second_moment(layer.inputs, layer.weight, layer.bias)
             signals = signal.T @ (weights * signal)
-            shared = (_mean_eigenvalue(inputs) / _mean_eigenvalue(signals)).sqrt().clamp(1e-6, 1e6)
-            root = damping**0.5
-            self.layers.append(
-                (indices, _inverse(inputs, root * shared), _inverse(signals, root / shared))
-            )
+            shares = factored_damping(inputs, signals, damping)
+            self.layers.append((indices, _inverse(inputs, shares[0]), _inverse(signals, shares[1])))
 
     @staticmethod
     def applies(matrix: GaussNewton) -> bool:
@@ -86,10 +83,6 @@ def _second_moment(inputs: Tensor, weight: int | None, bias: int | None) -> Tens
     moment[:size, size] = moment[size, :size] = inputs.mean(0)
     kept = slice(0 if weight is not None else size, size if bias is None else size + 1)
     return moment[kept, kept]
-
-
-def _mean_eigenvalue(matrix: Tensor) -> Tensor:
-    return matrix.trace().clamp(min=torch.finfo(matrix.dtype).tiny) / len(matrix)
 
 
 def _inverse(matrix: Tensor, damping: Tensor) -> Tensor:
