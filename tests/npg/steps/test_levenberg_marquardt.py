@@ -66,3 +66,25 @@ def test_bounds():
 def test_settings_are_checked(settings):
     with pytest.raises(ConfigurationError, match="factor > 1"):
         LevenbergMarquardt(**settings)
+
+
+def test_every_fifth_step_as_martens_and_grosse():
+    """ω₁ = (19/20)^5: λ changes by that at steps 5, 10, 15."""
+    schedule = LevenbergMarquardt(1.0, factor=20 / 19, interval=5)
+    assert [step for step in range(1, 16) if schedule.due(step)] == [5, 10, 15]
+    schedule.update(-1.0, -1.0)
+    assert schedule.damping == pytest.approx((19 / 20) ** 5)
+    schedule.update(0.0, -1.0)
+    assert schedule.damping == pytest.approx(1.0)
+    schedule.update(-0.5, -1.0)
+    assert schedule.damping == pytest.approx(1.0)
+
+
+def test_every_step_without_an_interval():
+    assert all(LevenbergMarquardt().due(step) for step in range(1, 4))
+
+
+@pytest.mark.parametrize("interval", [0, -1])
+def test_the_interval_is_checked(interval):
+    with pytest.raises(ConfigurationError, match="interval must be at least 1"):
+        LevenbergMarquardt(interval=interval)
