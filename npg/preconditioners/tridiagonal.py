@@ -140,8 +140,8 @@ class _Chain:
             reciprocals.append(torch.where(info == 0, reciprocal, 0.0))
         return torch.stack(reciprocals).amin()
 
-    def condition(self) -> list[Tensor]:
-        """Sets the transitions Ψ_l, and returns C_l = Ψ_l M_{l+1} Ψ_lᵀ."""
+    def regress(self) -> list[Tensor]:
+        """Sets Ψ_l, the regression of layer l on l + 1, and returns C_l = Ψ_l M_{l+1} Ψ_lᵀ."""
         explained = []
         for pair, factor in zip(self.pairs, self.factors[1:], strict=True):
             half = torch.linalg.solve_triangular(factor, pair.mT, upper=False)
@@ -166,7 +166,7 @@ def _conditionals(
     if not float(reciprocal) > rounding:
         return None
     rounding /= float(reciprocal)
-    explained = list(zip(signals.condition(), inputs.condition(), strict=True))
+    explained = list(zip(signals.regress(), inputs.regress(), strict=True))
     factors = list(zip(signals.factors, inputs.factors, strict=True))
     try:
         solvers = [
