@@ -21,12 +21,12 @@ def factored_damping(left: Tensor, right: Tensor, damping: float | Tensor) -> tu
     π√λ I ⊗ B least in trace norm. It is kept within 10^±6: a factor that is zero leaves λI.
 
     Args:
-        left: A [n, n], positive semi-definite.
-        right: B [m, m], positive semi-definite.
+        left: A [n, n], positive semi-definite; or one per group [g, n, n], or a diagonal [n].
+        right: B [m, m], positive semi-definite; or one per group [g, m, m].
         damping: λ ≥ 0, in the units of A ⊗ B.
 
     Returns:
-        (π√λ, √λ/π), scalar tensors to add to the diagonals.
+        (π√λ, √λ/π), scalar tensors or one entry per group [g], to add to the diagonals.
 
     Reference:
         Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate
@@ -38,7 +38,8 @@ def factored_damping(left: Tensor, right: Tensor, damping: float | Tensor) -> tu
 
 
 def _mean_eigenvalue(matrix: Tensor) -> Tensor:
-    return matrix.trace().clamp(min=torch.finfo(matrix.dtype).tiny) / len(matrix)
+    eigenvalues = matrix if matrix.ndim == 1 else matrix.diagonal(dim1=-2, dim2=-1)
+    return eigenvalues.mean(-1).clamp(min=torch.finfo(matrix.dtype).tiny)
 
 
 @dataclass(frozen=True)

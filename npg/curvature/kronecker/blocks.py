@@ -1,0 +1,232 @@
+"""Blocks of the Fisher matrix, one per layer: their second moments, summed over a step's batches.
+
+A sample's gradient in a layer with matrix W is Σ_r δ_r a_rᵀ over positions r. K-FAC takes the mean
+of its outer product apart into G ⊗ A, for row-major ``W.flatten()``. With N entries in the batch,
+S samples (S = N unless every position is one), and R positions:
+
+    expand:  A = Σₙᵣ a aᵀ / (N R),   G = Σₙᵣ δ δᵀ / S
+    reduce:  A = Σₙ ā āᵀ / N,        G = Σₙ (Σᵣ δ)(Σᵣ δ)ᵀ / S,   ā the mean of a over r
+
+Both factors stay the same when every row of the batch is doubled.
+
+Reference:
+    Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature",
+    2015; Grosse and Martens, "A Kronecker-factored approximate Fisher matrix for convolution
+    layers", 2016; Eschenhagen et al., "Kronecker-factored approximate curvature for modern neural
+    network architectures", 2023.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from npg.curvature.kronecker.layers import MatrixLayer
+from npg.curvature.kronecker.normalisation import NormalisationLayer
+from npg.errors import ConfigurationError
+
+Sharing = Literal["expand", "reduce"]
+
+# Up to so many parameters a normalisation layer's block is kept whole, else as its diagonal.
+WHOLE_NORMALISATION = 256
+# The same for parameters outside known layers, whose block may have to be formed by products.
+WHOLE_FREE = 32
+
+
+@dataclass
+class Call:
+    """One call of a layer in a forward pass.
+
+    Attributes:
+        module: The layer.
+        inputs: What it got, outside the graph.
+        gradients: ∇ log p in its output, one tensor per label that was drawn or column of the
+            output's Fisher matrix.
+    """
+
+    module: nn.Module
+    inputs: Tensor
+    gradients: list[Tensor] = field(default_factory=list)
+
+
+class Block:
+    """Second moments of one block, as sums of this step and as running means.
+
+    Attributes:
+        parameters: What the block is over.
+        moments: Running means; empty before the first update.
+        updates: Number of updates that entered them.
+        sums: Sums of this step, with what to divide each by in :attr:`counts`.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = list(parameters)
+        self.moments: list[Tensor] = []
+        self.updates = 0
+        self.sums: list[Tensor] = []
+        self.counts: list[float] = []
+
+    def measure(self, calls: Sequence[Call], samples: int) -> None:
+        """Adds the moments of one batch of so many samples."""
+        raise NotImplementedError
+
+    def _add(self, sums: Sequence[Tensor], counts: Sequence[float]) -> None:
+        if not self.sums:
+            self.sums, self.counts = list(sums), list(counts)
+            return
+        torch._foreach_add_(self.sums, list(sums))
+        self.counts = [old + new for old, new in zip(self.counts, counts, strict=True)]
+
+    def traces(self) -> list[Tensor]:
+        """One number per sum that is finite if and only if the sum is."""
+        return [(s.diagonal(dim1=-2, dim2=-1) if s.ndim > 1 else s).sum() for s in self.sums]
+
+    def update(self, decay: float) -> None:
+        """Lets this step's sums enter the running means, with weight 1/k in the k-th update.
+
+        Args:
+            decay: Weight of the past, once 1 − 1/k is above it.
+        """
+        if not self.sums:
+            return
+        means = [total / count for total, count in zip(self.sums, self.counts, strict=True)]
+        self.updates += 1
+        weight = max(1 / self.updates, 1 - decay)
+        if self.moments:
+            torch._foreach_lerp_(self.moments, means, weight)
+        else:
+            self.moments = means
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets this step's sums."""
+        self.sums, self.counts = [], []
+
+
+class MatrixBlock(Block):
+    """G ⊗ A of a layer with a matrix; its moments are [A, G].
+
+    Args:
+        layer: How the layer's calls become rows and signals.
+        sharing: What to make of positions that share W.
+        keep_rows: Whether to keep this step's rows and signals, for moments in another basis.
+    """
+
+    def __init__(
+        self, layer: MatrixLayer, sharing: Sharing = "expand", keep_rows: bool = False
+    ) -> None:
+        super().__init__(layer.parameters)
+        self.layer = layer
+        self.sharing = sharing
+        self.keep_rows = keep_rows
+        self.rows: list[tuple[Tensor, list[Tensor], int]] = []
+
+    def measure(self, calls: Sequence[Call], samples: int) -> None:
+        """Adds Σ a aᵀ and Σ δ δᵀ."""
+        rows = self._joined([self.layer.rows(call.module, call.inputs) for call in calls])
+        columns = [
+            self._joined([self.layer.signals(c.module, c.gradients[i], c.inputs) for c in calls])
+            for i in range(len(calls[0].gradients))
+        ]
+        if self.sharing == "reduce" and not self.layer.one_hot:
+            rows = rows.mean(1, keepdim=True)
+            columns = [signals.sum(1, keepdim=True) for signals in columns]
+        count = rows.shape[0] * rows.shape[1]
+        inputs = self._frequencies(rows, calls) if self.layer.one_hot else _second_moment(rows)
+        signals = sum(_second_moment(column) for column in columns)
+        assert isinstance(signals, Tensor)
+        self._add([inputs, signals], [count, samples])
+        if self.keep_rows:
+            self.rows.append((rows, columns, samples))
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        """Several calls are further positions of the same weights."""
+        if len(parts) == 1:
+            return parts[0]
+        if len({len(part) for part in parts}) > 1:
+            if self.sharing == "reduce":
+                raise ConfigurationError(
+                    'sharing="reduce" needs calls of a shared layer to have batches of one size: '
+                    'use sharing="expand"'
+                )
+            parts = [part.flatten(0, 1).unsqueeze(0) for part in parts]
+        return torch.cat(parts, 1)
+
+    def _frequencies(self, indices: Tensor, calls: Sequence[Call]) -> Tensor:
+        """Diagonal [V] of the second moment of one-hot rows."""
+        assert self.layer.weight is not None
+        counts = self.layer.weight.new_zeros(self.layer.weight.shape[0])
+        flat = indices.flatten()
+        counts.index_add_(0, flat, counts.new_ones(1).expand(len(flat)))
+        padding = getattr(calls[0].module, "padding_idx", None)
+        if padding is not None:
+            counts[padding] = 0
+        return counts
+
+    def clear(self) -> None:
+        """Forgets this step's sums and rows."""
+        super().clear()
+        self.rows = []
+
+
+class VectorBlock(Block):
+    """Σₙ gₙ gₙᵀ / S of few parameters, whole or as its diagonal: scale and shift of a norm.
+
+    Args:
+        layer: How the layer's calls become per-sample gradients.
+    """
+
+    def __init__(self, layer: NormalisationLayer) -> None:
+        super().__init__(layer.parameters)
+        self.layer = layer
+        self.whole = sum(p.numel() for p in layer.parameters) <= WHOLE_NORMALISATION
+
+    def measure(self, calls: Sequence[Call], samples: int) -> None:
+        """Adds Σ g gᵀ, or Σ g²."""
+        total: Tensor | None = None
+        for i in range(len(calls[0].gradients)):
+            parts = [self.layer.per_sample(c.module, c.inputs, c.gradients[i]) for c in calls]
+            gradients = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+            moment = gradients.T @ gradients if self.whole else gradients.square().sum(0)
+            total = moment if total is None else total + moment
+        assert total is not None
+        self._add([total], [samples])
+
+
+class FreeBlock(Block):
+    """Parameters outside every known layer: a policy's log σ, a positional embedding.
+
+    Args:
+        parameter: The parameter.
+    """
+
+    def __init__(self, parameter: Tensor) -> None:
+        super().__init__([parameter])
+        self.whole = parameter.numel() <= WHOLE_FREE
+
+    def measure_exactly(self, fisher: Tensor) -> None:
+        """Takes the block [P, P] of one batch, a mean over samples."""
+        self._add([fisher], [1])
+
+    def measure_total(self, gradient: Tensor, samples: int) -> None:
+        """Takes Σₙ ∇ log pₙ at labels that the model drew.
+
+        Scores of different samples are independent and have mean 0, so that the outer product of
+        their sum is an unbiased estimate of the sum of their outer products.
+
+        Args:
+            gradient: The sum, of the parameter's shape.
+            samples: Number of samples.
+        """
+        flat = gradient.flatten()
+        self._add([torch.outer(flat, flat) if self.whole else flat.square()], [samples])
+
+
+def _second_moment(rows: Tensor) -> Tensor:
+    """Σ x xᵀ over N and R: [N, R, d] to [d, d], [N, R, g, d] to [g, d, d]."""
+    flat = rows.flatten(0, 1)
+    if flat.ndim == 3:
+        flat = flat.transpose(0, 1)
+    return flat.mT @ flat

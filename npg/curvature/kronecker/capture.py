@@ -1,0 +1,224 @@
+"""Listening to a model's layers in an unchanged training loop.
+
+Forward hooks note what each layer got and where its output is in the graph. When the user's own
+backward pass reaches the model's output, a hook there hands over the pass, while the graph is still
+whole: labels can be drawn and their score propagated then.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
+
+from npg.curvature.kronecker.blocks import Call
+
+
+@dataclass
+class Noted:
+    """A call and the place of its output in the graph, which keeps no activation alive.
+
+    The output itself would not do: after ``ReLU(inplace=True)`` it is another tensor's value.
+    """
+
+    call: Call
+    edge: GradientEdge
+
+
+@dataclass
+class Pass:
+    """What one forward pass of the model left behind.
+
+    Attributes:
+        noted: The calls of its layers, in order.
+        entries: Entries of the batch, by the first layer's input.
+    """
+
+    noted: list[Noted] = field(default_factory=list)
+    entries: int = 0
+
+
+class Capture:
+    """Hooks on layers that note their calls while the model trains with gradients.
+
+    Args:
+        model: The module whose forward pass delimits what belongs together.
+        layers: Layers to listen to.
+        on_pass: Method called with (pass, output) when the model's output is computed.
+        on_output: Method called with (pass, output) when a backward pass reaches it.
+        on_gradient: Method called with (call, gradient) when a backward pass reaches a call.
+            The receivers are held weakly: a capture keeps nobody alive.
+
+    Attributes:
+        active: Whether calls are noted at all; off between the steps that need them.
+        open: Calls since the last forward pass of the whole model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Iterable[nn.Module],
+        *,
+        on_pass: Callable[[Pass, Tensor], None] | None = None,
+        on_output: Callable[[Pass, Tensor], None] | None = None,
+        on_gradient: Callable[[Call, Tensor], None] | None = None,
+    ) -> None:
+        self.active = True
+        self.open = Pass()
+        self.model = model
+        self.on_pass = _weak(on_pass)
+        self.on_output = _weak(on_output)
+        self.on_gradient = _weak(on_gradient)
+        self._suspended = False
+        handles = [
+            layer.register_forward_hook(Hook(self, "layer"), with_kwargs=True) for layer in layers
+        ]
+        handles.append(model.register_forward_hook(Hook(self, "output")))
+        self.remove = weakref.finalize(self, _remove, handles)
+
+    @property
+    def listening(self) -> bool:
+        """Whether a call now would be noted."""
+        return (
+            self.active
+            and not self._suspended
+            and self.model.training
+            and torch.is_grad_enabled()
+            and torch._C._current_graph_task_id() == -1  # no recomputation inside a backward pass
+        )
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Notes nothing meanwhile."""
+        before, self._suspended = self._suspended, True
+        try:
+            yield
+        finally:
+            self._suspended = before
+
+    def layer(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+    ) -> None:
+        """Notes one call."""
+        if self.listening and isinstance(output, Tensor) and output.requires_grad:
+            self.note(module, args[0] if args else kwargs["input"], output)
+
+    def note(self, module: nn.Module, inputs: Tensor, output: Tensor) -> None:
+        """Notes that ``module`` made ``output`` of ``inputs``."""
+        call = Call(module, inputs.detach())
+        self.open.entries = self.open.entries or max(1, len(inputs) if inputs.ndim > 1 else 1)
+        self.open.noted.append(Noted(call, get_gradient_edge(output)))
+        if self.on_gradient is not None:
+            # A tensor's hook sees the gradient of the value it had here, whatever happens in place.
+            output.register_hook(_WithGradient(self.on_gradient, call))
+
+    def output(self, module: nn.Module, args: tuple[Any, ...], output: object) -> Tensor | None:
+        """Closes a pass; has it handed over when a backward pass comes by."""
+        if not (self.listening and self.open.noted):
+            return None
+        noted = self.take()
+        if not (isinstance(output, Tensor) and output.requires_grad):
+            return None
+        if self.on_pass is not None and (receiver := self.on_pass()) is not None:
+            receiver(noted, output)
+        if self.on_output is None:
+            return None
+        # A view has a node of its own: its hook can hold the output without holding itself.
+        seen = output.view_as(output)
+        seen.register_hook(_OnceWithOutput(self.on_output, noted, output))
+        return seen
+
+    def take(self) -> Pass:
+        """Returns what is open, and begins anew."""
+        noted, self.open = self.open, Pass()
+        return noted
+
+
+class Hook:
+    """A module's hook that pickles and copies as an inert one, and keeps no optimizer alive."""
+
+    def __init__(self, capture: Capture | None = None, method: str = "") -> None:
+        self.capture = None if capture is None else weakref.ref(capture)
+        self.method = method
+
+    def __call__(self, *args: Any) -> Tensor | None:
+        """Hands the call on, if there is still somebody to hear it."""
+        capture = None if self.capture is None else self.capture()
+        if capture is None:
+            return None
+        replaced: Tensor | None = getattr(capture, self.method)(*args)
+        return replaced
+
+    def __reduce__(self) -> tuple[type["Hook"], tuple[()]]:
+        """Copies are inert."""
+        return (Hook, ())
+
+
+class _WithGradient:
+    """A tensor's hook that hands its gradient on, with the call it belongs to."""
+
+    def __init__(self, receiver: weakref.WeakMethod[Any], call: Call) -> None:
+        self.receiver = receiver
+        self.call = call
+
+    def __call__(self, gradient: Tensor) -> None:
+        receiver = self.receiver()
+        if receiver is not None:
+            receiver(self.call, gradient)
+
+
+class _OnceWithOutput:
+    """A tensor's hook that hands the pass on the first time, and lets go of it."""
+
+    def __init__(self, receiver: weakref.WeakMethod[Any], noted: Pass, output: Tensor) -> None:
+        self.receiver = receiver
+        self.pending: tuple[Pass, Tensor] | None = (noted, output)
+
+    def __call__(self, gradient: Tensor) -> None:
+        pending, self.pending = self.pending, None
+        receiver = self.receiver()
+        if pending is not None and receiver is not None:
+            receiver(*pending)
+
+
+def back_propagate(
+    noted: Sequence[Noted],
+    outputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    parameters: Sequence[Tensor] = (),
+) -> list[Tensor | None]:
+    """Adds to every call the gradient of ⟨outputs, cotangents⟩ in its output.
+
+    Args:
+        noted: Calls; one that the outputs do not depend on gets nothing.
+        outputs: Tensors with a graph, which is retained.
+        cotangents: One per output, of its shape.
+        parameters: Further tensors whose gradients are wanted.
+
+    Returns:
+        Gradients in ``parameters``, None where nothing reaches them.
+    """
+    wanted: list[Any] = [*(item.edge for item in noted), *parameters]
+    if not wanted:
+        return []
+    gradients = torch.autograd.grad(
+        list(outputs), wanted, list(cotangents), retain_graph=True, allow_unused=True
+    )
+    for item, gradient in zip(noted, gradients, strict=False):
+        if gradient is not None:
+            item.call.gradients.append(gradient)
+    return list(gradients[len(noted) :])
+
+
+def _weak(method: Callable[..., None] | None) -> weakref.WeakMethod[Any] | None:
+    return None if method is None else weakref.WeakMethod(method)
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()

@@ -1,0 +1,243 @@
+"""Layers whose parameters form a matrix W with output = W · [input, 1]ᵀ at every position.
+
+A convolution is such a layer on patches, an embedding on one-hot rows. Each class here says what a
+module's rows a [N, R, d], signals δ [N, R, o] and matrix W [o, d] are; N counts the entries of the
+batch, R the positions at which W is shared. Grouped convolutions have one matrix per group, in a
+leading dimension.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class MatrixLayer:
+    """What all of them share.
+
+    Args:
+        module: The layer.
+        weight: Its weight, or None where it is frozen.
+        bias: Its bias, or None where it has none or it is frozen.
+
+    Attributes:
+        parameters: Those of the two that are trained.
+        one_hot: Whether rows are indices [N, R] that stand for one-hot vectors.
+    """
+
+    one_hot = False
+
+    def __init__(self, module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.parameters = [p for p in (weight, bias) if p is not None]
+
+    def rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        """Inputs of one call as [N, R, d], or [N, R, g, d] with g groups."""
+        raise NotImplementedError
+
+    def signals(self, module: nn.Module, gradients: Tensor, inputs: Tensor) -> Tensor:
+        """Gradients [N, ...] in the outputs of one call as [N, R, o], or [N, R, g, o]."""
+        raise NotImplementedError
+
+    def matrix(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Puts gradients of :attr:`parameters` into one matrix [o, d], or [g, o, d]."""
+        columns = []
+        rest = list(gradients)
+        if self.weight is not None:
+            columns.append(self.weight_matrix(rest.pop(0)))
+        if self.bias is not None:
+            columns.append(self.bias_column(rest.pop(0)))
+        return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
+
+    def gradients(self, matrix: Tensor) -> list[Tensor]:
+        """The inverse of :meth:`matrix`."""
+        result = []
+        if self.weight is not None:
+            columns = matrix if self.bias is None else matrix[..., :-1]
+            result.append(self.weight_from_matrix(columns))
+        if self.bias is not None:
+            result.append(matrix[..., -1].reshape(self.bias.shape))
+        return result
+
+    def weight_matrix(self, weight: Tensor) -> Tensor:
+        """A weight, or its gradient, as [o, d] without the bias' column."""
+        return weight
+
+    def weight_from_matrix(self, matrix: Tensor) -> Tensor:
+        """The inverse of :meth:`weight_matrix`."""
+        return matrix
+
+    def bias_column(self, bias: Tensor) -> Tensor:
+        """A bias, or its gradient, as [o, 1]."""
+        return bias.unsqueeze(-1)
+
+    def _with_ones(self, rows: Tensor) -> Tensor:
+        """Keeps the coordinates that are parameters: inputs for the weight, a 1 for the bias."""
+        ones = rows.new_ones(1).expand(*rows.shape[:-1], 1)
+        if self.weight is None:
+            return ones
+        return rows if self.bias is None else torch.cat([rows, ones], -1)
+
+
+class LinearLayer(MatrixLayer):
+    """nn.Linear; leading dimensions after the first are positions."""
+
+    def rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        """[N, R, d]."""
+        return self._with_ones(_positions(inputs))
+
+    def signals(self, module: nn.Module, gradients: Tensor, inputs: Tensor) -> Tensor:
+        """[N, R, o]."""
+        return _positions(gradients)
+
+
+class ConvolutionLayer(MatrixLayer):
+    """nn.Conv1d, Conv2d, Conv3d: a linear layer on patches."""
+
+    def __init__(self, module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> None:
+        super().__init__(module, weight, bias)
+        self.groups: int = module.groups  # type: ignore[assignment]
+
+    def rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        """Patches [N, positions, (g,) channels · kernel]."""
+        assert isinstance(module, CONVOLUTIONS)
+        inputs = _batched(inputs, len(module.kernel_size))
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        padding = module._reversed_padding_repeated_twice
+        if any(padding):
+            inputs = F.pad(inputs, padding, mode=mode)
+        patches = _patches(inputs, module.kernel_size, module.stride, module.dilation)
+        return self._with_ones(self._grouped(patches))
+
+    def _grouped(self, patches: Tensor) -> Tensor:
+        """[N, channels, positions, kernel] to [N, positions, (g,) channels · kernel]."""
+        n, channels, positions, kernel = patches.shape
+        if self.groups == 1:
+            return patches.transpose(1, 2).reshape(n, positions, channels * kernel)
+        grouped = patches.reshape(n, self.groups, channels // self.groups, positions, kernel)
+        return grouped.permute(0, 3, 1, 2, 4).flatten(3)
+
+    def signals(self, module: nn.Module, gradients: Tensor, inputs: Tensor) -> Tensor:
+        """[N, positions, (g,) channels]."""
+        gradients = _batched(gradients, len(module.kernel_size))  # type: ignore[arg-type]
+        flat = gradients.flatten(2).transpose(1, 2)
+        return flat if self.groups == 1 else flat.unflatten(-1, (self.groups, -1))
+
+    def weight_matrix(self, weight: Tensor) -> Tensor:
+        """[o, c, *k] to [(g,) o/g, c · k]."""
+        flat = weight.flatten(1)
+        return flat if self.groups == 1 else flat.unflatten(0, (self.groups, -1))
+
+    def weight_from_matrix(self, matrix: Tensor) -> Tensor:
+        """The inverse of :meth:`weight_matrix`."""
+        assert self.weight is not None
+        return matrix.reshape(self.weight.shape)
+
+    def bias_column(self, bias: Tensor) -> Tensor:
+        """[(g,) o/g, 1]."""
+        grouped = bias if self.groups == 1 else bias.unflatten(0, (self.groups, -1))
+        return grouped.unsqueeze(-1)
+
+
+class TransposedConvolutionLayer(ConvolutionLayer):
+    """nn.ConvTranspose1d … 3d: the flipped kernel over inputs that are spread by zeros."""
+
+    def rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        """Patches [N, positions, (g,) channels · kernel]."""
+        assert isinstance(module, TRANSPOSED_CONVOLUTIONS)
+        dimensions = len(module.kernel_size)
+        inputs = _batched(inputs, dimensions)
+        spread = [
+            (size - 1) * s + 1 for size, s in zip(inputs.shape[2:], module.stride, strict=True)
+        ]
+        wide = inputs.new_zeros(*inputs.shape[:2], *spread)
+        lattice = wide
+        for i, stride in enumerate(module.stride):
+            lattice = lattice[(slice(None),) * (2 + i) + (slice(None, None, stride),)]
+        lattice.copy_(inputs)
+        padding: list[int] = []
+        for i in reversed(range(dimensions)):  # F.pad begins with the last dimension
+            edge = module.dilation[i] * (module.kernel_size[i] - 1) - int(module.padding[i])
+            padding += [edge, edge + module.output_padding[i]]
+        wide = F.pad(wide, padding)
+        patches = _patches(wide, module.kernel_size, (1,) * dimensions, module.dilation)
+        return self._with_ones(self._grouped(patches))
+
+    def weight_matrix(self, weight: Tensor) -> Tensor:
+        """[c, o/g, *k] to [(g,) o/g, c/g · k]."""
+        kernel = tuple(range(2, weight.ndim))
+        grouped = weight.flip(kernel).reshape(self.groups, -1, *weight.shape[1:])
+        flat = grouped.transpose(1, 2).flatten(2)
+        return flat[0] if self.groups == 1 else flat
+
+    def weight_from_matrix(self, matrix: Tensor) -> Tensor:
+        """The inverse of :meth:`weight_matrix`."""
+        assert self.weight is not None
+        channels, per_group, *kernel = self.weight.shape
+        grouped = matrix.reshape(self.groups, per_group, channels // self.groups, *kernel)
+        weight = grouped.transpose(1, 2).reshape(self.weight.shape)
+        return weight.flip(tuple(range(2, weight.ndim)))
+
+
+class EmbeddingLayer(MatrixLayer):
+    """nn.Embedding: a linear layer on one-hot rows, whose second moment is a diagonal."""
+
+    one_hot = True
+
+    def rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        """Indices [N, R]."""
+        return inputs.reshape(len(inputs), -1)
+
+    def signals(self, module: nn.Module, gradients: Tensor, inputs: Tensor) -> Tensor:
+        """[N, R, o]; a padding index is no parameter, and gets none."""
+        assert isinstance(module, nn.Embedding)
+        flat = gradients.reshape(len(inputs), -1, gradients.shape[-1])
+        if module.padding_idx is None:
+            return flat
+        return flat * (inputs.reshape(len(inputs), -1, 1) != module.padding_idx)
+
+    def weight_matrix(self, weight: Tensor) -> Tensor:
+        """[V, o] to [o, V]."""
+        return weight.T
+
+    def weight_from_matrix(self, matrix: Tensor) -> Tensor:
+        """The inverse of :meth:`weight_matrix`."""
+        return matrix.T
+
+
+def _positions(values: Tensor) -> Tensor:
+    """[N, ..., d] to [N, R, d]; a single vector is a batch of one."""
+    if values.ndim == 1:
+        return values.reshape(1, 1, -1)
+    return values.reshape(len(values), -1, values.shape[-1])
+
+
+def _batched(values: Tensor, dimensions: int) -> Tensor:
+    """A batch of one where a convolution got an image without one."""
+    return values.unsqueeze(0) if values.ndim == dimensions + 1 else values
+
+
+def _patches(
+    inputs: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """Windows of padded inputs [N, c, *size] as a view [N, c, positions, window]."""
+    windows = inputs
+    for i, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        windows = windows.unfold(2 + i, (k - 1) * d + 1, s)[..., ::d]
+    n, channels = windows.shape[:2]
+    positions = prod(windows.shape[2 : 2 + len(kernel)])
+    return windows.reshape(n, channels, positions, prod(kernel))
+
+
+MATRIX_LAYERS: dict[type[nn.Module], type[MatrixLayer]] = {
+    nn.Linear: LinearLayer,
+    nn.Embedding: EmbeddingLayer,
+    **dict.fromkeys(CONVOLUTIONS, ConvolutionLayer),
+    **dict.fromkeys(TRANSPOSED_CONVOLUTIONS, TransposedConvolutionLayer),
+}

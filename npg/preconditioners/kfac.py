@@ -1,0 +1,156 @@
+"""K-FAC: a gradient times the inverse of G ⊗ A, layer by layer."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from npg.curvature.kronecker import Block, MatrixBlock
+from npg.errors import NumericalError
+from npg.linalg.inverses import positive_inverse
+from npg.linalg.kronecker import factored_damping
+
+# A factor that cannot be inverted leaves its last inverse in use, but not for ever.
+TOLERATED_FAILURES = 3
+
+
+class KroneckerInverse:
+    """(G + √λ/π I)⁻¹ V (A + π √λ I)⁻¹ per layer, π = √(mean eigenvalue of A / that of G).
+
+    Blocks without factors are inverted with λ as they are: whole, or by their diagonal.
+
+    Args:
+        blocks: Whose moments to invert.
+
+    Attributes:
+        damping: λ of the inverses in use.
+        climbed: Factorisations that needed more than their own precision.
+        kept: Times that an old inverse stayed in use.
+
+    Reference:
+        Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate
+        curvature", 2015, sections 4.2 and 6.3.
+    """
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self.blocks = list(blocks)
+        self.inverses: list[list[Tensor]] = [[] for _ in self.blocks]
+        self.failures = [0] * len(self.blocks)
+        self.damping = 0.0
+        self.climbed = 0
+        self.kept = 0
+
+    def refresh(self, damping: float) -> None:
+        """Inverts the blocks' present moments; equal shapes go through one call.
+
+        Args:
+            damping: λ, above 0.
+
+        Raises:
+            NumericalError: If a block could not be inverted three times in a row.
+        """
+        self.damping = damping
+        damped: list[list[Tensor]] = [
+            _damped(block, damping) if block.moments else [] for block in self.blocks
+        ]
+        groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for i, factors in enumerate(damped):
+            for j, factor in enumerate(factors):
+                groups.setdefault((factor.ndim, factor.shape[-1]), []).append((i, j))
+        fresh: list[list[Tensor | None]] = [[None] * len(factors) for factors in damped]
+        for (ndim, _), places in groups.items():
+            if ndim == 1:
+                for i, j in places:
+                    fresh[i][j] = damped[i][j].reciprocal()
+                continue
+            for (i, j), inverse in zip(
+                places, self._inverted([damped[i][j] for i, j in places]), strict=True
+            ):
+                fresh[i][j] = inverse
+        for i, new in enumerate(fresh):
+            if not new:
+                continue
+            if any(inverse is None for inverse in new):
+                self._keep(i)
+            else:
+                self.inverses[i] = [inverse for inverse in new if inverse is not None]
+                self.failures[i] = 0
+
+    def _inverted(self, matrices: list[Tensor]) -> list[Tensor | None]:
+        """Inverts matrices [d, d] or [g, d, d] of one d together."""
+        stacked = [m if m.ndim == 3 else m.unsqueeze(0) for m in matrices]
+        inverses, reports = positive_inverse(
+            stacked[0] if len(stacked) == 1 else torch.cat(stacked)
+        )
+        self.climbed += sum(report.rung > 0 for report in reports)
+        result: list[Tensor | None] = []
+        start = 0
+        for matrix, stack in zip(matrices, stacked, strict=True):
+            stop = start + len(stack)
+            if any(report.failed for report in reports[start:stop]):
+                result.append(None)
+            else:
+                result.append(inverses[start:stop].reshape(matrix.shape))
+            start = stop
+        return result
+
+    def _keep(self, i: int) -> None:
+        """Goes on with an old inverse, where there is one."""
+        self.kept += 1
+        self.failures[i] += 1
+        if self.failures[i] >= TOLERATED_FAILURES or not self.inverses[i]:
+            shapes = ", ".join(str(tuple(p.shape)) for p in self.blocks[i].parameters)
+            raise NumericalError(
+                f"the curvature of the layer with parameters of shape {shapes} could not be "
+                f"inverted {self.failures[i]} times in a row at damping {self.damping:g}: raise "
+                "damping=, or look for inputs that are not finite or far too large"
+            )
+
+    def apply(self, i: int, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Multiplies the gradients of block ``i`` by its inverse; unchanged if it has none yet."""
+        block, inverses = self.blocks[i], self.inverses[i]
+        if not inverses:
+            return list(gradients)
+        if isinstance(block, MatrixBlock):
+            inputs, signals = inverses
+            solved = signals @ block.layer.matrix(gradients)
+            solved = solved * inputs if inputs.ndim == 1 else solved @ inputs
+            return block.layer.gradients(solved)
+        (inverse,) = inverses
+        flat = torch.cat([g.flatten() for g in gradients])
+        solved = inverse * flat if inverse.ndim == 1 else inverse @ flat
+        pieces = solved.split([p.numel() for p in block.parameters])
+        return [piece.view_as(p) for piece, p in zip(pieces, block.parameters, strict=True)]
+
+    def state(self) -> dict[str, object]:
+        """What a resumed run must go on with."""
+        return {
+            "inverses": self.inverses,
+            "failures": self.failures,
+            "damping": self.damping,
+            "climbed": self.climbed,
+            "kept": self.kept,
+        }
+
+    def load(self, state: dict[str, object]) -> None:
+        """Restores what :meth:`state` gave."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def _damped(block: Block, damping: float) -> list[Tensor]:
+    """The block's moments with their damping added."""
+    if isinstance(block, MatrixBlock):
+        inputs, signals = block.moments
+        shares = factored_damping(inputs, signals, damping)
+        return [_plus(moment, share) for moment, share in zip(block.moments, shares, strict=True)]
+    return [_plus(moment, torch.as_tensor(damping).to(moment)) for moment in block.moments]
+
+
+def _plus(moment: Tensor, damping: Tensor) -> Tensor:
+    """moment + damping · I."""
+    if moment.ndim == 1:
+        return moment + damping
+    damped = moment.clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(damping.unsqueeze(-1))
+    return damped
