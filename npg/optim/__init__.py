@@ -1,11 +1,14 @@
 """Optimizers: each a choice of prediction, curvature, preconditioner and step rule."""
 
 from npg.optim.base import FunctionOptimizer, StepReport
+from npg.optim.kfac import EKFAC, KFAC
 from npg.optim.natural_gradient import FisherInverse, NaturalGradient, StepNorm
 from npg.optim.newton_cg import NewtonCG
 from npg.optim.registry import create, names, train_step
 
 __all__ = [
+    "EKFAC",
+    "KFAC",
     "FisherInverse",
     "FunctionOptimizer",
     "NaturalGradient",

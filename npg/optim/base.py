@@ -40,6 +40,7 @@ class StepReport:
         cg_iterations: Products with the curvature matrix.
         cg_residual: Relative residual of the linear system.
         damping: λ that was used.
+        reduction_ratio: Actual over predicted change of the loss, where both were measured.
     """
 
     loss: float
@@ -53,6 +54,7 @@ class StepReport:
     cg_iterations: int = 0
     cg_residual: float = math.nan
     damping: float = math.nan
+    reduction_ratio: float = math.nan
 
     def __float__(self) -> float:
         """The loss before the step."""

@@ -1,0 +1,201 @@
+"""K-FAC's step where the loss can be evaluated again: the exact step, and adaptive damping."""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from npg.curvature import Fisher, math_attention
+from npg.likelihoods import as_distribution
+from npg.linalg import assign_, flatten, inner_products
+from npg.optim.base import Closure, Prediction, StepReport
+from npg.steps import SameConditions, minimise_quadratic
+
+if TYPE_CHECKING:
+    from npg.optim.kfac import KFAC
+
+
+class ClosureStep:
+    """One step of a K-FAC optimizer with a closure.
+
+    Args:
+        optimizer: Whose step it is.
+    """
+
+    def __init__(self, optimizer: "KFAC") -> None:
+        self.optimizer = optimizer
+        settings = optimizer.param_groups[0]
+        self.exact = settings["momentum"] in (None, "quadratic")
+        self.adaptive = optimizer.adaptive or settings["damping"] is None
+        self.damping = optimizer.schedule.damping if self.adaptive else float(settings["damping"])
+        self.checked = self.adaptive and optimizer.schedule.due(int(optimizer.extra["steps"]) + 1)
+        self.conditions = SameConditions(optimizer.model) if self.checked else None
+
+    def evaluate(self, closure: Closure) -> tuple[Tensor, Prediction] | Tensor:
+        """Runs the closure; its gradients begin at zero."""
+        self.optimizer.zero_grad()
+        with math_attention():
+            return closure()
+
+    def step(self, closure: Closure, loss_tensor: Tensor, output: Prediction) -> StepReport:
+        """Takes the step.
+
+        Args:
+            closure: Runs the forward pass, for another evaluation.
+            loss_tensor: The loss before the step, with its graph.
+            output: The prediction it was computed from.
+
+        Returns:
+            What was done. A loss or gradient that is not finite, and a step after which the loss
+            is not finite or is larger, leave the parameters as they were, bit for bit.
+        """
+        optimizer = self.optimizer
+        with torch.enable_grad(), optimizer.graph_needed():
+            prediction = as_distribution(output, optimizer.likelihood)
+            if output is prediction:
+                optimizer.observe(prediction)
+            loss_tensor.backward(retain_graph=True)
+        gradients = optimizer.gradients()
+        parameters = list(gradients)
+        gradient = flatten(gradients.values())
+        decay = self._decay(parameters)
+        before = [p.clone() for p in parameters]
+        loss, norm = float(loss_tensor.detach()), float(torch.linalg.vector_norm(gradient))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            optimizer.fisher.clear()
+            optimizer.count()
+            return optimizer.skip(loss, "loss or gradient is not finite", gradient_norm=norm)
+        optimizer.update_curvature(self.damping + max(decay, default=0.0))
+        if optimizer.extra["steps"] < optimizer.burn_in:
+            optimizer.count()
+            return StepReport(loss, loss, accepted=False, reason="burn-in", kl=0.0)
+
+        natural = optimizer.preconditioner.apply(gradients)
+        model = QuadraticModel(parameters, prediction, gradients, decay)
+        if self.exact:
+            predicted, length = self._exact_step(model, natural)
+        else:
+            predicted, length = self._fixed_step(model, gradients, natural, before)
+        after, ratio = math.nan, math.nan
+        accepted = True
+        if self.conditions is not None:
+            after = self._again(closure)
+            change = after - loss + model.decay_change(before)
+            accepted = math.isfinite(change) and change <= 0
+            ratio = optimizer.schedule.update(change, predicted)
+            if not accepted:
+                assign_(parameters, before)
+                for p in parameters:
+                    optimizer.state[p].pop("velocity", None)
+                optimizer.extra["rejected"] += 1
+                after = loss
+        optimizer.count()
+        return StepReport(
+            loss,
+            after,
+            accepted=accepted,
+            reason="exact step" if self.exact else "fixed step",
+            fraction=float(accepted),
+            step_length=length,
+            gradient_norm=norm,
+            damping=self.damping,
+            reduction_ratio=ratio,
+        )
+
+    def _decay(self, parameters: list[Tensor]) -> list[float]:
+        """The coefficient of the L2 term, per parameter."""
+        if self.optimizer.decoupled_weight_decay:
+            return [0.0] * len(parameters)
+        groups = self.optimizer.param_groups
+        by_parameter = {p: float(g["weight_decay"]) for g in groups for p in g["params"]}
+        return [by_parameter[p] for p in parameters]
+
+    def _exact_step(
+        self, model: "QuadraticModel", natural: dict[Tensor, Tensor]
+    ) -> tuple[float, float]:
+        """Moves by the minimum of the quadratic model on the span of F̂⁻¹g and the last step."""
+        optimizer = self.optimizer
+        directions = [[natural[p] for p in model.parameters]]
+        last = [optimizer.state[p].get("velocity") for p in model.parameters]
+        if all(v is not None for v in last):
+            directions.append([v for v in last if v is not None])
+        curvature, gram, slope = model.restricted(directions)
+        found = minimise_quadratic(curvature, gram, slope, damping=self.damping)
+        weights = found.coefficients.tolist()
+        rates = {p: g["lr"] for g in optimizer.param_groups for p in g["params"]}
+        if optimizer.decoupled_weight_decay:
+            optimizer.shrink(torch.tensor(True, device=model.parameters[0].device))
+        for i, p in enumerate(model.parameters):
+            step = directions[0][i] * (weights[0] * rates[p])
+            if len(weights) > 1:
+                step.add_(directions[1][i], alpha=weights[1] * rates[p])
+            optimizer.state[p]["velocity"] = step
+            p.add_(step)
+        return float(found.predicted_change), -weights[0]
+
+    def _fixed_step(
+        self,
+        model: "QuadraticModel",
+        gradients: dict[Tensor, Tensor],
+        natural: dict[Tensor, Tensor],
+        before: list[Tensor],
+    ) -> tuple[float, float]:
+        """Moves as in the plain loop; the quadratic model only judges the damping."""
+        self.optimizer.move(gradients, natural)
+        if self.conditions is None:
+            return math.nan, 1.0
+        step = [p - old for p, old in zip(model.parameters, before, strict=True)]
+        curvature, _, slope = model.restricted([step])
+        return float(slope[0] + curvature[0, 0] / 2), 1.0
+
+    def _again(self, closure: Closure) -> float:
+        """The loss at the parameters' present values, under the same random numbers."""
+        assert self.conditions is not None
+        with self.conditions, self.optimizer.fisher.capture.suspended():
+            loss, _ = closure()
+        return float(loss)
+
+
+class QuadraticModel:
+    """gᵀd + ½ dᵀ(F + η I)d around the present parameters, F the exact Fisher matrix of the batch.
+
+    Args:
+        parameters: What d is over.
+        prediction: The model's prediction, with its graph.
+        gradients: g by parameter, with the L2 term's.
+        decay: η per parameter.
+    """
+
+    def __init__(
+        self,
+        parameters: list[Tensor],
+        prediction: torch.distributions.Distribution,
+        gradients: dict[Tensor, Tensor],
+        decay: list[float],
+    ) -> None:
+        self.parameters = parameters
+        self.fisher = Fisher(parameters, prediction)
+        self.gradients = [gradients[p] for p in parameters]
+        self.decay = decay
+
+    def restricted(self, directions: list[list[Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns VᵀCV, VᵀV and Vᵀg for directions V; C has the L2 term's curvature."""
+        tangents = [self.fisher.jacobian.jvp(flatten(v)) for v in directions]
+        products = [list(self.fisher.output_product(t)) for t in tangents]
+        curvature = inner_products(tangents, products)
+        gram = inner_products(directions, directions)
+        if any(self.decay):
+            scaled = [[d * eta for d, eta in zip(v, self.decay, strict=True)] for v in directions]
+            curvature = curvature + inner_products(directions, scaled)
+        return curvature, gram, inner_products(directions, [self.gradients])[:, 0]
+
+    def decay_change(self, before: list[Tensor]) -> float:
+        """By how much the L2 term has grown since the parameters were there."""
+        if not any(self.decay):
+            return 0.0
+        change = [
+            eta / 2 * (p.double().square().sum() - old.double().square().sum())
+            for p, old, eta in zip(self.parameters, before, self.decay, strict=True)
+        ]
+        return float(torch.stack(change).sum())
