@@ -21,7 +21,7 @@ Inverse = Literal["block-diagonal", "block-tridiagonal"]
 
 # The plain loop's rule where nothing is given: a fixed λ, a step of the whole natural gradient,
 # averaged over ten batches, and never further than this KL.
-PLAIN_DAMPING = 1e-3
+PLAIN_DAMPING = 1e-2
 PLAIN_MOMENTUM = 0.9
 PLAIN_KL_CLIP = 1e-2
 
@@ -68,7 +68,7 @@ class KFAC(FunctionOptimizer):
         eigenbasis: Whether to measure second moments in the factors' eigenbasis (EKFAC).
         damping: λ, added to F̂ as factored Tikhonov damping. High values turn towards the
             gradient. A number, or a ``LevenbergMarquardt`` to adapt it. None: Levenberg–Marquardt
-            from 1 where steps get a closure, 0.001 where they do not.
+            from 1 where steps get a closure, 0.01 where they do not.
         kl_clip: δ, nats; ``math.inf`` never clips. None: 0.01, and no clip with an exact step.
         momentum: μ in [0, 1), or ``"quadratic"`` for the exact step, which needs a closure. None:
             ``"quadratic"`` where steps get a closure, 0.9 where they do not.
@@ -409,7 +409,7 @@ def _check(settings: dict[str, Any]) -> None:
         )
     if damping is not None and not 0 < damping < math.inf:
         raise ConfigurationError(
-            f"damping must be positive (0.001 is usual), got {damping}; None adapts it"
+            f"damping must be positive (0.01 is usual), got {damping}; None adapts it"
         )
     if clip is not None and not clip > 0:
         raise ConfigurationError(f"kl_clip must be positive, got {clip}; math.inf never clips")

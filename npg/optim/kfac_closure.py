@@ -8,7 +8,7 @@ from torch import Tensor
 
 from npg.curvature import Fisher, math_attention
 from npg.likelihoods import as_distribution
-from npg.linalg import assign_, flatten, inner_products
+from npg.linalg import assign_, flatten, split
 from npg.optim.base import Closure, Prediction, StepReport
 from npg.steps import SameConditions, minimise_quadratic
 
@@ -72,7 +72,7 @@ class ClosureStep:
             return StepReport(loss, loss, accepted=False, reason="burn-in", kl=0.0)
 
         natural = optimizer.preconditioner.apply(gradients)
-        model = QuadraticModel(parameters, prediction, gradients, decay)
+        model = QuadraticModel(parameters, prediction, gradient, decay)
         if self.exact:
             predicted, length = self._exact_step(model, natural)
         else:
@@ -107,8 +107,12 @@ class ClosureStep:
         """The coefficient of the L2 term, per parameter."""
         if self.optimizer.decoupled_weight_decay:
             return [0.0] * len(parameters)
+        return self._settings("weight_decay", parameters)
+
+    def _settings(self, name: str, parameters: list[Tensor]) -> list[float]:
+        """A setting of the groups, per parameter."""
         groups = self.optimizer.param_groups
-        by_parameter = {p: float(g["weight_decay"]) for g in groups for p in g["params"]}
+        by_parameter = {p: float(group[name]) for group in groups for p in group["params"]}
         return [by_parameter[p] for p in parameters]
 
     def _exact_step(
@@ -116,23 +120,23 @@ class ClosureStep:
     ) -> tuple[float, float]:
         """Moves by the minimum of the quadratic model on the span of F̂⁻¹g and the last step."""
         optimizer = self.optimizer
-        directions = [[natural[p] for p in model.parameters]]
-        last = [optimizer.state[p].get("velocity") for p in model.parameters]
+        parameters = model.parameters
+        directions = [flatten(natural[p] for p in parameters)]
+        last = [optimizer.state[p].get("velocity") for p in parameters]
         if all(v is not None for v in last):
-            directions.append([v for v in last if v is not None])
-        curvature, gram, slope = model.restricted(directions)
+            directions.append(flatten(v for v in last if v is not None))
+        span = torch.stack(directions)
+        curvature, gram, slope = model.restricted(span)
         found = minimise_quadratic(curvature, gram, slope, damping=self.damping)
-        weights = found.coefficients.tolist()
-        rates = {p: g["lr"] for g in optimizer.param_groups for p in g["params"]}
         if optimizer.decoupled_weight_decay:
-            optimizer.shrink(torch.tensor(True, device=model.parameters[0].device))
-        for i, p in enumerate(model.parameters):
-            step = directions[0][i] * (weights[0] * rates[p])
-            if len(weights) > 1:
-                step.add_(directions[1][i], alpha=weights[1] * rates[p])
-            optimizer.state[p]["velocity"] = step
-            p.add_(step)
-        return float(found.predicted_change), -weights[0]
+            optimizer.shrink(torch.tensor(True, device=parameters[0].device))
+        step = found.coefficients.to(span) @ span
+        rates = self._settings("lr", parameters)
+        for p, rate, piece in zip(parameters, rates, split(step, parameters), strict=True):
+            optimizer.state[p]["velocity"] = piece.mul_(rate)
+            p.add_(piece)
+        length = -float(found.coefficients[0])
+        return float(found.predicted_change), length
 
     def _fixed_step(
         self,
@@ -145,8 +149,8 @@ class ClosureStep:
         self.optimizer.move(gradients, natural)
         if self.conditions is None:
             return math.nan, 1.0
-        step = [p - old for p, old in zip(model.parameters, before, strict=True)]
-        curvature, _, slope = model.restricted([step])
+        step = flatten(p - old for p, old in zip(model.parameters, before, strict=True))
+        curvature, _, slope = model.restricted(step.unsqueeze(0))
         return float(slope[0] + curvature[0, 0] / 2), 1.0
 
     def _again(self, closure: Closure) -> float:
@@ -163,7 +167,7 @@ class QuadraticModel:
     Args:
         parameters: What d is over.
         prediction: The model's prediction, with its graph.
-        gradients: g by parameter, with the L2 term's.
+        gradient: g [P], with the L2 term's.
         decay: η per parameter.
     """
 
@@ -171,24 +175,37 @@ class QuadraticModel:
         self,
         parameters: list[Tensor],
         prediction: torch.distributions.Distribution,
-        gradients: dict[Tensor, Tensor],
+        gradient: Tensor,
         decay: list[float],
     ) -> None:
         self.parameters = parameters
         self.fisher = Fisher(parameters, prediction)
-        self.gradients = [gradients[p] for p in parameters]
+        self.gradient = gradient
         self.decay = decay
 
-    def restricted(self, directions: list[list[Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns VᵀCV, VᵀV and Vᵀg for directions V; C has the L2 term's curvature."""
-        tangents = [self.fisher.jacobian.jvp(flatten(v)) for v in directions]
-        products = [list(self.fisher.output_product(t)) for t in tangents]
-        curvature = inner_products(tangents, products)
-        gram = inner_products(directions, directions)
+    def restricted(self, span: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Restricts the model to a span.
+
+        Args:
+            span: Directions in rows, V [k, P].
+
+        Returns:
+            V C Vᵀ [k, k] with the L2 term's curvature in C, V Vᵀ [k, k], and V g [k].
+        """
+        tangents = [self.fisher.jacobian.jvp(v) for v in span]
+        products = [self.fisher.output_product(t) for t in tangents]
+        curvature = _flat_rows(tangents) @ _flat_rows(products).T
+        gram = span @ span.T
         if any(self.decay):
-            scaled = [[d * eta for d, eta in zip(v, self.decay, strict=True)] for v in directions]
-            curvature = curvature + inner_products(directions, scaled)
-        return curvature, gram, inner_products(directions, [self.gradients])[:, 0]
+            uniform = len(set(self.decay)) == 1
+            scaled = gram * self.decay[0] if uniform else (span * self._decays()) @ span.T
+            curvature = curvature + scaled
+        return curvature, gram, span @ self.gradient
+
+    def _decays(self) -> Tensor:
+        return flatten(
+            torch.full_like(p, eta) for p, eta in zip(self.parameters, self.decay, strict=True)
+        )
 
     def decay_change(self, before: list[Tensor]) -> float:
         """By how much the L2 term has grown since the parameters were there."""
@@ -199,3 +216,8 @@ class QuadraticModel:
             for p, old, eta in zip(self.parameters, before, self.decay, strict=True)
         ]
         return float(torch.stack(change).sum())
+
+
+def _flat_rows(groups: list[list[Tensor]] | list[tuple[Tensor, ...]]) -> Tensor:
+    """One row per group of tensors."""
+    return torch.stack([flatten(group) for group in groups])
