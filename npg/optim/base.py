@@ -80,6 +80,37 @@ class Start:
     obstacle: str
 
 
+def trainable(
+    model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
+    parameters: Iterable[Tensor] | None = None,
+) -> Iterable[Tensor] | Iterable[dict[str, Any]]:
+    """Returns what torch's optimizers take: parameters, or groups of them.
+
+    Args:
+        model: Module, or what is returned as it is.
+        parameters: Restricts a module to these of its parameters.
+
+    Returns:
+        A module's parameters that require a gradient, or ``model`` where it is no module.
+
+    Raises:
+        ConfigurationError: If nothing is left, or ``parameters`` are not the module's.
+    """
+    if not isinstance(model, nn.Module):
+        if parameters is not None:
+            raise ConfigurationError("parameters= restricts a module; model= is no module here")
+        return model
+    wanted = None if parameters is None else {id(p) for p in parameters}
+    known = list(model.parameters())
+    tensors = [p for p in known if p.requires_grad and (wanted is None or id(p) in wanted)]
+    if not tensors or not (wanted or set()) <= {id(p) for p in known}:
+        raise ConfigurationError(
+            "parameters= must be among the model's, and at least one must require a "
+            f"gradient; found {len(tensors)}"
+        )
+    return tensors
+
+
 class FunctionOptimizer(torch.optim.Optimizer):
     """An optimizer whose ``step(closure)`` evaluates the objective as often as it needs.
 
@@ -101,20 +132,7 @@ class FunctionOptimizer(torch.optim.Optimizer):
         defaults: dict[str, Any],
         parameters: Iterable[Tensor] | None = None,
     ) -> None:
-        if isinstance(model, nn.Module):
-            wanted = None if parameters is None else {id(p) for p in parameters}
-            known = list(model.parameters())
-            tensors = [p for p in known if p.requires_grad and (wanted is None or id(p) in wanted)]
-            if not tensors or not (wanted or set()) <= {id(p) for p in known}:
-                raise ConfigurationError(
-                    "parameters= must be among the model's, and at least one must require a "
-                    f"gradient; found {len(tensors)}"
-                )
-            super().__init__(tensors, defaults)
-        elif parameters is not None:
-            raise ConfigurationError("parameters= restricts a module; model= is no module here")
-        else:
-            super().__init__(model, defaults)
+        super().__init__(trainable(model, parameters), defaults)
         self.settings = tuple(defaults)  # torch adds names of its own to these
         self.extra: dict[str, float] = {"steps": 0, "skipped": 0, "rejected": 0}
 
