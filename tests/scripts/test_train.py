@@ -17,10 +17,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
+from common.interrupts import Interrupts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train import main
 from training import check_agents, command_line, run_directory, session
-from training.callbacks import Interrupts
 from training.options import AGENTS, SET_BY_RUN, Options
 
 from agents import TRPO
