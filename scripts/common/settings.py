@@ -21,7 +21,10 @@ def checked(kind: type, values: Mapping[str, Any], source: str) -> dict[str, Any
             value = tuple(value)
         elif isinstance(value, str) and "float" in str(fields[name].type):
             value = float(value)  # YAML 1.1 reads 1e-3 as a string
-        converted[name] = Path(value) if fields[name].type is Path else value
+        kind_of_field = fields[name].type
+        if value is not None and Path in (kind_of_field, *typing.get_args(kind_of_field)):
+            value = Path(value)
+        converted[name] = value
     return converted
 
 

@@ -63,8 +63,9 @@ def _defaults(agent: str, argv: Sequence[str]) -> Options:
     options = options_class(agent)
     if seen.resume is not None:
         config = run_directory.read_config(seen.resume)
-        if config["agent"] != agent:
-            raise ConfigurationError(f"{seen.resume} is a run of {config['agent']}, not of {agent}")
+        trained = config.get("agent", "classify.py")
+        if trained != agent:
+            raise ConfigurationError(f"{seen.resume} is a run of {trained}, not of {agent}")
         return _filled(options, config["options"], f"{seen.resume}/{run_directory.CONFIG}")
     values: dict[str, Any] = {}
     file = PRESETS / f"{agent}.yml"
