@@ -85,9 +85,9 @@ def load(name: DataName, data_dir: Path | None, seed: int, device: torch.device)
     mean, deviation = train[0].mean(), train[0].std()
 
     def samples(images: np.ndarray, labels: np.ndarray) -> Samples:
-        scaled = torch.as_tensor(images, dtype=torch.float32).unsqueeze(1).to(device)
+        scaled = torch.tensor(images, dtype=torch.float32).unsqueeze(1).to(device)
         inputs = (scaled - float(mean)) / float(deviation)
-        return Samples(inputs, scaled, torch.as_tensor(labels, dtype=torch.int64).to(device))
+        return Samples(inputs, scaled, torch.tensor(labels, dtype=torch.int64).to(device))
 
     return Data(samples(*train), samples(*test), classes=int(train[1].max()) + 1)
 
@@ -126,7 +126,7 @@ def _pair(directory: Path, images: str, labels: str) -> Arrays:
             f"{images} in {directory} has images of {height} × {width} instead of 28 × 28 pixels: "
             f"{FASHION_REMEDY}"
         )
-    return pixels / 255.0, classes
+    return pixels.astype(np.float32) / 255, classes
 
 
 def _find(directory: Path, name: str) -> Path:

@@ -9,12 +9,14 @@ from common import picture
 from common.picture import INK
 from common.run_directory import read_progress
 from matplotlib.axes import Axes
+from matplotlib.ticker import ScalarFormatter
 
 from classification import options
 from classification.options import Options
 from npg.errors import ConfigurationError
 
 COLOURS = ("#1f5fbf", "#d9730d", "#2f8f5b", "#b0307a", "#7a6a00", "#5a4fcf", "#6b7280")
+FEW = 20  # evaluations, which are shown one by one
 
 
 @dataclass(frozen=True)
@@ -79,22 +81,29 @@ def draw(directories: Sequence[Path], output: Path) -> None:
     drawn = picture.figure(9, 6)
     panels = drawn.subplots(2, 2, sharex="col", sharey="row")
     times = {"time/step": "steps", "time/seconds": "seconds of training"}
-    for row, name in enumerate(("test/loss", metric)):
-        for column, (x, x_label) in enumerate(times.items()):
-            axes = panels[row, column]
-            described = name.replace("test/", "").replace("_", " ")
-            picture.style(axes, x_label if row else "", "" if column else described)
-            for run in runs:
-                colour = COLOURS[labels.index(run.label) % len(COLOURS)]
-                axes.plot(run.columns[x], run.columns[name], color=colour, lw=1.8)
-                if name == "test/loss":
-                    axes.plot(run.columns[x], run.columns["train/loss"], color=colour, lw=1, ls=":")
+    for row, name in zip(panels, ("test/loss", metric), strict=True):
+        for axes, (x, x_label) in zip(row, times.items(), strict=True):
+            described = name.removeprefix("test/").replace("_", " ")
+            picture.style(axes, x_label, described)
+            axes.label_outer()
+            if x == "time/seconds":
+                axes.xaxis.set_major_formatter(ScalarFormatter())  # seldom thousands
             if name != "test/accuracy":
                 axes.set_yscale("log")
+            for run in runs:
+                _lines(axes, run, x, name, COLOURS[labels.index(run.label) % len(COLOURS)])
     _legend(panels[0, 0], labels)
     data, model = kinds.pop()
     panels[0, 0].set_title(f"{model} on {data}", loc="left", weight="bold", color=INK)
     picture.save(drawn, output)
+
+
+def _lines(axes: Axes, run: Curves, x: str, name: str, colour: str) -> None:
+    at = run.columns[x]
+    marker = "o" if len(at) < FEW else None
+    axes.plot(at, run.columns[name], color=colour, lw=1.8, marker=marker, ms=3)
+    if name == "test/loss":
+        axes.plot(at, run.columns["train/loss"], color=colour, lw=1, ls=":")
 
 
 def _legend(axes: Axes, labels: Sequence[str]) -> None:

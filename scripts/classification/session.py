@@ -82,7 +82,7 @@ def start(chosen: Options) -> Run:
     else:
         raise ConfigurationError(
             f"the run in {chosen.resume} has done its {progress.step:,} steps in "
-            f"{progress.seconds:.0f} s: give more --epochs, or more --budget-seconds"
+            f"{progress.seconds:.1f} s: give more --epochs, or more --budget-seconds"
         )
     options.write(run.directory, chosen)
     resumed_at = None if chosen.resume is None else progress.step
