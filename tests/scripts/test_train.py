@@ -371,14 +371,6 @@ def test_a_signal_saves_and_exits(stop, tmp_path):
     assert TRPO.load(progress.parent / "last_model.zip").num_timesteps > 128
 
 
-@pytest.fixture
-def default_interrupts():
-    """A shell's background job, as CI may be, starts with Ctrl-C ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("default_interrupts")
 def test_a_second_signal_does_what_it_always_does():
     with Interrupts() as interrupts:
