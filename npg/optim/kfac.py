@@ -84,7 +84,8 @@ class KFAC(FunctionOptimizer):
         reduction: Whether the loss is a ``"mean"`` or a ``"sum"`` over samples; only the empirical
             Fisher asks.
         seed: Seeds the labels that are drawn.
-        parameters: Restricts the optimizer to a part of the model (actor, critic).
+        parameters: Restricts the optimizer to a part of the model (actor, critic); or groups of
+            parameters, with rates of their own.
 
     Raises:
         ConfigurationError: If the arguments do not fit together.
@@ -116,7 +117,7 @@ class KFAC(FunctionOptimizer):
         sharing: Sharing = "expand",
         reduction: Reduction = "mean",
         seed: int = 0,
-        parameters: Iterable[Tensor] | None = None,
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ConfigurationError(
@@ -155,20 +156,42 @@ class KFAC(FunctionOptimizer):
         self.generator = torch.Generator("cpu" if device.type == "meta" else device)
         self.generator.manual_seed(seed)
         tridiagonal = inverse == "block-tridiagonal"
-        self.fisher = KroneckerFisher(
-            model,
-            self.tensors(),
-            family=likelihood,
-            kind=fisher,
-            reduction=reduction,
-            sharing=sharing,
-            generator=self.generator,
-            keep_rows=eigenbasis or tridiagonal,
-        )
-        kind = (
+        self._curvature: dict[str, Any] = {
+            "family": likelihood,
+            "kind": fisher,
+            "reduction": reduction,
+            "sharing": sharing,
+            "keep_rows": eigenbasis or tridiagonal,
+        }
+        self._inverse = (
             ChainInverse if tridiagonal else EigenbasisInverse if eigenbasis else KroneckerInverse
         )
-        self.preconditioner = kind(self.fisher.blocks)
+        self._listen(model)
+
+    def _listen(self, model: nn.Module) -> None:
+        """Begins to gather curvature of what the groups hold now."""
+        self.fisher = KroneckerFisher(
+            model, self.tensors(), generator=self.generator, **self._curvature
+        )
+        self.preconditioner = self._inverse(self.fisher.blocks)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters of the model; the curvature is gathered anew.
+
+        Args:
+            param_group: ``params`` and what differs from the defaults.
+
+        Raises:
+            ConfigurationError: If a parameter is not the model's.
+        """
+        super().add_param_group(param_group)
+        if hasattr(self, "fisher"):
+            known = {id(p) for p in self.model.parameters()}
+            if any(id(p) not in known for p in self.param_groups[-1]["params"]):
+                self.param_groups.pop()
+                raise ConfigurationError("a group's params must be parameters of the model")
+            self.fisher.capture.remove()
+            self._listen(self.model)
 
     @property
     def protocol(self) -> Protocol:  # type: ignore[override]
@@ -232,11 +255,15 @@ class KFAC(FunctionOptimizer):
                 "pass a closure that runs the forward pass and returns (loss, prediction)"
             )
         gradients = self.gradients()
-        damping = PLAIN_DAMPING if group["damping"] is None else float(group["damping"])
-        self.update_curvature(damping)
+        self.update_curvature(self.fixed_damping())
         if self.extra["steps"] >= self.burn_in:
             self.move(gradients, self.preconditioner.apply(gradients))
         self.count()
+
+    def fixed_damping(self) -> float:
+        """λ where nothing adapts it."""
+        given = self.param_groups[0]["damping"]
+        return PLAIN_DAMPING if given is None else float(given)
 
     def gradients(self) -> dict[Tensor, Tensor]:
         """Gradients of the objective, with its L2 term, by parameter.
@@ -356,8 +383,8 @@ class KFAC(FunctionOptimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave, for a model of the same layers."""
-        rest = dict(state_dict)
-        own = copy.deepcopy(rest.pop("kfac"))
+        rest = copy.deepcopy(state_dict)  # what is updated in place must not be the caller's
+        own = rest.pop("kfac")
         super().load_state_dict(rest)
         self.fisher.load(own["fisher"])
         self.preconditioner.load(own["preconditioner"])
@@ -367,17 +394,16 @@ class KFAC(FunctionOptimizer):
         self.fisher.capture.active = steps < self.burn_in or steps % self.statistics_interval == 0
 
 
-def EKFAC(model: nn.Module, **options: Any) -> KFAC:
-    """Makes a :class:`KFAC` with ``eigenbasis=True``.
+class EKFAC(KFAC):
+    """K-FAC with second moments of its own in the factors' eigenbasis: ``eigenbasis=True``.
 
     Args:
         model: Module to train.
-        **options: Further arguments of :class:`KFAC`.
-
-    Returns:
-        The optimizer.
+        **options: As for :class:`KFAC`.
     """
-    return KFAC(model, eigenbasis=True, **options)
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        super().__init__(model, **{"eigenbasis": True, **options})
 
 
 def _nothing_captured(likelihood: object, kind: str) -> str:

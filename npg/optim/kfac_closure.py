@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from npg.curvature import Fisher, math_attention
 from npg.likelihoods import as_distribution
@@ -26,9 +27,11 @@ class ClosureStep:
     def __init__(self, optimizer: "KFAC") -> None:
         self.optimizer = optimizer
         settings = optimizer.param_groups[0]
-        self.exact = settings["momentum"] in (None, "quadratic")
-        self.adaptive = optimizer.adaptive or settings["damping"] is None
-        self.damping = optimizer.schedule.damping if self.adaptive else float(settings["damping"])
+        # Without a likelihood a tensor says nothing of F, and only what was asked for needs it.
+        known = optimizer.likelihood is not None or optimizer.fisher.kind != "empirical"
+        self.exact = settings["momentum"] == "quadratic" or (known and settings["momentum"] is None)
+        self.adaptive = optimizer.adaptive or (known and settings["damping"] is None)
+        self.damping = optimizer.schedule.damping if self.adaptive else optimizer.fixed_damping()
         self.checked = self.adaptive and optimizer.schedule.due(int(optimizer.extra["steps"]) + 1)
         self.conditions = SameConditions(optimizer.model) if self.checked else None
 
@@ -52,34 +55,48 @@ class ClosureStep:
         """
         optimizer = self.optimizer
         with torch.enable_grad(), optimizer.graph_needed():
-            prediction = as_distribution(output, optimizer.likelihood)
-            if output is prediction:
-                optimizer.observe(prediction)
-            loss_tensor.backward(retain_graph=True)
+            prediction = (
+                as_distribution(output, optimizer.likelihood)
+                if self.exact or self.checked
+                else None
+            )
+            if isinstance(output, Distribution) and optimizer.fisher.kind != "empirical":
+                optimizer.observe(output)
+            loss_tensor.backward(retain_graph=prediction is not None)
         gradients = optimizer.gradients()
         parameters = list(gradients)
         gradient = flatten(gradients.values())
         decay = self._decay(parameters)
         before = [p.clone() for p in parameters]
         loss, norm = float(loss_tensor.detach()), float(torch.linalg.vector_norm(gradient))
+        obstacle = ""
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            obstacle = "loss or gradient is not finite"
+        elif norm == 0:
+            obstacle = "zero gradient"
+        if obstacle:
             optimizer.fisher.clear()
             optimizer.count()
-            return optimizer.skip(loss, "loss or gradient is not finite", gradient_norm=norm)
+            return optimizer.skip(loss, obstacle, gradient_norm=norm)
         optimizer.update_curvature(self.damping + max(decay, default=0.0))
         if optimizer.extra["steps"] < optimizer.burn_in:
             optimizer.count()
             return StepReport(loss, loss, accepted=False, reason="burn-in", kl=0.0)
 
         natural = optimizer.preconditioner.apply(gradients)
-        model = QuadraticModel(parameters, prediction, gradient, decay)
-        if self.exact:
+        model = (
+            None if prediction is None else QuadraticModel(parameters, prediction, gradient, decay)
+        )
+        predicted, length = math.nan, 1.0
+        if model is not None and self.exact:
             predicted, length = self._exact_step(model, natural)
         else:
-            predicted, length = self._fixed_step(model, gradients, natural, before)
+            optimizer.move(gradients, natural)
+            if model is not None:
+                predicted = model.change_since(before)
         after, ratio = math.nan, math.nan
         accepted = True
-        if self.conditions is not None:
+        if model is not None and self.conditions is not None:
             after = self._again(closure)
             change = after - loss + model.decay_change(before)
             accepted = math.isfinite(change) and change <= 0
@@ -138,21 +155,6 @@ class ClosureStep:
         length = -float(found.coefficients[0])
         return float(found.predicted_change), length
 
-    def _fixed_step(
-        self,
-        model: "QuadraticModel",
-        gradients: dict[Tensor, Tensor],
-        natural: dict[Tensor, Tensor],
-        before: list[Tensor],
-    ) -> tuple[float, float]:
-        """Moves as in the plain loop; the quadratic model only judges the damping."""
-        self.optimizer.move(gradients, natural)
-        if self.conditions is None:
-            return math.nan, 1.0
-        step = flatten(p - old for p, old in zip(model.parameters, before, strict=True))
-        curvature, _, slope = model.restricted(step.unsqueeze(0))
-        return float(slope[0] + curvature[0, 0] / 2), 1.0
-
     def _again(self, closure: Closure) -> float:
         """The loss at the parameters' present values, under the same random numbers."""
         assert self.conditions is not None
@@ -174,7 +176,7 @@ class QuadraticModel:
     def __init__(
         self,
         parameters: list[Tensor],
-        prediction: torch.distributions.Distribution,
+        prediction: Distribution,
         gradient: Tensor,
         decay: list[float],
     ) -> None:
@@ -201,6 +203,12 @@ class QuadraticModel:
             scaled = gram * self.decay[0] if uniform else (span * self._decays()) @ span.T
             curvature = curvature + scaled
         return curvature, gram, span @ self.gradient
+
+    def change_since(self, before: list[Tensor]) -> float:
+        """The model's change of the objective since the parameters were there."""
+        step = flatten(p - old for p, old in zip(self.parameters, before, strict=True))
+        curvature, _, slope = self.restricted(step.unsqueeze(0))
+        return float(slope[0] + curvature[0, 0] / 2)
 
     def _decays(self) -> Tensor:
         return flatten(

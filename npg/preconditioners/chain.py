@@ -10,7 +10,7 @@ from torch import Tensor
 from npg.curvature.kronecker import Block, MatrixBlock
 from npg.curvature.kronecker.layers import LinearLayer
 from npg.errors import ConfigurationError
-from npg.preconditioners.kfac import KroneckerInverse
+from npg.preconditioners.kfac import KroneckerInverse, given_gradients
 from npg.preconditioners.tridiagonal import TridiagonalInverse
 
 
@@ -41,11 +41,6 @@ class ChainInverse(KroneckerInverse):
         self.input_pairs: list[Tensor] = []
         self.signal_pairs: list[Tensor] = []
         self.inverse: TridiagonalInverse | None = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether there is anything to precondition by."""
-        return self.inverse is not None
 
     def follow(self) -> None:
         """Lets the rows of this step enter the moments of neighbours."""
@@ -105,26 +100,19 @@ class ChainInverse(KroneckerInverse):
         """Multiplies by the inverse of the whole chain.
 
         Args:
-            gradients: A gradient per parameter.
+            gradients: A gradient per parameter; one that is missing counts as zero.
 
         Returns:
             F̂⁻¹g per parameter; the gradients themselves before the first factorisation.
-
-        Raises:
-            ConfigurationError: If a parameter of the chain has no gradient.
         """
         if self.inverse is None:
             return dict(gradients)
-        layers = [block.layer for block in self.blocks if isinstance(block, MatrixBlock)]
-        if not all(p in gradients for layer in layers for p in layer.parameters):
-            raise ConfigurationError(
-                'inverse="block-tridiagonal" needs a gradient for every layer of the chain'
-            )
-        matrices = [layer.matrix([gradients[p] for p in layer.parameters]) for layer in layers]
+        blocks = [block for block in self.blocks if isinstance(block, MatrixBlock)]
+        matrices = [block.layer.matrix(given_gradients(block, gradients)) for block in blocks]
         result: dict[Tensor, Tensor] = {}
-        for layer, solved in zip(layers, self.inverse.apply(matrices), strict=True):
-            result.update(zip(layer.parameters, layer.gradients(solved), strict=True))
-        return result
+        for block, solved in zip(blocks, self.inverse.apply(matrices), strict=True):
+            result.update(zip(block.parameters, block.layer.gradients(solved), strict=True))
+        return {p: result[p] for p in gradients}
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must go on with."""

@@ -44,7 +44,7 @@ class KroneckerInverse:
     @property
     def ready(self) -> bool:
         """Whether there is anything to precondition by."""
-        return any(self.inverses)
+        return self.damping > 0
 
     def refresh(self, damping: float) -> None:
         """Inverts the blocks' present moments; equal shapes go through one call.
@@ -127,18 +127,18 @@ class KroneckerInverse:
         """Multiplies by the inverse, without reading from the device.
 
         Args:
-            gradients: A gradient per parameter. Blocks of which one is missing are left out.
+            gradients: A gradient per parameter; one that a block misses counts as zero.
 
         Returns:
             F̂⁻¹g per parameter; the gradient itself where a block has no inverse yet.
         """
         result: dict[Tensor, Tensor] = {}
         for i, block in enumerate(self.blocks):
-            if all(p in gradients for p in block.parameters):
-                given = [gradients[p] for p in block.parameters]
+            if any(p in gradients for p in block.parameters):
+                given = given_gradients(block, gradients)
                 solved = self._solve(i, given) if self.inverses[i] else given
                 result.update(zip(block.parameters, solved, strict=True))
-        return result
+        return {p: result[p] for p in gradients if p in result}
 
     def _solve(self, i: int, gradients: Sequence[Tensor]) -> list[Tensor]:
         """Multiplies the gradients of block ``i`` by its inverse."""
@@ -177,3 +177,8 @@ def _plus(moment: Tensor, damping: Tensor) -> Tensor:
     damped = moment.clone()
     damped.diagonal(dim1=-2, dim2=-1).add_(damping.unsqueeze(-1))
     return damped
+
+
+def given_gradients(block: Block, gradients: Mapping[Tensor, Tensor]) -> list[Tensor]:
+    """Gradients of a block's parameters, zeros for those that have none."""
+    return [gradients[p] if p in gradients else torch.zeros_like(p) for p in block.parameters]
