@@ -10,6 +10,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from agents.actor_critic import ActorCritic
 from agents.arguments import check_not_negative
+from agents.plain_actor_critic import Losses, plain_actor_critic
+from agents.rollout import Batch
 from npg.errors import ConfigurationError
 from npg.optim import create, names
 
@@ -17,9 +19,9 @@ from npg.optim import create, names
 class A2C(ActorCritic):
     """One gradient step per short rollout, on the policy gradient and the value loss together.
 
-    L = −mean A log π(a|s) − ``ent_coef`` mean H(π) + ``vf_coef`` mean (V − R)², its gradient clipped
-    to ``max_grad_norm``. The constructor takes Stable-Baselines3's arguments, in its order and with
-    its defaults, and one more; the update is the same.
+    L = −mean A log π(a|s) − ``ent_coef`` mean H(π) + ``vf_coef`` mean (V − R)², its gradient
+    clipped to ``max_grad_norm``. The constructor takes Stable-Baselines3's arguments, in its order
+    and with its defaults, and one more; the update is the same.
 
     Args:
         policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a policy class.
@@ -136,6 +138,14 @@ class A2C(ActorCritic):
                     "optimizer=None (RMSprop) or name one that takes gradients"
                 )
             self.policy.optimizer = chosen
+
+    def _gradients(self, samples: Batch) -> tuple[Losses, float]:
+        by_hand = None
+        if self.optimizer is None:  # another may look at the graph
+            by_hand = plain_actor_critic(self.policy, len(samples.returns))
+        if by_hand is None:
+            return super()._gradients(samples)
+        return by_hand.gradients(samples, self.ent_coef, self.vf_coef, self.max_grad_norm)
 
     @classmethod
     def _owns(cls, keys: Collection[str]) -> bool:

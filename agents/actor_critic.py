@@ -2,14 +2,13 @@
 
 import math
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import explained_variance
-from torch import Tensor
 
 from agents.arguments import (
     check_fractions,
@@ -19,22 +18,9 @@ from agents.arguments import (
 )
 from agents.critics import Snapshot
 from agents.on_policy import OnPolicy
+from agents.plain_actor_critic import Losses
 from agents.rollout import Batch, batch, standardised
 from npg.errors import ConfigurationError
-
-
-class Losses(NamedTuple):
-    """The terms of the loss, each a scalar.
-
-    Attributes:
-        policy: −mean A log π(a|s).
-        value: Mean (V − R)².
-        entropy: −mean H(π(·|s)), or mean log π(a|s) where H has no formula.
-    """
-
-    policy: Tensor
-    value: Tensor
-    entropy: Tensor
 
 
 class ActorCritic(OnPolicy):
@@ -83,12 +69,9 @@ class ActorCritic(OnPolicy):
         if self.normalize_advantage:
             samples = samples._replace(advantages=standardised(samples.advantages))
         self._n_updates += 1
-        self.policy.set_training_mode(True)
-        statistics = Snapshot(self.policy.buffers())
         losses, norm = self._gradients(samples)
-        if not (math.isfinite(norm) and all(map(math.isfinite, losses))):
+        if not math.isfinite(sum(losses, norm)):
             self.policy.optimizer.zero_grad()
-            statistics.restore()
             self._skip("its loss or gradient is not finite; scale the reward, or look for NaN")
             return
         self._step(samples)
@@ -96,19 +79,20 @@ class ActorCritic(OnPolicy):
 
     def _gradients(self, samples: Batch) -> tuple[Losses, float]:
         """Leaves the clipped gradients in ``grad``; returns the losses and the unclipped norm."""
-        values, log_probs, entropy = self.policy.evaluate_actions(
-            samples.observations, samples.actions
-        )
-        losses = Losses(
-            policy=-(samples.advantages * log_probs).mean(),
-            value=F.mse_loss(samples.returns, values.flatten()),
-            entropy=log_probs.mean() if entropy is None else -entropy.mean(),
-        )
-        loss = losses.policy + self.ent_coef * losses.entropy + self.vf_coef * losses.value
-        optimizer = self.policy.optimizer
+        policy, optimizer = self.policy, self.policy.optimizer
+        policy.set_training_mode(True)
+        statistics = Snapshot(policy.buffers())
+        values, log_probs, entropy = policy.evaluate_actions(samples.observations, samples.actions)
+        policy_loss = -(samples.advantages * log_probs).mean()
+        value_loss = F.mse_loss(samples.returns, values.flatten())
+        entropy_loss = log_probs.mean() if entropy is None else -entropy.mean()
+        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
         optimizer.zero_grad()
         loss.backward(create_graph=getattr(optimizer, "protocol", "gradient") == "hessian")
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
+        losses = Losses(*torch.stack([policy_loss, value_loss, entropy_loss]).tolist())
+        if not math.isfinite(norm):
+            statistics.restore()
         return losses, float(norm)
 
     def _step(self, samples: Batch) -> None:
@@ -123,8 +107,8 @@ class ActorCritic(OnPolicy):
             "train/explained_variance",
             explained_variance(buffer.values.flatten(), buffer.returns.flatten()),
         )
-        record("train/entropy_loss", float(losses.entropy))
-        record("train/policy_loss", float(losses.policy))
-        record("train/value_loss", float(losses.value))
+        record("train/entropy_loss", losses.entropy)
+        record("train/policy_loss", losses.policy)
+        record("train/value_loss", losses.value)
         if hasattr(self.policy, "log_std"):
             record("train/std", torch.exp(self.policy.log_std).mean().item())

@@ -6,7 +6,7 @@ the whole of it is
     ∂W_l = δᵀ a_l,    ∂b_l = Σ δ,    δ ← φ'(a) ⊙ (δ W_l).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,26 +29,21 @@ class Backpropagation:
     Args:
         layers: For which :func:`can_be_written_by_hand` holds.
         rows: Most rows that a pass will have.
-
-    Attributes:
-        parameters: Weights and biases that require a gradient.
-        gradients: Where :meth:`backward` leaves theirs; also in ``grad``.
+        gradients: Memory for the gradients of :func:`trained_parameters`. Default: its own.
     """
 
-    def __init__(self, layers: Layers, rows: int) -> None:
+    def __init__(
+        self, layers: Layers, rows: int, gradients: Sequence[Tensor] | None = None
+    ) -> None:
         self.linear = [linear for linear, _ in layers]
         self.activate = [_FORWARD.get(type(activation)) for _, activation in layers]
         self.differentiate = [_BACKWARD.get(type(activation)) for _, activation in layers]
         empty = self.linear[0].weight.new_empty
         self.outputs = [empty(rows, linear.out_features) for linear in self.linear]
         self.deltas = [empty(rows, linear.in_features) for linear in self.linear]
-        self.parameters = [
-            p
-            for linear in self.linear
-            for p in (linear.weight, linear.bias)
-            if p is not None and p.requires_grad
-        ]
-        self.gradients = [torch.empty_like(p) for p in self.parameters]
+        if gradients is None:
+            gradients = [torch.empty_like(p) for p in trained_parameters(layers)]
+        self.gradients = gradients
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the output [N, K] of rows [N, D], in memory that the next call uses again."""
@@ -72,10 +67,7 @@ class Backpropagation:
             if linear.bias is not None and linear.bias.requires_grad:
                 linear.bias.grad = torch.sum(delta, 0, out=next(memory))
             if linear.weight.requires_grad:
-                remaining -= 1
-                linear.weight.grad = torch.mm(
-                    delta.T, self.inputs[i], out=self.gradients[remaining]
-                )
+                linear.weight.grad = torch.mm(delta.T, self.inputs[i], out=next(memory))
             if i > 0:
                 delta = torch.mm(delta, linear.weight, out=self.deltas[i][: len(delta)])
                 differentiate = self.differentiate[i - 1]
@@ -83,13 +75,29 @@ class Backpropagation:
                     differentiate(delta, self.inputs[i])
 
 
-def can_be_written_by_hand(layers: Layers) -> bool:
-    """Whether the passes of these layers are what autograd would do, hooks and all."""
-    *hidden, (_, last) = layers
-    known = last is None and all(
-        activation is None or type(activation) in _FORWARD for _, activation in hidden
+def trained_parameters(layers: Layers) -> list[Tensor]:
+    """Weights and biases that require a gradient, in the order of the layers."""
+    return [
+        p
+        for linear, _ in layers
+        for p in (linear.weight, linear.bias)
+        if p is not None and p.requires_grad
+    ]
+
+
+def can_be_written_by_hand(*networks: Layers) -> bool:
+    """Whether the passes of these networks are what autograd would do, hooks and all."""
+    known = all(
+        activation is None or (type(activation) in _FORWARD and layer is not layers[-1])
+        for layers in networks
+        for layer in layers
+        for activation in layer[1:]
     )
-    parameters = [p for linear, _ in layers for p in linear.parameters()]
+    parameters = [p for layers in networks for linear, _ in layers for p in linear.parameters()]
     tied = len({id(p) for p in parameters}) < len(parameters)  # then a weight has two gradients
-    hooked = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
-    return known and not tied and not hooked
+    return known and not tied and not any(map(hooked, parameters))
+
+
+def hooked(parameter: Tensor) -> bool:
+    """Whether autograd would call somebody with this parameter's gradient."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)

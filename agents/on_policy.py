@@ -191,8 +191,7 @@ class OnPolicy(OnPolicyAlgorithm):
         force_reset: bool = True,
         **kwargs: Any,
     ) -> Self:
-        """Loads a checkpoint of this library, or one that Stable-Baselines3's or
-        sb3-contrib's class of this name saved.
+        """Loads a checkpoint of this library, or one of the SB3 class of this name.
 
         Args:
             path: File, or file-like.

@@ -7,11 +7,11 @@ most of their cost. The loss is L = mean (v − R)², so that δ = 2 (v − R) /
 from collections.abc import Iterator
 
 import torch
-from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from agents.backpropagation import Backpropagation, can_be_written_by_hand
-from agents.plain_networks import Layers, critic_layers
+from agents.plain_networks import Layers, critic_layers, plain_features
 from agents.rollout import Batch
 
 
@@ -56,8 +56,5 @@ def hand_written(
     layers = critic_layers(policy, policy.observation_space)
     if layers is None or not can_be_written_by_hand(layers):
         return None
-    with torch.no_grad():  # the policy's own method takes no extractor where these are separate
-        features = BaseModel.extract_features(
-            policy, batch.observations, policy.vf_features_extractor
-        )
+    features = plain_features(policy, batch.observations)
     return ValueMinibatches(layers, features, batch.returns, batch_size)
