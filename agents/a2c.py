@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from agents.actor_critic import ActorCritic
 from agents.arguments import check_not_negative
-from agents.plain_actor_critic import Losses, plain_actor_critic
+from agents.plain_actor_critic import Losses, PlainActorCritic, plain_actor_critic
 from agents.rollout import Batch
 from npg.errors import ConfigurationError
 from npg.optim import create, names
@@ -129,6 +129,10 @@ class A2C(ActorCritic):
             )
 
     def _build_optimizers(self) -> None:
+        self._by_hand: PlainActorCritic | None = None
+        if type(self.policy.optimizer) is torch.optim.RMSprop:  # a call for all tensors, not each
+            for group in self.policy.optimizer.param_groups:
+                group["foreach"] = group["foreach"] is not False
         if self.optimizer is not None:
             chosen = create(self.optimizer, self.policy, lr=self.lr_schedule(1.0))
             if getattr(chosen, "protocol", "gradient") == "function":
@@ -140,12 +144,15 @@ class A2C(ActorCritic):
             self.policy.optimizer = chosen
 
     def _gradients(self, samples: Batch) -> tuple[Losses, float]:
-        by_hand = None
-        if self.optimizer is None:  # another may look at the graph
-            by_hand = plain_actor_critic(self.policy, len(samples.returns))
-        if by_hand is None:
+        if self.optimizer is None:  # another may want to see the graph
+            rows = len(samples.returns)
+            self._by_hand = plain_actor_critic(self.policy, rows, self._by_hand)
+        if self._by_hand is None:
             return super()._gradients(samples)
-        return by_hand.gradients(samples, self.ent_coef, self.vf_coef, self.max_grad_norm)
+        return self._by_hand.gradients(samples, self.ent_coef, self.vf_coef, self.max_grad_norm)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_by_hand"]
 
     @classmethod
     def _owns(cls, keys: Collection[str]) -> bool:

@@ -11,9 +11,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.acting import mirror_of, mirrored
 from agents.parameter_watch import ParameterWatch
+from agents.plain_heads import head_of
 from agents.plain_networks import (
     Layers,
-    action_distribution,
     output_of,
     plain_features,
     plain_layers,
@@ -170,11 +170,11 @@ def _evaluate(
     shape = (stop - start, rollout.n_envs)
     values = values_of(policy, observations, critic)
     rollout.values[start:stop] = values.cpu().numpy().reshape(shape)
-    log_probs, first = [], 0
+    log_probs, first, head = [], 0, head_of(policy)
     for piece in in_chunks(observations):
         last = first + rows(piece)
         output = output_of(actor, plain_features(policy, piece))
-        log_probs.append(action_distribution(policy, output).log_prob(actions[first:last]))
+        log_probs.append(head.log_probs(output, actions[first:last]))
         first = last
     rollout.log_probs[start:stop] = torch.cat(log_probs).cpu().numpy().reshape(shape)
 

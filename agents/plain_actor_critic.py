@@ -4,6 +4,7 @@ With the forty samples of a usual rollout all of the time goes into calls, not i
 pass through torch's modules and autograd takes five times as long as one written by hand.
 """
 
+import operator
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,8 @@ from agents.backpropagation import (
     hooked,
     trained_parameters,
 )
-from agents.plain_networks import Layers, action_distribution, plain_features, plain_layers
+from agents.plain_heads import head_of
+from agents.plain_networks import Layers, plain_features, plain_layers
 from agents.rollout import Batch
 
 _DISTRIBUTIONS = {
@@ -60,22 +62,34 @@ class PlainActorCritic:
     """
 
     def __init__(self, policy: ActorCriticPolicy, actor: Layers, critic: Layers, rows: int) -> None:
-        self.policy = policy
-        log_std = getattr(policy, "log_std", None)
-        self.log_std = log_std if log_std is not None and log_std.requires_grad else None
-        owned = [trained_parameters(actor), trained_parameters(critic)]
-        head = [] if self.log_std is None else [self.log_std]
-        parameters = [*owned[0], *owned[1], *head]
-        self.flat = parameters[0].new_empty(sum(p.numel() for p in parameters))
-        pieces = self.flat.split([p.numel() for p in parameters])
-        views = [piece.view_as(p) for piece, p in zip(pieces, parameters, strict=True)]
-        first, second = len(owned[0]), len(owned[0]) + len(owned[1])
+        self.policy, self.layers, self.rows = policy, (actor, critic), rows
+        self.parameters = _parameters(policy, actor, critic)
+        sizes = [p.numel() for p in self.parameters]
+        self.flat = self.parameters[0].new_empty(sum(sizes))
+        views = [
+            piece.view_as(p)
+            for piece, p in zip(self.flat.split(sizes), self.parameters, strict=True)
+        ]
+        first = len(trained_parameters(actor))
+        second = first + len(trained_parameters(critic))
         self.actor = Backpropagation(actor, rows, views[:first])
         self.critic = Backpropagation(critic, rows, views[first:second])
-        self.log_std_gradient = views[second:]
-        ours = {id(p) for p in parameters}
+        self.log_std_gradient = views[second:]  # of length 1 where there is one to train
+        self.head = head_of(policy)
+        ours = {id(p) for p in self.parameters}
         self.others = [p for p in policy.parameters() if id(p) not in ours]
 
+    def fits(self, actor: Layers, critic: Layers, rows: int) -> bool:
+        """Whether this is still what the constructor would make."""
+        parameters = _parameters(self.policy, actor, critic)
+        return (
+            (actor, critic) == self.layers
+            and rows == self.rows
+            and len(parameters) == len(self.parameters)
+            and all(map(operator.is_, parameters, self.parameters))
+        )
+
+    @torch.no_grad()
     def gradients(
         self, samples: Batch, ent_coef: float, vf_coef: float, max_norm: float
     ) -> tuple[Losses, float]:
@@ -90,36 +104,30 @@ class PlainActorCritic:
         Returns:
             The terms of the loss, and the norm before the clipping.
         """
-        with torch.no_grad():
-            features = plain_features(self.policy, samples.observations)
-            output = self.actor.forward(features)
-            policy_loss, entropy_loss = self._differentiate_actor(output, samples, ent_coef)
-            residual = self.critic.forward(features).sub_(samples.returns.unsqueeze(1))
-            flat = residual.view(-1)
-            value_loss = torch.dot(flat, flat) / len(flat)
-            self.critic.backward(residual.mul_(2 * vf_coef / len(flat)))
-            for parameter in self.others:
-                parameter.grad = None
-            norm = float(torch.linalg.vector_norm(self.flat))
-            if norm > max_norm:
-                self.flat.mul_(max_norm / (norm + 1e-6))
-        return Losses(float(policy_loss), float(value_loss), float(entropy_loss)), norm
+        features = plain_features(self.policy, samples.observations)
+        actor = self.head.differentiate(self.actor.forward(features), samples, ent_coef)
+        self.actor.backward(actor.output)
+        for gradient in self.log_std_gradient:
+            self.policy.log_std.grad = gradient.copy_(actor.log_std)
 
-    def _differentiate_actor(
-        self, output: Tensor, samples: Batch, ent_coef: float
-    ) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            output = output.detach().requires_grad_()
-            distribution = action_distribution(self.policy, output)
-            policy_loss = -(samples.advantages * distribution.log_prob(samples.actions)).mean()
-            entropy_loss = -distribution.entropy().mean()
-            loss = policy_loss + ent_coef * entropy_loss
-            wanted = [output] if self.log_std is None else [output, self.log_std]
-            delta, *head = torch.autograd.grad(loss, wanted)
-        self.actor.backward(delta)
-        for gradient, memory in zip(head, self.log_std_gradient, strict=True):
-            self.log_std.grad = memory.copy_(gradient)
-        return policy_loss.detach(), entropy_loss.detach()
+        residual = self.critic.forward(features).sub_(samples.returns.unsqueeze(1))
+        flat = residual.view(-1)
+        value_loss = float(torch.dot(flat, flat)) / len(flat)
+        self.critic.backward(residual.mul_(2 * vf_coef / len(flat)))
+
+        for parameter in self.others:
+            parameter.grad = None
+        norm = float(torch.linalg.vector_norm(self.flat))
+        if norm > max_norm:
+            self.flat.mul_(max_norm / (norm + 1e-6))
+        return Losses(float(actor.policy_loss), value_loss, float(actor.entropy_loss)), norm
+
+
+def _parameters(policy: ActorCriticPolicy, actor: Layers, critic: Layers) -> list[Tensor]:
+    """What is trained: the actor's, the critic's, and the log standard deviation."""
+    log_std = getattr(policy, "log_std", None)
+    head = [log_std] if log_std is not None and log_std.requires_grad else []
+    return [*trained_parameters(actor), *trained_parameters(critic), *head]
 
 
 def plain_actor_critic(
@@ -130,7 +138,7 @@ def plain_actor_critic(
     Args:
         policy: Any policy.
         rows: Samples of the rollout.
-        last: What the last call returned: taken again if it still fits.
+        last: What the last call returned, to be used again where nothing has changed.
 
     Returns:
         The gradients, or None where autograd has to make them.
@@ -141,4 +149,6 @@ def plain_actor_critic(
     log_std = getattr(policy, "log_std", None)
     if not can_be_written_by_hand(actor, critic) or (log_std is not None and hooked(log_std)):
         return None
+    if last is not None and last.policy is policy and last.fits(actor, critic, rows):
+        return last
     return PlainActorCritic(policy, actor, critic, rows)

@@ -101,8 +101,20 @@ def _plain(policy: ActorCriticPolicy) -> bool:
         isinstance(policy, ActorCriticPolicy)
         and all(getattr(type(policy), m) is getattr(ActorCriticPolicy, m) for m in _METHODS)
         and type(policy.mlp_extractor) is MlpExtractor
-        and not any(_altered(module) for module in policy.modules())
+        and not any(map(_altered, _modules(policy)))
     )
+
+
+def _modules(root: nn.Module) -> list[nn.Module]:
+    """All modules of a policy, in a third of the time of its ``modules()``."""
+    found = {root: None}
+    waiting = [root]
+    while waiting:
+        for module in waiting.pop()._modules.values():
+            if module is not None and module not in found:
+                found[module] = None
+                waiting.append(module)
+    return list(found)
 
 
 def _layers(modules: list[nn.Module]) -> Layers | None:
