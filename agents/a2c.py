@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from agents.actor_critic import ActorCritic
 from agents.arguments import check_not_negative
+from agents.flat_rmsprop import FlatRMSprop
 from agents.plain_actor_critic import Losses, PlainActorCritic, plain_actor_critic
 from agents.rollout import Batch
 from npg.errors import ConfigurationError
@@ -130,9 +131,7 @@ class A2C(ActorCritic):
 
     def _build_optimizers(self) -> None:
         self._by_hand: PlainActorCritic | None = None
-        if type(self.policy.optimizer) is torch.optim.RMSprop:  # a call for all tensors, not each
-            for group in self.policy.optimizer.param_groups:
-                group["foreach"] = group["foreach"] is not False
+        self._flat_step: FlatRMSprop | None = None
         if self.optimizer is not None:
             chosen = create(self.optimizer, self.policy, lr=self.lr_schedule(1.0))
             if getattr(chosen, "protocol", "gradient") == "function":
@@ -151,8 +150,21 @@ class A2C(ActorCritic):
             return super()._gradients(samples)
         return self._by_hand.gradients(samples, self.ent_coef, self.vf_coef, self.max_grad_norm)
 
+    def _step(self, samples: Batch) -> None:
+        optimizer, by_hand, flat = self.policy.optimizer, self._by_hand, self._flat_step
+        if by_hand is None:
+            super()._step(samples)
+            return
+        if flat is None or flat.optimizer is not optimizer or flat.gradient is not by_hand.flat:
+            flat = FlatRMSprop(optimizer, by_hand.parameters, by_hand.flat)
+            self._flat_step = flat
+        if flat.fits():
+            flat.step()
+        else:
+            optimizer.step()
+
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_by_hand"]
+        return [*super()._excluded_save_params(), "_by_hand", "_flat_step"]
 
     @classmethod
     def _owns(cls, keys: Collection[str]) -> bool:

@@ -22,8 +22,6 @@ from torch import Tensor, nn
 
 from agents.rollout import Observations
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
 Layers = list[tuple[nn.Linear, nn.Module | None]]
 
 # What a subclass may override without a trace in the layers: then the policy itself must be called.
@@ -146,10 +144,16 @@ def _is_vector(space: spaces.Space) -> bool:
 def _altered(module: nn.Module) -> bool:
     """Whether a hook, a patched method or a parametrisation could change what a module does."""
     own = vars(module)
-    if any(own[hooks] for hooks in _HOOKS) or "parametrizations" in own["_modules"]:
+    if (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "parametrizations" in own["_modules"]
+    ):
         return True
-    patched = own.keys() & _callables(type(module))
-    return any(callable(own[name]) for name in patched)
+    known = _callables(type(module))
+    return not known.isdisjoint(own) and any(callable(own[name]) for name in known & own.keys())
 
 
 @functools.cache

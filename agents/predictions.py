@@ -57,6 +57,9 @@ def in_chunks(observations: Observations) -> Iterator[Observations]:
     """Cuts observations into pieces of at most 64 MiB, for forward passes without gradients."""
     columns = observations.values() if isinstance(observations, dict) else [observations]
     size = max(1, CHUNK_BYTES // max(1, sum(column[:1].numel() * 4 for column in columns)))
+    if rows(observations) <= size:
+        yield observations
+        return
     for start in range(0, rows(observations), size):
         yield take(observations, slice(start, start + size))
 
