@@ -15,11 +15,11 @@ from agents.plain_networks import Layers
 
 # In place: a ← φ(a), and δ ← φ'(a) ⊙ δ from a = φ(z).
 _FORWARD: dict[type, Callable[[Tensor], Tensor]] = {nn.Tanh: torch.tanh_, nn.ReLU: torch.relu_}
+_tanh_backward = torch.ops.aten.tanh_backward.grad_input
+_threshold_backward = torch.ops.aten.threshold_backward.grad_input
 _BACKWARD: dict[type, Callable[[Tensor, Tensor], object]] = {
-    nn.Tanh: lambda delta, a: torch.ops.aten.tanh_backward.grad_input(delta, a, grad_input=delta),
-    nn.ReLU: lambda delta, a: torch.ops.aten.threshold_backward.grad_input(
-        delta, a, 0, grad_input=delta
-    ),
+    nn.Tanh: lambda delta, a: _tanh_backward(delta, a, grad_input=delta),
+    nn.ReLU: lambda delta, a: _threshold_backward(delta, a, 0, grad_input=delta),
 }
 
 
@@ -35,12 +35,13 @@ class Backpropagation:
     def __init__(
         self, layers: Layers, rows: int, gradients: Sequence[Tensor] | None = None
     ) -> None:
-        self.linear = [linear for linear, _ in layers]
+        self.rows = rows
+        self.weights = [(linear.weight, linear.bias) for linear, _ in layers]
         self.activate = [_FORWARD.get(type(activation)) for _, activation in layers]
         self.differentiate = [_BACKWARD.get(type(activation)) for _, activation in layers]
-        empty = self.linear[0].weight.new_empty
-        self.outputs = [empty(rows, linear.out_features) for linear in self.linear]
-        self.deltas = [empty(rows, linear.in_features) for linear in self.linear]
+        empty = self.weights[0][0].new_empty
+        self.outputs = [empty(rows, len(weight)) for weight, _ in self.weights]
+        self.deltas = [empty(rows, weight.shape[1]) for weight, _ in self.weights]
         if gradients is None:
             gradients = [torch.empty_like(p) for p in trained_parameters(layers)]
         self.gradients = gradients
@@ -49,12 +50,15 @@ class Backpropagation:
         """Computes the output [N, K] of rows [N, D], in memory that the next call uses again."""
         size = len(x)
         self.inputs = []
-        for linear, activate, output in zip(self.linear, self.activate, self.outputs, strict=True):
+        for (weight, bias), activate, memory in zip(
+            self.weights, self.activate, self.outputs, strict=True
+        ):
             self.inputs.append(x)
-            if linear.bias is None:
-                x = torch.mm(x, linear.weight.T, out=output[:size])
+            output = memory if size == self.rows else memory[:size]
+            if bias is None:
+                x = torch.mm(x, weight.T, out=output)
             else:
-                x = torch.addmm(linear.bias, x, linear.weight.T, out=output[:size])
+                x = torch.addmm(bias, x, weight.T, out=output)
             if activate is not None:
                 activate(x)
         return x
@@ -62,14 +66,16 @@ class Backpropagation:
     def backward(self, delta: Tensor) -> None:
         """Leaves the gradients of L in the parameters' ``grad``, from δ = ∂L/∂output [N, K]."""
         memory = iter(reversed(self.gradients))
-        for i in reversed(range(len(self.linear))):
-            linear = self.linear[i]
-            if linear.bias is not None and linear.bias.requires_grad:
-                linear.bias.grad = torch.sum(delta, 0, out=next(memory))
-            if linear.weight.requires_grad:
-                linear.weight.grad = torch.mm(delta.T, self.inputs[i], out=next(memory))
+        size = len(delta)
+        for i in reversed(range(len(self.weights))):
+            weight, bias = self.weights[i]
+            if bias is not None and bias.requires_grad:
+                bias.grad = torch.sum(delta, 0, out=next(memory))
+            if weight.requires_grad:
+                weight.grad = torch.mm(delta.T, self.inputs[i], out=next(memory))
             if i > 0:
-                delta = torch.mm(delta, linear.weight, out=self.deltas[i][: len(delta)])
+                below = self.deltas[i] if size == self.rows else self.deltas[i][:size]
+                delta = torch.mm(delta, weight, out=below)
                 differentiate = self.differentiate[i - 1]
                 if differentiate is not None:
                     differentiate(delta, self.inputs[i])

@@ -1,5 +1,6 @@
 """Collecting a rollout at little more than the environments' own cost."""
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -182,7 +183,7 @@ def _evaluate(
 def _check_values(values: torch.Tensor, what: str, places: list[tuple[int, int]]) -> None:
     """Refuses values that are no numbers, as those of observations that are none."""
     for value, (step, env) in zip(values.tolist(), places, strict=True):
-        if not np.isfinite(value):
+        if not math.isfinite(value):
             raise NumericalError(
                 f"the value of the {what} of environment {env} at step {step} of this rollout is "
                 "not finite: the update was not made. Check the environment's observations"
