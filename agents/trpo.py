@@ -1,6 +1,7 @@
 """Trust region policy optimisation."""
 
 import warnings
+from collections.abc import Collection
 from typing import Any, Literal, Self
 
 import torch
@@ -178,7 +179,7 @@ class TRPO(NaturalPolicyGradient):
         }
 
     @classmethod
-    def _foreign_arguments(cls, keys: set[str]) -> dict[str, Any]:
+    def _foreign_arguments(cls, keys: Collection[str]) -> dict[str, Any]:
         if "kl_reduction" in keys:
             return {}
         return {

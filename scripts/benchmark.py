@@ -26,6 +26,8 @@ class Options:
     """Interleaved rounds per figure."""
     returns_dir: Path = Path("runs/benchmark-returns")
     """Where training runs are kept; a finished one is not repeated."""
+    agent: Literal["trpo", "a2c"] = "trpo"
+    """Whose returns are compared."""
     retuned: bool = False
     """Whether returns trains the peer under our presets too, where they differ from rl-zoo's."""
     jobs: int = 2
@@ -48,8 +50,9 @@ def main(options: Options) -> None:
     for name in [*parts, "returns"] if options.part == "all" else [options.part]:
         command = f"python scripts/benchmark.py {name}"
         if name == "returns":
+            command += f" --agent {options.agent}" if options.agent != "trpo" else ""
             command += " --retuned" if options.retuned else ""
-            returns.run(options.returns_dir, options.jobs, options.retuned, command)
+            returns.run(options.agent, options.returns_dir, options.jobs, options.retuned, command)
         else:
             parts[name](options.rounds, f"{command} --rounds {options.rounds}")
 
