@@ -79,6 +79,11 @@ def train_both(model: A2C, theirs: stable_baselines3.A2C, updates: int = 3) -> N
         mine = model.policy.state_dict()
         for name, value in theirs.policy.state_dict().items():
             torch.testing.assert_close(mine[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    ours, other = (
+        [dict(agent.policy.optimizer.state.get(p, {})) for p in agent.policy.parameters()]
+        for agent in (model, theirs)
+    )
+    torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-6)
     logged = model.logger.name_to_value
     for name, value in theirs.logger.name_to_value.items():
         if name.startswith("train/") and name != "train/n_updates":
