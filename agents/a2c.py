@@ -168,8 +168,10 @@ class A2C(ActorCritic):
 
     @classmethod
     def _owns(cls, keys: Collection[str]) -> bool:
-        # Stable-Baselines3's A2C keeps no argument that its other algorithms have not.
-        foreign = "normalize_advantage" in keys and not {"batch_size", "optimizer"} & set(keys)
+        # Stable-Baselines3's A2C has no argument of its own: what its PPO and all of ours have more
+        # tells them apart.
+        others = {"batch_size", "skipped_updates"}
+        foreign = "normalize_advantage" in keys and others.isdisjoint(keys)
         return super()._owns(keys) or foreign
 
     @classmethod

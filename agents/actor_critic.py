@@ -89,11 +89,11 @@ class ActorCritic(OnPolicy):
         loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
         optimizer.zero_grad()
         loss.backward(create_graph=getattr(optimizer, "protocol", "gradient") == "hessian")
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
+        norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm))
         losses = Losses(*torch.stack([policy_loss, value_loss, entropy_loss]).tolist())
-        if not math.isfinite(norm):
-            statistics.restore()
-        return losses, float(norm)
+        if not math.isfinite(sum(losses, norm)):
+            statistics.restore()  # BatchNorm's, from observations too large to square
+        return losses, norm
 
     def _step(self, samples: Batch) -> None:
         """Turns the gradients in ``grad`` into a step."""

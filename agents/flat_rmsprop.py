@@ -37,6 +37,7 @@ class FlatRMSprop:
             for vector in (self.squares, self.update)
         )
         self.steps: list[Tensor] = []
+        self.ids = {id(p) for p in parameters}
 
     def fits(self) -> bool:
         """Whether the optimizer does nothing but the formula, for all of the parameters."""
@@ -52,7 +53,8 @@ class FlatRMSprop:
             or torch_optimizer._global_optimizer_pre_hooks
             or torch_optimizer._global_optimizer_post_hooks
         )
-        return not watched and not any(group[name] for name in more)
+        owns_all = self.ids.issubset(map(id, group["params"]))
+        return owns_all and not watched and not any(group[name] for name in more)
 
     @torch.no_grad()
     def step(self) -> None:

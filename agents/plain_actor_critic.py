@@ -8,12 +8,6 @@ import operator
 from typing import NamedTuple
 
 import torch
-from stable_baselines3.common.distributions import (
-    BernoulliDistribution,
-    CategoricalDistribution,
-    DiagGaussianDistribution,
-    MultiCategoricalDistribution,
-)
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
@@ -23,16 +17,9 @@ from agents.backpropagation import (
     hooked,
     trained_parameters,
 )
-from agents.plain_heads import head_of
+from agents.plain_heads import HEADS, head_of
 from agents.plain_networks import Layers, plain_features, plain_layers
 from agents.rollout import Batch
-
-_DISTRIBUTIONS = {
-    BernoulliDistribution,
-    CategoricalDistribution,
-    DiagGaussianDistribution,
-    MultiCategoricalDistribution,
-}
 
 
 class Losses(NamedTuple):
@@ -87,6 +74,7 @@ class PlainActorCritic:
             and rows == self.rows
             and len(parameters) == len(self.parameters)
             and all(map(operator.is_, parameters, self.parameters))
+            and not any(map(hooked, parameters))
         )
 
     @torch.no_grad()
@@ -144,11 +132,11 @@ def plain_actor_critic(
         The gradients, or None where autograd has to make them.
     """
     actor, critic = plain_layers(policy, policy.observation_space)
-    if actor is None or critic is None or type(policy.action_dist) not in _DISTRIBUTIONS:
-        return None
-    log_std = getattr(policy, "log_std", None)
-    if not can_be_written_by_hand(actor, critic) or (log_std is not None and hooked(log_std)):
+    if actor is None or critic is None or type(policy.action_dist) not in HEADS:
         return None
     if last is not None and last.policy is policy and last.fits(actor, critic, rows):
         return last
+    log_std = getattr(policy, "log_std", None)
+    if not can_be_written_by_hand(actor, critic) or (log_std is not None and hooked(log_std)):
+        return None
     return PlainActorCritic(policy, actor, critic, rows)

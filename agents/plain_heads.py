@@ -14,8 +14,11 @@ from typing import NamedTuple
 
 import torch
 from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
     CategoricalDistribution,
     DiagGaussianDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
@@ -122,7 +125,14 @@ def _normaliser(log_std: Tensor) -> Tensor:
     return log_std.sum() + 0.5 * math.log(2 * math.pi) * len(log_std)
 
 
+HEADS: dict[type[Distribution], type[Head]] = {
+    BernoulliDistribution: Head,
+    CategoricalDistribution: CategoricalHead,
+    DiagGaussianDistribution: GaussianHead,
+    MultiCategoricalDistribution: Head,
+}
+
+
 def head_of(policy: ActorCriticPolicy) -> Head:
-    """Returns the fastest head for a policy with a plain actor."""
-    kinds = {CategoricalDistribution: CategoricalHead, DiagGaussianDistribution: GaussianHead}
-    return kinds.get(type(policy.action_dist), Head)(policy)
+    """Returns the head for a policy with a plain actor and one of the distributions of HEADS."""
+    return HEADS[type(policy.action_dist)](policy)

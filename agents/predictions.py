@@ -134,6 +134,8 @@ class Parts:
         policy.set_training_mode(False)  # BatchNorm must not see these
         self.actor = _reached(_tensors(policy, observations), parameters)
         self.critic = _reached([policy.predict_values(observations)], parameters)
+        with torch.no_grad():  # the policy keeps its last distribution; a graph cannot be copied
+            policy.get_distribution(observations)
         policy.set_training_mode(training)
         names = {id(p): name for name, p in policy.named_parameters()}
         critic_ids = {id(p) for p in self.critic}

@@ -34,7 +34,7 @@ CASES = [
 A2C_CASES = [
     ("CartPole-v1", 8, "gymnasium", ">= 2.5"),
     ("CartPole-v1", 1, "gymnasium", ">= 2.5"),
-    ("HalfCheetah-v5", 8, "gymnasium", ""),
+    ("HalfCheetah-v5", 8, "gymnasium", ">= 2.5"),
     ("HalfCheetah-v5", 1, "gymnasium", ""),
     ("HalfCheetah-v5", 8, "envpool", ">= 2.5"),
 ]

@@ -14,9 +14,9 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from agents import A2C
+from agents import A2C, TRPO
 from agents.arguments import BatchOfOneError
-from npg.errors import ConfigurationError
+from npg.errors import CheckpointError, ConfigurationError
 from npg.optim import names, registry
 from tests.agents.checkpoints import equal_states
 from tests.agents.helpers import (
@@ -34,6 +34,7 @@ from tests.agents.helpers import (
     finite,
     parameters,
     same,
+    small,
     vector_env,
 )
 from tests.agents.rollouts import collect
@@ -78,6 +79,11 @@ def train_both(model: A2C, theirs: stable_baselines3.A2C, updates: int = 3) -> N
         mine = model.policy.state_dict()
         for name, value in theirs.policy.state_dict().items():
             torch.testing.assert_close(mine[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    ours, other = (
+        [dict(agent.policy.optimizer.state.get(p, {})) for p in agent.policy.parameters()]
+        for agent in (model, theirs)
+    )
+    torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-6)
     logged = model.logger.name_to_value
     for name, value in theirs.logger.name_to_value.items():
         if name.startswith("train/") and name != "train/n_updates":
@@ -260,6 +266,58 @@ def theirs_with(model: A2C, theirs: stable_baselines3.A2C) -> stable_baselines3.
     return theirs
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda o: o.param_groups[0].update(momentum=0.5),
+        lambda o: o.param_groups[0].update(centered=True),
+        lambda o: o.param_groups[0].update(weight_decay=0.1),
+        lambda o: o.param_groups[0].update(maximize=True),
+        lambda o: o.param_groups[0].update(alpha=0.5, eps=0.1),
+        lambda o: o.param_groups[0]["params"].pop(),
+        lambda o: o.add_param_group({"params": [o.param_groups[0]["params"].pop()], "eps": 1.0}),
+        lambda o: o.register_step_pre_hook(lambda *_: None),
+        lambda o: torch.optim.lr_scheduler.ConstantLR(o),
+        lambda o: o.state.clear(),
+    ],
+    ids=[
+        "momentum",
+        "centered",
+        "decay",
+        "maximize",
+        "settings",
+        "less",
+        "groups",
+        "hook",
+        "scheduler",
+        "state",
+    ],
+)
+def test_what_the_optimizer_is_told_later_is_done(change) -> None:
+    """Its step is taken on one vector, but it stays torch's optimizer."""
+    unclipped = {"max_grad_norm": math.inf}  # SB3 clips by what the optimizer does not know, too
+    model = a2c(**unclipped)
+    theirs = oracle_of(model, **unclipped)
+    train_both(model, theirs)
+    for agent in (model, theirs):
+        # What these need and did not get at the construction.
+        change(agent.policy.optimizer)
+        for state in agent.policy.optimizer.state.values():
+            state["momentum_buffer"] = torch.zeros_like(state["square_avg"])
+            state["grad_avg"] = torch.zeros_like(state["square_avg"])
+    train_both(model, theirs)
+    assert model._by_hand is not None
+
+
+def test_hooks_of_the_optimizer_are_called() -> None:
+    model = a2c()
+    train_both(model, oracle_of(model))
+    calls = []
+    model.policy.optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    model.learn(45)
+    assert len(calls) == 3
+
+
 class Descent(torch.optim.SGD):
     """Stands for an optimizer of the library that takes gradients."""
 
@@ -422,8 +480,8 @@ def test_a_checkpoint_of_stable_baselines3_goes_on(tmp_path) -> None:
 
 
 def test_checkpoints_of_other_algorithms_are_refused(tmp_path) -> None:
-    from npg.errors import CheckpointError
-
     stable_baselines3.PPO("MlpPolicy", vector_env(Toy), device="cpu").save(tmp_path / "ppo")
-    with pytest.raises(CheckpointError, match="another algorithm than A2C"):
-        A2C.load(tmp_path / "ppo")
+    small(TRPO, vector_env(Toy)).save(tmp_path / "trpo")
+    for name in ("ppo", "trpo"):
+        with pytest.raises(CheckpointError, match="another algorithm than A2C"):
+            A2C.load(tmp_path / name)
