@@ -13,7 +13,7 @@ from typing import Literal
 
 import tyro
 
-Part = Literal["throughput", "rollout", "fisher", "kl", "returns"]
+Part = Literal["throughput", "rollout", "fisher", "kfac", "kl", "returns"]
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Options:
 def main(options: Options) -> None:
     """Runs the parts asked for."""
     try:
-        from benchmarks import fisher_products, kl_bound, returns, rollouts, throughput
+        from benchmarks import fisher_products, kfac_steps, kl_bound, returns, rollouts, throughput
     except ImportError as error:
         raise SystemExit(f"{error}: install the peers with `pip install .[benchmark]`") from error
 
@@ -45,6 +45,7 @@ def main(options: Options) -> None:
         "throughput": throughput.run,
         "rollout": rollouts.run,
         "fisher": fisher_products.run,
+        "kfac": kfac_steps.run,
         "kl": kl_bound.run,
     }
     for name in [*parts, "returns"] if options.part == "all" else [options.part]:

@@ -327,20 +327,28 @@ class KFAC(FunctionOptimizer):
         momentum = PLAIN_MOMENTUM if given is None or given == "quadratic" else float(given)
         clip = PLAIN_KL_CLIP if settings["kl_clip"] is None else settings["kl_clip"]
         rates = {p: g["lr"] for g in self.param_groups for p in g["params"] if p in natural}
-        terms = [(gradients[p] * u).sum().mul(rates[p] ** 2).float() for p, u in natural.items()]
+        parameters = list(natural)
+        steps = [u.contiguous() for u in natural.values()]
+        terms = [
+            torch.dot(gradients[p].flatten(), u.view(-1)).mul(rates[p] ** 2).float()
+            for p, u in zip(parameters, steps, strict=True)
+        ]
         inner = torch.stack(terms).sum()
         finite = torch.isfinite(inner)
         factor = finite.float() if clip == math.inf else kl_clip_factor(inner, clip)
-        parameters = list(natural)
-        velocity = [self._velocity(p) for p in parameters]
         if self.decoupled_weight_decay:
             self.shrink(finite)
-        kept = torch.where(finite, momentum, 1.0)
-        torch._foreach_mul_(velocity, kept)
-        for v, p in zip(velocity, parameters, strict=True):
-            step = torch.where(finite, natural[p], 0.0)
-            v.addcmul_(step, factor.to(v.dtype), value=-(1 - momentum) * rates[p])
-            p.addcmul_(v, finite.to(p.dtype))
+        # What is not finite is multiplied by zero, which takes a number.
+        steps = [torch.nan_to_num(u, nan=0.0, posinf=0.0, neginf=0.0) for u in steps]
+        if len(set(rates.values())) == 1:
+            torch._foreach_mul_(steps, factor * ((momentum - 1) * rates[parameters[0]]))
+        else:
+            torch._foreach_mul_(steps, [(momentum - 1) * rates[p] for p in parameters])
+            torch._foreach_mul_(steps, factor)
+        velocity = [self._velocity(p) for p in parameters]
+        torch._foreach_mul_(velocity, torch.where(finite, momentum, 1.0))
+        torch._foreach_add_(velocity, steps)
+        torch._foreach_add_(parameters, torch._foreach_mul(velocity, finite.float()))
         self._skipped = self._skipped + ~finite
 
     def shrink(self, enabled: Tensor) -> None:

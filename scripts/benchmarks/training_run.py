@@ -33,7 +33,7 @@ LIBRARIES = {
     "sb3-a2c": ("stable_baselines3", "A2C", "rl_zoo_a2c.yml"),
 }
 # What the peer has no argument for.
-OURS_ALONE = ("critic", "kl_reduction", "step_norm")
+OURS_ALONE = ("critic", "kl_annealing", "kl_reduction", "step_norm")
 
 
 # Environment steps between points of a curve: A2C has a rollout every five steps.
