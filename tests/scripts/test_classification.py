@@ -6,7 +6,8 @@ import struct
 import numpy as np
 import pytest
 import torch
-from classification import data, idx, models
+from classification import curves, data, idx, models
+from classification.options import Options
 from classify import main
 from common import run_directory
 from torch.distributions import Bernoulli, Categorical
@@ -188,3 +189,27 @@ def test_the_transformer_knows_the_order_of_rows():
     with torch.no_grad():
         model.position.zero_()
     torch.testing.assert_close(model(images), model(images.flip(2)), atol=1e-5, rtol=1e-4)
+
+
+# --------------------------------------------------------------------------------------- curves
+
+
+def test_seeds_are_put_together_at_their_common_steps():
+    def run(seed, steps, losses, optimizer="adam", lr=None):
+        columns = {"time/step": np.array(steps), "test/loss": np.array(losses)}
+        return curves.Curves(Options(optimizer=optimizer, lr=lr, seed=seed), columns)
+
+    adam, sgd = curves.by_label(
+        [
+            run(0, [5, 10, 15], [4.0, 3.0, 2.0]),
+            run(0, [5, 7], [1.0, 0.5], "sgd", 0.1),
+            run(1, [5, 15, 20], [2.0, 1.0, 0.0]),
+        ]
+    )
+    assert (adam.label, sgd.label) == ("adam", "sgd, lr=0.1")
+    assert adam.columns["time/step"].tolist() == [[5, 15], [5, 15]]
+    assert adam.columns["test/loss"].tolist() == [[4, 2], [2, 1]]
+    assert adam.mean("test/loss").tolist() == [3, 1.5]
+    assert sgd.mean("test/loss").tolist() == [1, 0.5]
+    with pytest.raises(ConfigurationError, match="adam were never evaluated at the same step"):
+        curves.by_label([run(0, [5], [1.0]), run(1, [6], [1.0])])

@@ -75,6 +75,18 @@ def test_more_epochs_are_as_if_asked_for_at_once(run, tmp_path):
     assert run_directory.read_config(run)["options"]["epochs"] == 3
 
 
+def test_a_checkpoint_holds_the_generator(tmp_path):
+    """Which a model with dropout draws from."""
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    torch.rand(3)
+    progress = checkpoints.Progress(step=7, seconds=1.5, loss_sum=2.5, loss_count=3, best=0.25)
+    checkpoints.save(tmp_path / "file", model, optimizer, progress)
+    drawn = torch.rand(5)
+    assert checkpoints.load(tmp_path / "file", model, optimizer) == progress
+    assert torch.equal(torch.rand(5), drawn)
+
+
 def test_seeds_matter(classified, tmp_path):
     other = classify(tmp_path, "--optimizer", "adamw", "--epochs", 2, "--seed", 1)
     assert rows_of(other) != rows_of(classified)
