@@ -2,6 +2,7 @@
 
 from npg.preconditioners.chain import ChainInverse
 from npg.preconditioners.ekfac import EigenbasisInverse
+from npg.preconditioners.factored import FactoredInverse
 from npg.preconditioners.implicit import (
     DENSE_LIMIT,
     ConjugateGradientInverse,
@@ -19,6 +20,7 @@ __all__ = [
     "ConjugateGradientInverse",
     "DenseInverse",
     "EigenbasisInverse",
+    "FactoredInverse",
     "Inverse",
     "KroneckerInverse",
     "KroneckerPreconditioner",
