@@ -7,7 +7,8 @@ S samples (S = N unless every position is one), and R positions:
     expand:  A = Σₙᵣ a aᵀ / (N R),   G = Σₙᵣ δ δᵀ / S
     reduce:  A = Σₙ ā āᵀ / N,        G = Σₙ (Σᵣ δ)(Σᵣ δ)ᵀ / S,   ā the mean of a over r
 
-Both factors stay the same when every row of the batch is doubled.
+Both factors stay the same when every row of the batch is doubled. Positions that a mask leaves
+out, and padding indices, count in neither.
 
 Reference:
     Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature",
@@ -36,18 +37,33 @@ WHOLE_FREE = 32
 
 
 @dataclass
+class Batch:
+    """What all calls of one forward pass share.
+
+    Attributes:
+        samples: Their number; entries of the first layer's input until something better is known.
+    """
+
+    samples: int = 0
+
+
+@dataclass
 class Call:
     """One call of a layer in a forward pass.
 
     Attributes:
         module: The layer.
         inputs: What it got, outside the graph.
+        part: Which of the module's matrices, where it has several.
+        batch: The forward pass.
         gradients: ∇ log p in its output, one tensor per label that was drawn or column of the
             output's Fisher matrix.
     """
 
     module: nn.Module
     inputs: Tensor
+    part: str = ""
+    batch: Batch = field(default_factory=Batch)
     gradients: list[Tensor] = field(default_factory=list)
 
 
@@ -66,13 +82,23 @@ class Block:
         self.moments: list[Tensor] = []
         self.updates = 0
         self.sums: list[Tensor] = []
-        self.counts: list[float] = []
+        self.counts: list[float | Tensor] = []
 
-    def measure(self, calls: Sequence[Call], samples: int) -> None:
-        """Adds the moments of one batch of so many samples."""
+    def measure(self, calls: Sequence[Call], samples: int, mask: Tensor | None = None) -> None:
+        """Adds the moments of one batch.
+
+        Args:
+            calls: Calls of the block's layers, with gradients.
+            samples: Number of samples that count.
+            mask: Which samples these are, of the prediction's batch shape. Default: all.
+        """
         raise NotImplementedError
 
-    def _add(self, sums: Sequence[Tensor], counts: Sequence[float]) -> None:
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the sums."""
+        raise NotImplementedError
+
+    def _add(self, sums: Sequence[Tensor], counts: Sequence[float | Tensor]) -> None:
         if not self.sums:
             self.sums, self.counts = list(sums), list(counts)
             return
@@ -123,23 +149,42 @@ class MatrixBlock(Block):
         self.keep_rows = keep_rows
         self.rows: list[tuple[Tensor, list[Tensor], int]] = []
 
-    def measure(self, calls: Sequence[Call], samples: int) -> None:
+    def measure(self, calls: Sequence[Call], samples: int, mask: Tensor | None = None) -> None:
         """Adds Σ a aᵀ and Σ δ δᵀ."""
-        rows = self._joined([self.layer.rows(call.module, call.inputs) for call in calls])
+        parts = [self.layer.rows(call.module, call.inputs) for call in calls]
+        weights = self._weights(calls, parts, mask)
+        rows = self._joined(parts)
         columns = [
             self._joined([self.layer.signals(c.module, c.gradients[i], c.inputs) for c in calls])
             for i in range(len(calls[0].gradients))
         ]
         if self.sharing == "reduce" and not self.layer.one_hot:
-            rows = rows.mean(1, keepdim=True)
+            rows, weights = _averaged(rows, weights)
             columns = [signals.sum(1, keepdim=True) for signals in columns]
-        count = rows.shape[0] * rows.shape[1]
-        inputs = self._frequencies(rows, calls) if self.layer.one_hot else _second_moment(rows)
-        signals = sum(_second_moment(column) for column in columns)
-        assert isinstance(signals, Tensor)
+        count: float | Tensor
+        if self.layer.one_hot:
+            inputs = self._frequencies(rows, weights, calls)
+            count = inputs.sum().clamp(min=1)
+        else:
+            count, inputs = _counted(rows, weights)
+        signals = torch.stack([second_moment(column) for column in columns]).sum(0)
         self._add([inputs, signals], [count, samples])
         if self.keep_rows:
             self.rows.append((rows, columns, samples))
+
+    def _weights(
+        self, calls: Sequence[Call], parts: list[Tensor], mask: Tensor | None
+    ) -> Tensor | None:
+        """1 for rows that count, else 0, [N, R] or [N, R, g]; None if all do."""
+        weights = []
+        for call, rows in zip(calls, parts, strict=True):
+            weight = self.layer.present(call.inputs)
+            if mask is not None:
+                kept = kept_positions(rows, mask).to(call.gradients[0].dtype)
+                weight = kept if weight is None else weight * kept.unsqueeze(-1)
+            if weight is not None:
+                weights.append(weight)
+        return self._joined(weights) if weights else None
 
     def _joined(self, parts: list[Tensor]) -> Tensor:
         """Several calls are further positions of the same weights."""
@@ -154,12 +199,23 @@ class MatrixBlock(Block):
             parts = [part.flatten(0, 1).unsqueeze(0) for part in parts]
         return torch.cat(parts, 1)
 
-    def _frequencies(self, indices: Tensor, calls: Sequence[Call]) -> Tensor:
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of ΣA and ΣG."""
+        matrix = self.layer.matrix([p.detach() for p in self.parameters])
+        *groups, outputs, inputs = matrix.shape
+        if self.layer.one_hot:
+            return [(inputs,), (outputs, outputs)]
+        return [(*groups, inputs, inputs), (*groups, outputs, outputs)]
+
+    def _frequencies(
+        self, indices: Tensor, weights: Tensor | None, calls: Sequence[Call]
+    ) -> Tensor:
         """Diagonal [V] of the second moment of one-hot rows."""
         assert self.layer.weight is not None
         counts = self.layer.weight.new_zeros(self.layer.weight.shape[0])
         flat = indices.flatten()
-        counts.index_add_(0, flat, counts.new_ones(1).expand(len(flat)))
+        ones = counts.new_ones(1).expand(len(flat)) if weights is None else weights.flatten()
+        counts.index_add_(0, flat, ones.to(counts.dtype))
         padding = getattr(calls[0].module, "padding_idx", None)
         if padding is not None:
             counts[padding] = 0
@@ -183,16 +239,22 @@ class VectorBlock(Block):
         self.layer = layer
         self.whole = sum(p.numel() for p in layer.parameters) <= WHOLE_NORMALISATION
 
-    def measure(self, calls: Sequence[Call], samples: int) -> None:
-        """Adds Σ g gᵀ, or Σ g²."""
+    def measure(self, calls: Sequence[Call], samples: int, mask: Tensor | None = None) -> None:
+        """Adds Σ g gᵀ, or Σ g²; the gradients of samples that do not count are 0."""
         total: Tensor | None = None
         for i in range(len(calls[0].gradients)):
             parts = [self.layer.per_sample(c.module, c.inputs, c.gradients[i]) for c in calls]
-            gradients = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+            alike = len({len(part) for part in parts}) == 1
+            gradients = _at_least_single(torch.stack(parts).sum(0) if alike else torch.cat(parts))
             moment = gradients.T @ gradients if self.whole else gradients.square().sum(0)
             total = moment if total is None else total + moment
         assert total is not None
         self._add([total], [samples])
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shape of the sum."""
+        size = sum(p.numel() for p in self.parameters)
+        return [(size, size) if self.whole else (size,)]
 
 
 class FreeBlock(Block):
@@ -206,15 +268,21 @@ class FreeBlock(Block):
         super().__init__([parameter])
         self.whole = parameter.numel() <= WHOLE_FREE
 
-    def measure_exactly(self, fisher: Tensor) -> None:
-        """Takes the block [P, P] of one batch, a mean over samples."""
-        self._add([fisher], [1])
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shape of the sum."""
+        size = self.parameters[0].numel()
+        return [(size, size) if self.whole else (size,)]
+
+    def measure_exactly(self, fisher: Tensor, samples: int) -> None:
+        """Takes the block [P, P] of one batch, a mean over so many samples."""
+        self._add([fisher * samples], [samples])
 
     def measure_total(self, gradient: Tensor, samples: int) -> None:
         """Takes Σₙ ∇ log pₙ at labels that the model drew.
 
         Scores of different samples are independent and have mean 0, so that the outer product of
-        their sum is an unbiased estimate of the sum of their outer products.
+        their sum is an unbiased estimate of the sum of their outer products. Scores at labels of
+        the user's, the empirical kind, have another mean: with these it is an upper estimate.
 
         Args:
             gradient: The sum, of the parameter's shape.
@@ -224,9 +292,58 @@ class FreeBlock(Block):
         self._add([torch.outer(flat, flat) if self.whole else flat.square()], [samples])
 
 
-def _second_moment(rows: Tensor) -> Tensor:
+def kept_positions(rows: Tensor, mask: Tensor) -> Tensor:
+    """Which rows [N, R, ...] belong to samples that count, bool [N, R].
+
+    Args:
+        rows: A layer's inputs or their indices.
+        mask: Samples that count, of the prediction's batch shape: one per entry, or one per
+            position, where a layer that has as many positions keeps them apart.
+
+    Returns:
+        The mask at the layer's rows; an entry whose positions are not the prediction's counts
+        where any of its samples does.
+    """
+    n, positions = rows.shape[:2]
+    if mask.numel() == n * positions:
+        return mask.bool().reshape(n, positions)
+    if mask.numel() % n == 0:
+        return mask.bool().reshape(n, -1).any(1, keepdim=True).expand(n, positions)
+    return torch.ones(n, positions, dtype=torch.bool, device=mask.device)
+
+
+def second_moment(rows: Tensor) -> Tensor:
     """Σ x xᵀ over N and R: [N, R, d] to [d, d], [N, R, g, d] to [g, d, d]."""
-    flat = rows.flatten(0, 1)
+    flat = _at_least_single(rows.flatten(0, 1))
     if flat.ndim == 3:
         flat = flat.transpose(0, 1)
     return flat.mT @ flat
+
+
+def _averaged(rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Means [N, 1, ...] over the positions that count, and which entries have any."""
+    if weights is None:
+        return rows.mean(1, keepdim=True), None
+    total = (rows * _beside(weights, rows)).sum(1, keepdim=True)
+    kept = weights.sum(1, keepdim=True)
+    return total / _beside(kept.clamp(min=1), rows), (kept > 0).to(weights.dtype)
+
+
+def _counted(rows: Tensor, weights: Tensor | None) -> tuple[float | Tensor, Tensor]:
+    """How many rows count, or [g, 1, 1] per group, and the second moment of these."""
+    if weights is None:
+        return rows.shape[0] * rows.shape[1], second_moment(rows)
+    count = weights.sum((0, 1)).clamp(min=1)
+    return (
+        count.reshape(-1, 1, 1) if count.ndim else count,
+        second_moment(rows * _beside(weights, rows)),
+    )
+
+
+def _beside(weights: Tensor, rows: Tensor) -> Tensor:
+    return weights.reshape(weights.shape + (1,) * (rows.ndim - weights.ndim))
+
+
+def _at_least_single(values: Tensor) -> Tensor:
+    """Half precision would not hold a sum over a batch."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
