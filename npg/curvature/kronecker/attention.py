@@ -47,8 +47,12 @@ def is_attention(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
 def projections(module: nn.MultiheadAttention) -> dict[str, tuple[str | None, str | None]]:
     """Names of the weights and biases of its input projections.
 
-    Where query, key and value differ in size, each has a matrix of its own, and the bias that they
-    share belongs to none.
+    Args:
+        module: An attention layer.
+
+    Returns:
+        Weight and bias by part. Where query, key and value differ in size, each has a matrix of
+        its own, and the bias that they share belongs to none.
     """
     if module._qkv_same_embed_dim:
         return {PACKED: (PACKED, "in_proj_bias")}
@@ -74,11 +78,11 @@ class InProjectionLayer(MatrixLayer):
 
     def signals(self, module: nn.Module, gradients: Tensor, inputs: Tensor) -> Tensor:
         """[N, R, 3E] to [N, R, 3, E]."""
-        return gradients.unflatten(-1, (3, -1))
+        return gradients.reshape(*gradients.shape[:-1], 3, -1)
 
     def weight_matrix(self, weight: Tensor) -> Tensor:
         """[3E, E] to [3, E, E]."""
-        return weight.unflatten(0, (3, -1))
+        return weight.reshape(3, -1, weight.shape[-1])
 
     def weight_from_matrix(self, matrix: Tensor) -> Tensor:
         """The inverse of :meth:`weight_matrix`."""
@@ -183,7 +187,9 @@ def explicit_attention(
     def batch_first(x: Tensor) -> Tensor:
         return x.transpose(0, 1) if transposed else x if batched else x.unsqueeze(0)
 
-    q, k, v = _projected(module, note, *(batch_first(x) for x in (query, key, value)), same=same)
+    q, k, v = _projected(
+        module, note, batch_first(query), batch_first(key), batch_first(value), same
+    )
     n, targets, _ = q.shape
     sources = k.shape[1]
     mask = _merged(attn_mask, key_padding_mask, n, module.num_heads, targets, sources, q.dtype)

@@ -45,7 +45,8 @@ def average(blocks: Sequence[Block]) -> None:
     for block in blocks:
         sums, counts = [], []
         for shape in block.shapes():
-            sums.append(take(shape))
+            kind = torch.promote_types(block.parameters[0].dtype, torch.float32)
+            sums.append(take(shape).to(kind))
             counts.append(take((shape[0], 1, 1) if len(shape) == 3 else ()))
         block.sums, block.counts = sums, counts
     present = torch.stack([block.counts[0].sum() for block in blocks]) > 0  # type: ignore[union-attr]
