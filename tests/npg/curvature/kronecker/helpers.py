@@ -20,6 +20,7 @@ def measured(
     estimator = KroneckerFisher(model, **options)
     loss(model(x)).backward()
     finished(estimator)
+    estimator.capture.active = False  # its passes would show in the hooks of others
     return estimator
 
 
