@@ -156,10 +156,9 @@ class Capture:
         noted, self.open = self.open, Pass()
         if noted.hidden:
             refuse_reentrant_checkpoint([output] if isinstance(output, Tensor) else [])
-        if not noted.noted:
-            return None
         if self.on_output is None and self.on_gradient is None:
-            self.waiting.append(noted)
+            if noted.noted:
+                self.waiting.append(noted)
             return None
         if not (isinstance(output, Tensor) and output.requires_grad):
             return None

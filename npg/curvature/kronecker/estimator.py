@@ -269,15 +269,16 @@ class KroneckerFisher:
         if not calls:
             return
         # Passes that no backward pass reached do not count.
-        samples = sum({id(call.batch): call.batch.samples for call in calls}.values())
+        batches = {id(call.batch): call.batch.samples for call in calls}
+        samples = sum(batches.values())
         scale = samples if self.reduction == "mean" else 1
-        scaled = [
-            replace(call, gradients=[gradient * scale for gradient in call.gradients])
-            for call in calls
-        ]
+        by_batch: dict[int, list[Call]] = {batch: [] for batch in batches}
         for call in calls:
+            scaled = [gradient * scale for gradient in call.gradients]
+            by_batch[id(call.batch)].append(replace(call, gradients=scaled))
             call.gradients.clear()  # a later backward pass through the same graph begins anew
-        self._collect(scaled, samples)
+        for batch, own in by_batch.items():
+            self._collect(own, batches[batch])
         for block in self._free:
             gradient = block.parameters[0].grad
             if gradient is not None:
