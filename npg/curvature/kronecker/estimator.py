@@ -20,7 +20,6 @@ from npg.curvature.kronecker.capture import (
 )
 from npg.curvature.kronecker.collective import average
 from npg.curvature.kronecker.roots import fisher_columns
-from npg.curvature.matrix import math_attention
 from npg.errors import ConfigurationError
 from npg.likelihoods import as_distribution, detached, likelihood, score
 
@@ -170,7 +169,7 @@ class KroneckerFisher:
         if samples == 0:
             return
         outside = detached(prediction)
-        with self.capture.suspended(), math_attention():
+        with self.capture.suspended():
             estimated = [
                 block for block in self._free if not self._exact(block, prediction, mask, samples)
             ]
