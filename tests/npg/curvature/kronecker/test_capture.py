@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Categorical
+from torch.distributions import Categorical, MultivariateNormal
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -102,6 +102,39 @@ class TestFactors:
         assert_same_moments(
             measured(model, x, family="normal"), measured(model.layer, x, family="normal")
         )
+
+
+class TestLikelihood:
+    @pytest.mark.parametrize("kind", ["exact", "sampled", "empirical"])
+    @pytest.mark.parametrize("last", [nn.Flatten(0), nn.Identity()])
+    def test_that_does_not_fit_the_output_is_refused(self, last, kind):
+        model = nn.Sequential(nn.Linear(3, 1), last)
+        KroneckerFisher(model, family="categorical", kind=kind)
+        estimator = KroneckerFisher(model, family="categorical", kind=kind)
+        with pytest.raises(ConfigurationError, match='"bernoulli"'):
+            model(torch.randn(4, 3)).sum().backward()
+        assert estimator.seen == 0
+
+    def test_of_one_number_per_sample(self):
+        model, x = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), torch.randn(4, 3)
+        flat = measured(model, x, family="bernoulli")
+        assert_same_moments(flat, measured(model[0], x, family="bernoulli"))
+
+    def test_exact_needs_one_row_of_tensors_per_sample(self):
+        class Shared(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(3, 2)
+
+            def forward(self, x):
+                mean = self.layer(x)
+                return MultivariateNormal(mean, scale_tril=torch.eye(2))
+
+        model, x = Shared(), torch.randn(4, 3)
+        estimator = KroneckerFisher(model, kind="exact")
+        estimator.observe(model(x))
+        signals = finished(estimator).blocks[0].moments[1]
+        torch.testing.assert_close(signals, torch.eye(2), **EXACT)
 
 
 class TestSilence:
