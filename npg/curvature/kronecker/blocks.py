@@ -324,7 +324,7 @@ def _averaged(rows: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | No
     """Means [N, 1, ...] over the positions that count, and which entries have any."""
     if weights is None:
         return rows.mean(1, keepdim=True), None
-    total = (rows * _beside(weights, rows)).sum(1, keepdim=True)
+    total = torch.where(_beside(weights, rows) > 0, rows, 0.0).sum(1, keepdim=True)
     kept = weights.sum(1, keepdim=True)
     return total / _beside(kept.clamp(min=1), rows), (kept > 0).to(weights.dtype)
 
@@ -334,10 +334,8 @@ def _counted(rows: Tensor, weights: Tensor | None) -> tuple[float | Tensor, Tens
     if weights is None:
         return rows.shape[0] * rows.shape[1], second_moment(rows)
     count = weights.sum((0, 1)).clamp(min=1)
-    return (
-        count.reshape(-1, 1, 1) if count.ndim else count,
-        second_moment(rows * _beside(weights, rows)),
-    )
+    present = torch.where(_beside(weights, rows) > 0, rows, 0.0)  # padding may be anything
+    return count.reshape(-1, 1, 1) if count.ndim else count, second_moment(present)
 
 
 def _beside(weights: Tensor, rows: Tensor) -> Tensor:

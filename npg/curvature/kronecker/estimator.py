@@ -34,6 +34,10 @@ Family = str | Callable[[Tensor], Distribution] | None
 class KroneckerFisher:
     """Second moments of every layer of a model, K-FAC's view of its Fisher matrix.
 
+    The batch is dimension 0 of every layer's input; attention layers know theirs. Sequences that
+    come first count as entries: that is no harm to "expand", but "reduce" and normalisation layers
+    would average over the batch instead, so let such models be ``batch_first``.
+
     Args:
         model: Module to listen to; a DistributedDataParallel wrapper is looked through.
         parameters: Restricts it to a part of the model's parameters. Frozen ones are left out.
@@ -168,7 +172,7 @@ class KroneckerFisher:
         samples = prediction.batch_shape.numel() if mask is None else int(mask.sum())
         if samples == 0:
             return
-        outside = detached(prediction)
+        outside = _without_nan(detached(prediction))
         with self.capture.suspended():
             estimated = [
                 block for block in self._free if not self._exact(block, prediction, mask, samples)
@@ -208,7 +212,8 @@ class KroneckerFisher:
         free: list[FreeBlock],
     ) -> list[Tensor | None]:
         pairs = [
-            (tensor, _masked(cotangent, mask))
+            # What is not a number has no gradient that is one: the sums must show it.
+            (tensor, _masked(torch.where(tensor.isnan(), torch.nan, cotangent), mask))
             for tensor, cotangent in zip(tensors, cotangents, strict=True)
             if tensor.requires_grad
         ]
@@ -328,6 +333,14 @@ class KroneckerFisher:
             like = block.parameters[0]
             block.moments = [m.to(like.device, copy=True) for m in entry["moments"]]
             block.updates = int(entry["updates"])
+
+
+def _without_nan(prediction: Distribution) -> Distribution:
+    """Samplers and factorisations raise on these, in the middle of the user's backward pass."""
+    family = likelihood(prediction)
+    tensors = tuple(torch.where(t.isnan(), 1.0, t) for t in family.tensors(prediction))
+    rebuilt: Distribution = family.rebuild(prediction, tensors)
+    return rebuilt
 
 
 def _masked(cotangent: Tensor, mask: Tensor | None) -> Tensor:

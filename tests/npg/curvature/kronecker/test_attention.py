@@ -139,6 +139,7 @@ class _Pooled(nn.Module):
         self.attention = attention
         self.head = nn.Linear(E, 3)
         self.cross = cross
+        self.need_weights = False
 
     def forward(self, x):
         query = x[:, :2] if self.cross else x
@@ -148,7 +149,7 @@ class _Pooled(nn.Module):
             query, keys, values = (v.transpose(0, 1) for v in (query, keys, values))
             if not self.cross:
                 query = keys = values
-        out = self.attention(query, keys, values, need_weights=False)[0]
+        out = self.attention(query, keys, values, need_weights=self.need_weights)[0]
         return self.head(out.mean(1 if self.attention.batch_first else 0))
 
 
@@ -258,9 +259,11 @@ class TestFactors:
         )
         assert_same_moments(one, two)
 
-    def test_without_reentry_of_checkpoints(self):
+    @pytest.mark.parametrize("need_weights", [False, True])
+    def test_without_reentry_of_checkpoints(self, need_weights):
         """Recomputation sets attention out as the first pass did, and records nothing."""
         model = _Pooled(nn.MultiheadAttention(E, HEADS, batch_first=True))
+        model.need_weights = need_weights
         x = torch.randn(N, L, E)
         expected = measured(model, x, family="categorical")
         estimator = KroneckerFisher(model, family="categorical", kind="exact")

@@ -137,6 +137,44 @@ class TestLikelihood:
         torch.testing.assert_close(signals, torch.eye(2), **EXACT)
 
 
+class TestNumbersThatAreNotFinite:
+    @pytest.mark.parametrize("kind", ["exact", "sampled", "empirical"])
+    @pytest.mark.parametrize("family", ["categorical", "bernoulli", "normal", "mse"])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_show_in_the_sums_and_do_not_raise(self, value, family, kind):
+        model, x = mlp(), torch.randn(4, 3)
+        estimator = KroneckerFisher(model, family=family, kind=kind)
+        x[1, 1] = value
+        model(x).square().sum().backward()
+        estimator.finish()
+        assert estimator.seen == 1
+        assert not bool(estimator.finite())
+        estimator.clear()
+        model(torch.randn(4, 3)).square().sum().backward()
+        finished(estimator)
+
+    @pytest.mark.parametrize("kind", ["exact", "sampled"])
+    def test_of_samples_that_do_not_count_only(self, kind):
+        """Padding that the model made of no number, and the mask leaves out."""
+        model, x = mlp(), torch.randn(4, 3)
+        estimator = KroneckerFisher(model, kind=kind)
+        logits = torch.where(torch.tensor([True, True, False, True])[:, None], model(x), torch.nan)
+        mask = ~logits.isnan().any(1)
+        estimator.observe(Categorical(logits=logits, validate_args=False), mask)
+        finished(estimator)
+
+    @pytest.mark.parametrize("kind", ["exact", "sampled"])
+    def test_illegal_actions_are_legal(self, kind):
+        model, x = mlp(), torch.randn(4, 3)
+        estimator = KroneckerFisher(model, kind=kind)
+        legal = torch.tensor([True, False, True])
+        logits = model(x).masked_fill(~legal, -torch.inf)
+        estimator.observe(Categorical(logits=logits))
+        signals = finished(estimator).blocks[-1].moments[1]
+        assert not signals[1].any()
+        assert signals[0, 0] > 0
+
+
 class TestSilence:
     def test_of_a_model_that_is_evaluated_or_has_no_graph(self):
         model, x = mlp(), torch.randn(4, 3)
@@ -190,6 +228,7 @@ class TestCheckpointing:
         estimator = KroneckerFisher(model, **options)
         model(x).sum().backward()
         assert kind == "empirical" or estimator.seen == 1
+        assert not estimator.capture.open.noted  # recomputation noted nothing
         assert_same_moments(expected, finished(estimator))
 
     def test_of_the_whole_model_records_once(self):
@@ -198,6 +237,7 @@ class TestCheckpointing:
         estimator = KroneckerFisher(model, family="categorical", kind="exact")
         checkpoint(model, x, use_reentrant=False).sum().backward()
         assert estimator.seen == 1
+        assert not estimator.capture.open.noted
         assert_same_moments(expected, finished(estimator))
 
     @pytest.mark.parametrize("family", ["categorical", None])

@@ -75,13 +75,27 @@ class TestDoubledBatch:
         assert max(float(m.abs().max()) for m in moments(one)) > 0.01
 
 
-def test_mean_and_sum_give_the_same_empirical_factors():
+@pytest.mark.parametrize("family", [None, "categorical"])
+def test_mean_and_sum_give_the_same_empirical_factors(family):
     model, x, y = _Everything(), _data(), torch.randint(3, (4,))
     mean, total = (
-        measured(model, x, lambda z, r=r: LOSSES[r](z, y), kind="empirical", reduction=r)
+        measured(
+            model, x, lambda z, r=r: LOSSES[r](z, y), kind="empirical", reduction=r, family=family
+        )
         for r in ("mean", "sum")
     )
     assert_same_moments(mean, total)
+
+
+def test_positions_that_are_predicted_are_samples_of_the_empirical_factors():
+    """A mean over N · T labels: only the likelihood knows that there are so many."""
+    model, x, y = mlp(), torch.randn(4, 5, 3), torch.randint(3, (4, 5))
+
+    def loss(logits):
+        return F.cross_entropy(logits.flatten(0, -2), y.flatten())
+
+    flat = measured(model, x.flatten(0, 1), loss, kind="empirical")
+    assert_same_moments(flat, measured(model, x, loss, kind="empirical", family="categorical"))
 
 
 def test_sampled_factors_tend_to_the_exact_ones():
