@@ -156,7 +156,8 @@ class Capture:
         noted, self.open = self.open, Pass()
         if noted.hidden:
             refuse_reentrant_checkpoint([output] if isinstance(output, Tensor) else [])
-        if self.on_output is None and self.on_gradient is None:
+        readable = isinstance(output, Tensor) and output.requires_grad
+        if self.on_gradient is None and not (readable and self.on_output is not None):
             if noted.noted:
                 self.waiting.append(noted)
             return None

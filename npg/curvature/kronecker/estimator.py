@@ -152,7 +152,7 @@ class KroneckerFisher:
             raise ConfigurationError(
                 "none of the model's layers was called in training mode, with gradients, since the "
                 "last prediction: call model.train() before the prediction is computed, and "
-                "observe each one once"
+                "observe each one once; with likelihood=, outputs that are tensors need no observe"
             )
         self._measure(noted, prediction, mask)
         self.capture.put_back(item for item in noted.noted if not item.call.gradients)

@@ -362,6 +362,24 @@ class TestObserve:
         assert estimator.seen == 2
         assert_same_moments(expected, finished(estimator))
 
+    def test_beside_a_likelihood_is_for_outputs_that_are_no_tensors(self):
+        class Policy(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body = mlp()
+
+            def forward(self, x):
+                return Categorical(logits=self.body(x))
+
+        policy, x = Policy(), torch.randn(6, 3)
+        estimator = KroneckerFisher(policy, family="categorical", kind="exact")
+        estimator.observe(policy(x))
+        expected = measured(policy.body, x, family="categorical")
+        assert_same_moments(expected, finished(estimator))
+        estimator = KroneckerFisher(policy.body, family="categorical")
+        with pytest.raises(ConfigurationError, match="need no observe"):
+            estimator.observe(Categorical(logits=policy.body(x)))
+
     def test_twice_or_of_an_evaluated_model_is_refused(self):
         model, x = mlp(), torch.randn(6, 3)
         estimator = KroneckerFisher(model)

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from npg.curvature.kronecker import KroneckerFisher
-from npg.curvature.kronecker.blocks import Block
 from tests.npg.curvature.kronecker.helpers import EXACT, measured, moments
 
 
@@ -105,8 +104,3 @@ def test_shapes_are_known_before_anything_is_measured(sharing):
     for block in measured(model, tokens, family="categorical", sharing=sharing).blocks:
         if block.moments:
             assert [tuple(m.shape) for m in block.moments] == shapes[id(block.parameters[0])]
-
-
-def test_blocks_state_their_shapes():
-    with pytest.raises(NotImplementedError):
-        Block([]).shapes()

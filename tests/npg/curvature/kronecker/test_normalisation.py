@@ -99,6 +99,28 @@ class TestBlocks:
             block.moments[0], categorical_block(model, x, block), rtol=1e-9, atol=1e-12
         )
 
+    def test_of_a_norm_used_twice_add_up_before_they_are_squared(self):
+        class Twice(_Normed):
+            def forward(self, x):
+                return self.above(torch.tanh(self.norm(self.norm(self.below(x)).square())))
+
+        model, x = Twice(nn.LayerNorm(4)), torch.randn(6, 3)
+        block = block_of(measured(model, x, family="categorical"), model.norm.weight)
+        torch.testing.assert_close(
+            block.moments[0], categorical_block(model, x, block), rtol=1e-9, atol=1e-12
+        )
+
+    def test_of_a_norm_used_on_batches_of_different_sizes(self):
+        class Uneven(_Normed):
+            def forward(self, x):
+                below = self.below(x)
+                return self.above(self.norm(below) + self.norm(below[:1]).detach() * 0)
+
+        model, x = Uneven(nn.LayerNorm(4)), torch.randn(6, 3)
+        block = block_of(measured(model, x, family="categorical"), model.norm.weight)
+        expected = categorical_block(model, x, block)
+        torch.testing.assert_close(block.moments[0], expected, rtol=1e-9, atol=1e-12)
+
     def test_of_evaluated_batch_norm_inside_a_model_that_trains(self):
         model, x = _Normed(_warm(nn.BatchNorm1d(4), 9, 4)), torch.randn(6, 3)
         model.norm.eval()
