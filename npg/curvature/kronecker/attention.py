@@ -180,6 +180,8 @@ def explicit_attention(
     Returns:
         Output and attention weights, or None.
     """
+    if is_causal and attn_mask is None:  # which it refuses
+        return nn.MultiheadAttention.forward(module, query, key, value, is_causal=True)
     batched = query.ndim == 3
     transposed = batched and not module.batch_first
     same = query is key and key is value

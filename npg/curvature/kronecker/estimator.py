@@ -97,7 +97,12 @@ class KroneckerFisher:
     def listen(self) -> None:
         """Hooks the model; a copy or a loaded estimator must begin anew with its own."""
         empirical = self.kind == "empirical"
-        heard = {module for module, _ in self._owner}
+        layers = {module for module, _ in self._owner}
+        heard = layers | {
+            module
+            for module in self.model.modules()  # whose output projection is heard through it
+            if isinstance(module, nn.MultiheadAttention) and module.out_proj in layers
+        }
         self.capture = Capture(
             self.model,
             (module for module in self.model.modules() if module in heard),
@@ -259,7 +264,9 @@ class KroneckerFisher:
     def _collect(self, calls: list[Call], samples: int, mask: Tensor | None = None) -> None:
         by_block: dict[int, list[Call]] = {}
         for call in calls:
-            by_block.setdefault(id(self._owner[call.module, call.part]), []).append(call)
+            block = self._owner.get((call.module, call.part))
+            if block is not None:  # else a frozen projection beside one that is not
+                by_block.setdefault(id(block), []).append(call)
         for block in self.blocks:
             if id(block) in by_block:
                 block.measure(by_block[id(block)], samples, mask)

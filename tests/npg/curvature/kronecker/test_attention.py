@@ -16,6 +16,7 @@ from tests.npg.curvature.kronecker.helpers import (
     EXACT,
     assert_same_moments,
     block_of,
+    cleared,
     dense,
     finished,
     measured,
@@ -119,6 +120,14 @@ class TestForward:
         layer.train()(x, x, x)
         assert not estimator.capture.take().noted
 
+    def test_refuses_what_torch_refuses(self):
+        layer = nn.MultiheadAttention(E, HEADS, batch_first=True)
+        estimator = KroneckerFisher(layer)
+        x = torch.randn(N, L, E)
+        with pytest.raises(RuntimeError, match="Need attn_mask"):
+            layer(x, x, x, is_causal=True)
+        assert not estimator.capture.take().noted
+
     @pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True}])
     def test_with_further_keys_is_left_alone_and_free(self, options):
         layer = nn.MultiheadAttention(E, HEADS, batch_first=True, **options)
@@ -156,7 +165,7 @@ class _Pooled(nn.Module):
 def _rows_and_signals(model, x, y):
     """By an empirical step: sums over N and R of δ aᵀ for each block, and its gradient."""
     estimator = KroneckerFisher(model, kind="empirical", reduction="sum", keep_rows=True)
-    F.cross_entropy(model(x), y, reduction="sum").backward()
+    F.cross_entropy(cleared(model)(x), y, reduction="sum").backward()
     estimator.finish()
     found = []
     for block in estimator.blocks:
@@ -188,6 +197,22 @@ class TestGradients:
     def test_of_the_part_that_is_trained(self, frozen):
         model = _Pooled(nn.MultiheadAttention(E, HEADS, batch_first=True))
         getattr(model.attention, frozen).requires_grad_(False)
+        found = _rows_and_signals(model, torch.randn(N, L, E), torch.randint(3, (N,)))
+        for _, product, matrix in found:
+            torch.testing.assert_close(product, matrix, **CLOSE)
+
+    @pytest.mark.parametrize("options", [{}, {"kdim": 3, "vdim": 5}])
+    @pytest.mark.parametrize("part", ["in", "out", "q"])
+    def test_beside_frozen_projections(self, part, options):
+        attention = nn.MultiheadAttention(E, HEADS, batch_first=True, **options)
+        for name, p in attention.named_parameters():
+            p.requires_grad_(not name.startswith(part) and (part != "in" or "_proj_w" not in name))
+        attention.out_proj.requires_grad_(part != "out")
+        model = _Pooled(attention, cross=True)
+        estimator = measured(model, torch.randn(N, L, E), family="categorical")
+        assert all(block.moments for block in estimator.blocks)
+        trained = {id(p) for p in model.parameters() if p.requires_grad}
+        assert trained == {id(p) for block in estimator.blocks for p in block.parameters}
         found = _rows_and_signals(model, torch.randn(N, L, E), torch.randint(3, (N,)))
         for _, product, matrix in found:
             torch.testing.assert_close(product, matrix, **CLOSE)
