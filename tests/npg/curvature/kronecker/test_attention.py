@@ -49,6 +49,7 @@ def _masks(cross: bool, kind: str, batched: bool) -> dict[str, object]:
         "per head": {"attn_mask": per_head},
         "padding": {"key_padding_mask": padding},
         "both": {"attn_mask": causal, "key_padding_mask": padding},
+        "both by name": {"attn_mask": causal, "key_padding_mask": padding, "is_causal": True},
         "both added": {
             "attn_mask": per_head,
             "key_padding_mask": torch.zeros(padding.shape).masked_fill(padding, -float("inf")),
@@ -56,7 +57,17 @@ def _masks(cross: bool, kind: str, batched: bool) -> dict[str, object]:
     }[kind]
 
 
-MASKS = ("none", "causal", "causal by name", "added", "per head", "padding", "both", "both added")
+MASKS = (
+    "none",
+    "causal",
+    "causal by name",
+    "added",
+    "per head",
+    "padding",
+    "both",
+    "both by name",
+    "both added",
+)
 
 
 class TestForward:
