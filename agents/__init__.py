@@ -7,7 +7,8 @@ TRPO("MlpPolicy", "CartPole-v1", seed=0).learn(50_000, progress_bar=True)
 ```
 """
 
+from agents.a2c import A2C
 from agents.npg import NPG
 from agents.trpo import TRPO
 
-__all__ = ["NPG", "TRPO"]
+__all__ = ["A2C", "NPG", "TRPO"]

@@ -21,7 +21,7 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from agents.plain_networks import actor_layers
+from agents.plain_networks import Layers, actor_layers
 
 Activation = Callable[..., np.ndarray]
 
@@ -220,7 +220,11 @@ def mirrored_layers(policy: ActorCriticPolicy, space: spaces.Space) -> MirroredL
         The linear layers with their activations; None where an overridden method, a hook, gSDE,
         another feature extractor or an unknown layer could make the policy act differently.
     """
-    layers = actor_layers(policy, space)
+    return mirrored(policy, actor_layers(policy, space))
+
+
+def mirrored(policy: ActorCriticPolicy, layers: Layers | None) -> MirroredLayers | None:
+    """The same from what :func:`agents.plain_networks.actor_layers` found."""
     if layers is None or policy.squash_output or type(policy.action_dist) not in _FINISHES:
         return None
     found: MirroredLayers = []

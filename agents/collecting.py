@@ -1,5 +1,6 @@
 """Collecting a rollout at little more than the environments' own cost."""
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,8 +10,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.acting import mirror_of, mirrored_layers
+from agents.acting import mirror_of, mirrored
 from agents.parameter_watch import ParameterWatch
+from agents.plain_heads import head_of
+from agents.plain_networks import (
+    Layers,
+    output_of,
+    plain_features,
+    plain_layers,
+)
 from agents.predictions import in_chunks, rows, stacked, values_of
 from agents.rollout import (
     DictRollout,
@@ -49,14 +57,16 @@ def collect(
     """
     policy, space = model.policy, model.action_space
     assert model._last_obs is not None, "No previous observation was provided"
-    policy.set_training_mode(False)
+    actor, critic = plain_layers(policy, model.observation_space)
+    if policy.training or actor is None or critic is None:  # plain layers have one mode
+        policy.set_training_mode(False)
     rollout_buffer.reset()
     if model.use_sde:
         policy.reset_noise(env.num_envs)
     callback.on_rollout_start()
 
     num_envs = env.num_envs
-    layers = mirrored_layers(policy, model.observation_space)
+    layers = mirrored(policy, actor)
     mirror = None if layers is None else mirror_of(policy, layers, num_envs, n_rollout_steps)
     watch = ParameterWatch(policy, callback)
     watched = watch.active  # somebody looks at every step
@@ -119,7 +129,7 @@ def collect(
         n_steps += 1
         if watched and mirror is not None and watch.changed():
             with watch.as_before():
-                _evaluate(model, rollout_buffer, evaluated, n_steps)
+                _evaluate(model, rollout_buffer, evaluated, n_steps, actor, critic)
             evaluated = n_steps
             watch.remember()
             mirror.read()
@@ -129,12 +139,12 @@ def collect(
     rollout_buffer.full = n_steps == rollout_buffer.buffer_size
     _check_finite(rollout_buffer)
     if mirror is not None:
-        _evaluate(model, rollout_buffer, evaluated, n_steps)
+        _evaluate(model, rollout_buffer, evaluated, n_steps, actor, critic)
     if cut:
-        finals = values_of(policy, stacked(final_observations, model.device))
+        finals = values_of(policy, stacked(final_observations, model.device), critic)
         _check_values(finals, "terminal observation", cut)
         rollout_buffer.bootstrap[tuple(zip(*cut, strict=True))] = finals.cpu().numpy()
-    last_values = values_of(policy, obs_as_tensor(new_obs, model.device))
+    last_values = values_of(policy, obs_as_tensor(new_obs, model.device), critic)
     _check_values(last_values, "last observation", [(n_steps, i) for i in range(num_envs)])
     rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
 
@@ -144,19 +154,28 @@ def collect(
 
 
 @torch.no_grad()
-def _evaluate(model: "OnPolicy", rollout: Rollout | DictRollout, start: int, stop: int) -> None:
+def _evaluate(
+    model: "OnPolicy",
+    rollout: Rollout | DictRollout,
+    start: int,
+    stop: int,
+    actor: Layers,
+    critic: Layers | None,
+) -> None:
     """Fills in the values and log-probabilities of steps that the mirror took, in batches."""
     if start == stop:
         return
+    policy = model.policy
     observations = flat_observations(rollout, start, stop, model.device)
     actions = flat_actions(rollout, start, stop, model.action_space, model.device)
     shape = (stop - start, rollout.n_envs)
-    values = values_of(model.policy, observations)
+    values = values_of(policy, observations, critic)
     rollout.values[start:stop] = values.cpu().numpy().reshape(shape)
-    log_probs, first = [], 0
+    log_probs, first, head = [], 0, head_of(policy)
     for piece in in_chunks(observations):
         last = first + rows(piece)
-        log_probs.append(model.policy.get_distribution(piece).log_prob(actions[first:last]))
+        output = output_of(actor, plain_features(policy, piece))
+        log_probs.append(head.log_probs(output, actions[first:last]))
         first = last
     rollout.log_probs[start:stop] = torch.cat(log_probs).cpu().numpy().reshape(shape)
 
@@ -164,7 +183,7 @@ def _evaluate(model: "OnPolicy", rollout: Rollout | DictRollout, start: int, sto
 def _check_values(values: torch.Tensor, what: str, places: list[tuple[int, int]]) -> None:
     """Refuses values that are no numbers, as those of observations that are none."""
     for value, (step, env) in zip(values.tolist(), places, strict=True):
-        if not np.isfinite(value):
+        if not math.isfinite(value):
             raise NumericalError(
                 f"the value of the {what} of environment {env} at step {step} of this rollout is "
                 "not finite: the update was not made. Check the environment's observations"

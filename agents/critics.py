@@ -137,6 +137,12 @@ class Snapshot:
         """Restores all, bit for bit."""
         assign_(self.parameters, self.values)
 
+    @torch.no_grad()
+    def shorten(self, fraction: float) -> None:
+        """Goes only this fraction of the way from here to where they are."""
+        for parameter, value in zip(self.parameters, self.values, strict=True):
+            parameter.copy_(torch.lerp(value, parameter, fraction))
+
     def finite(self) -> bool:
         """Whether all are finite now."""
         return all(bool(torch.isfinite(p.detach().sum())) for p in self.parameters)

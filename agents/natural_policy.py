@@ -6,7 +6,7 @@ distribution a prediction, and :class:`npg.optim.NaturalGradient` does the step.
 
 import math
 import warnings
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import torch
@@ -15,10 +15,16 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor, distributions
 
+from agents.arguments import (
+    check_fractions,
+    check_not_negative,
+    check_samples_to_normalise,
+    check_whole,
+)
 from agents.critics import AdamCritic, Critic, CriticKind, GaussNewtonCritic, Snapshot
 from agents.on_policy import OnPolicy
 from agents.predictions import prediction, take
-from agents.rollout import Batch, batch
+from agents.rollout import Batch, batch, standardised
 from agents.shared_features import KLBudget, behaviour_of
 from npg.errors import ConfigurationError
 from npg.likelihoods import likelihood
@@ -26,10 +32,6 @@ from npg.optim import FisherInverse, NaturalGradient, StepReport
 
 # Squares of larger returns leave float32, and Adam's second moment with them, for good.
 LARGEST_RETURN = 1e15
-
-
-class BatchOfOneError(ConfigurationError, AssertionError):
-    """One sample has no standard deviation; sb3-contrib raises AssertionError here."""
 
 
 class NaturalPolicyGradient(OnPolicy):
@@ -73,22 +75,16 @@ class NaturalPolicyGradient(OnPolicy):
             raise ConfigurationError(
                 f"target_kl must be a positive number (0.01 is usual), got {self.target_kl!r}"
             )
-        for name, value in {"gamma": self.gamma, "gae_lambda": self.gae_lambda}.items():
-            if not 0 <= value <= 1:
-                raise ConfigurationError(f"{name} must be between 0 and 1, got {value}")
-        if not 0 <= self.cg_damping < math.inf:
-            raise ConfigurationError(f"cg_damping must not be negative, got {self.cg_damping}")
-        positive = {
-            "n_steps": self.n_steps,
-            "batch_size": self.batch_size,
-            "cg_max_steps": self.cg_max_steps,
-            "n_critic_updates": self.n_critic_updates,
-            "sub_sampling_factor": self.sub_sampling_factor,
-            "critic_steps": self.critic_steps,
-        }
-        for name, value in positive.items():
-            if not (isinstance(value, Integral) and value >= 1):
-                raise ConfigurationError(f"{name} must be a whole number above 0, got {value!r}")
+        check_fractions(gamma=self.gamma, gae_lambda=self.gae_lambda)
+        check_not_negative(cg_damping=self.cg_damping)
+        check_whole(
+            n_steps=self.n_steps,
+            batch_size=self.batch_size,
+            cg_max_steps=self.cg_max_steps,
+            n_critic_updates=self.n_critic_updates,
+            sub_sampling_factor=self.sub_sampling_factor,
+            critic_steps=self.critic_steps,
+        )
         if self.critic not in ("adam", "gauss-newton"):
             raise ConfigurationError(
                 f'critic must be "adam" or "gauss-newton", got {self.critic!r}'
@@ -100,11 +96,8 @@ class NaturalPolicyGradient(OnPolicy):
         if self.env is None:
             return
         samples = self.env.num_envs * self.n_steps
-        if self.normalize_advantage and samples < 2:
-            raise BatchOfOneError(
-                "`n_steps * n_envs` must be greater than 1 to normalise the advantage. "
-                f"Currently n_steps={self.n_steps} and n_envs={self.env.num_envs}"
-            )
+        if self.normalize_advantage:
+            check_samples_to_normalise(self.n_steps, self.env.num_envs)
         if self.critic == "adam" and samples % self.batch_size:
             warnings.warn(
                 f"You have specified a mini-batch size of {self.batch_size}, but the rollout has "
@@ -132,7 +125,6 @@ class NaturalPolicyGradient(OnPolicy):
             if self.critic == "adam"
             else GaussNewtonCritic(self.policy, self.parts, self.critic_steps)
         )
-        self.skipped_updates = 0
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         optimizers: dict[str, torch.optim.Optimizer] = {"actor": self.actor_optimizer}
@@ -208,7 +200,7 @@ class NaturalPolicyGradient(OnPolicy):
         """Takes the policy step; see the class of the optimizer for what is guaranteed."""
         advantages = samples.advantages
         if self.normalize_advantage:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+            advantages = standardised(advantages)
 
         def closure() -> tuple[Tensor, distributions.Distribution]:
             distribution = self.policy.get_distribution(samples.observations)
@@ -229,17 +221,6 @@ class NaturalPolicyGradient(OnPolicy):
             reference=behaviour[0] if len(behaviour) == 1 else _joined(behaviour),
             prediction=curvature_prediction,
         )
-
-    def _skip(self, reason: str) -> None:
-        """Counts and logs an update that was not made; the first one is a warning, too."""
-        self.skipped_updates += 1
-        self.logger.record("train/skipped_updates", self.skipped_updates)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if self.skipped_updates == 1:
-            warnings.warn(
-                f"update {self._n_updates} skipped: {reason}; train/skipped_updates counts them",
-                stacklevel=3,
-            )
 
     def _log(self, report: StepReport, value_loss: float, kl: float) -> None:
         moved = report.accepted

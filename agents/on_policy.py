@@ -6,7 +6,7 @@ import pathlib
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, ClassVar, Self
 
 import gymnasium as gym
@@ -88,6 +88,7 @@ class OnPolicy(OnPolicyAlgorithm):
         self.parts = Parts(self.policy, self.observation_space)
         self.training_optim_state = TrainingState(self)
         self._build_optimizers()
+        self.skipped_updates = 0
 
     def _build_optimizers(self) -> None:
         """Makes what ``train`` needs; called whenever the policy is made anew."""
@@ -118,6 +119,17 @@ class OnPolicy(OnPolicyAlgorithm):
         if isinstance(rollout_buffer, (Rollout, DictRollout)):
             return collect(self, env, callback, rollout_buffer, n_rollout_steps)
         return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+    def _skip(self, reason: str) -> None:
+        """Counts and logs an update that was not made; the first one is a warning, too."""
+        self.skipped_updates += 1
+        self.logger.record("train/skipped_updates", self.skipped_updates)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if self.skipped_updates == 1:
+            warnings.warn(
+                f"update {self._n_updates} skipped: {reason}; train/skipped_updates counts them",
+                stacklevel=3,
+            )
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "parts", "training_optim_state"]
@@ -179,7 +191,7 @@ class OnPolicy(OnPolicyAlgorithm):
         force_reset: bool = True,
         **kwargs: Any,
     ) -> Self:
-        """Loads a checkpoint of this library, or one that sb3-contrib's class of this name saved.
+        """Loads a checkpoint of this library, or one of the SB3 class of this name.
 
         Args:
             path: File, or file-like.
@@ -200,7 +212,7 @@ class OnPolicy(OnPolicyAlgorithm):
         """
         path, members = check_archive(path)
         keys = saved_keys(path)
-        if cls._mark not in keys:
+        if not cls._owns(keys):
             raise CheckpointError(
                 f"{path} is a checkpoint of another algorithm than {cls.__name__}: it has no "
                 f"{cls._mark!r}"
@@ -229,7 +241,12 @@ class OnPolicy(OnPolicyAlgorithm):
         return model
 
     @classmethod
-    def _foreign_arguments(cls, keys: Iterable[str]) -> dict[str, Any]:
+    def _owns(cls, keys: Collection[str]) -> bool:
+        """Whether a checkpoint that holds these arguments is one of this algorithm."""
+        return cls._mark in keys
+
+    @classmethod
+    def _foreign_arguments(cls, keys: Collection[str]) -> dict[str, Any]:
         """Arguments that make a file of another library mean what it meant there."""
         return {}
 

@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor
 from torch import distributions as torch_distributions
 
+from agents.plain_networks import Layers, output_of, plain_features
 from agents.rollout import Observations
 from npg.errors import ConfigurationError
 from npg.likelihoods import Product, likelihood
@@ -56,6 +57,9 @@ def in_chunks(observations: Observations) -> Iterator[Observations]:
     """Cuts observations into pieces of at most 64 MiB, for forward passes without gradients."""
     columns = observations.values() if isinstance(observations, dict) else [observations]
     size = max(1, CHUNK_BYTES // max(1, sum(column[:1].numel() * 4 for column in columns)))
+    if rows(observations) <= size:
+        yield observations
+        return
     for start in range(0, rows(observations), size):
         yield take(observations, slice(start, start + size))
 
@@ -75,9 +79,26 @@ def take(observations: Observations, indices: Tensor | slice) -> Observations:
 
 
 @torch.no_grad()
-def values_of(policy: ActorCriticPolicy, observations: Observations) -> Tensor:
-    """Values [N] of many observations."""
-    return torch.cat([policy.predict_values(o).flatten() for o in in_chunks(observations)])
+def values_of(
+    policy: ActorCriticPolicy, observations: Observations, layers: Layers | None = None
+) -> Tensor:
+    """Values [N] of many observations.
+
+    Args:
+        policy: The policy.
+        observations: [N, ...], or a dictionary of such.
+        layers: The critic's, where it is known to be plain: torch's modules are then passed by.
+
+    Returns:
+        Values [N].
+    """
+    if layers is None:
+        pieces = [policy.predict_values(piece) for piece in in_chunks(observations)]
+    else:
+        pieces = [
+            output_of(layers, plain_features(policy, piece)) for piece in in_chunks(observations)
+        ]
+    return torch.cat([piece.flatten() for piece in pieces])
 
 
 def stacked(rows: list, device: torch.device) -> Observations:
@@ -113,6 +134,8 @@ class Parts:
         policy.set_training_mode(False)  # BatchNorm must not see these
         self.actor = _reached(_tensors(policy, observations), parameters)
         self.critic = _reached([policy.predict_values(observations)], parameters)
+        with torch.no_grad():  # the policy keeps its last distribution; a graph cannot be copied
+            policy.get_distribution(observations)
         policy.set_training_mode(training)
         names = {id(p): name for name, p in policy.named_parameters()}
         critic_ids = {id(p) for p in self.critic}

@@ -184,3 +184,8 @@ def batch(rollout: RolloutBuffer, space: spaces.Space, device: torch.device) -> 
         column(rollout.advantages),
         column(rollout.returns),
     )
+
+
+def standardised(advantages: Tensor) -> Tensor:
+    """Advantages of mean 0 and deviation 1, as Stable-Baselines3 makes them."""
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import tyro
 
-Part = Literal["throughput", "rollout", "fisher", "kl", "returns"]
+Part = Literal["throughput", "rollout", "fisher", "kfac", "kl", "returns"]
 
 
 @dataclass
@@ -26,6 +26,8 @@ class Options:
     """Interleaved rounds per figure."""
     returns_dir: Path = Path("runs/benchmark-returns")
     """Where training runs are kept; a finished one is not repeated."""
+    agent: Literal["trpo", "a2c"] = "trpo"
+    """Whose returns are compared."""
     retuned: bool = False
     """Whether returns trains the peer under our presets too, where they differ from rl-zoo's."""
     jobs: int = 2
@@ -35,7 +37,7 @@ class Options:
 def main(options: Options) -> None:
     """Runs the parts asked for."""
     try:
-        from benchmarks import fisher_products, kl_bound, returns, rollouts, throughput
+        from benchmarks import fisher_products, kfac_steps, kl_bound, returns, rollouts, throughput
     except ImportError as error:
         raise SystemExit(f"{error}: install the peers with `pip install .[benchmark]`") from error
 
@@ -43,13 +45,15 @@ def main(options: Options) -> None:
         "throughput": throughput.run,
         "rollout": rollouts.run,
         "fisher": fisher_products.run,
+        "kfac": kfac_steps.run,
         "kl": kl_bound.run,
     }
     for name in [*parts, "returns"] if options.part == "all" else [options.part]:
         command = f"python scripts/benchmark.py {name}"
         if name == "returns":
+            command += f" --agent {options.agent}" if options.agent != "trpo" else ""
             command += " --retuned" if options.retuned else ""
-            returns.run(options.returns_dir, options.jobs, options.retuned, command)
+            returns.run(options.agent, options.returns_dir, options.jobs, options.retuned, command)
         else:
             parts[name](options.rounds, f"{command} --rounds {options.rounds}")
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import tyro
+from common.failures import Failure, configuration_errors, plain_warnings, training_errors
 from rich.console import Console
-from training.failures import Failure, configuration_errors, plain_warnings, training_errors
 from training.replay import Options, load, play
 from training.video import Recording
 
@@ -30,8 +30,7 @@ def main(argv: Sequence[str]) -> int:
         with training_errors(description):
             returns, lengths = play(model, env, options, recording)
     except Failure as failure:
-        Console(stderr=True, soft_wrap=True).print(f"error: {failure}", style="red", markup=False)
-        return failure.exit_code
+        return failure.report()
     console.print(f"{description}, {options.episodes} episodes", style="bold", markup=False)
     for name, values in (("return", returns), ("length", lengths)):
         console.print(f"  {name}   {_described(values)}", markup=False)

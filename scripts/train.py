@@ -13,10 +13,10 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from rich.console import Console
+from common.failures import Failure, configuration_errors, plain_warnings, training_errors
+from common.interrupts import Interrupts
 from stable_baselines3.common.callbacks import BaseCallback
 from training import callbacks, command_line, learning_curve, report, session
-from training.failures import Failure, configuration_errors, plain_warnings, training_errors
 from training.progress import ProgressBar
 
 
@@ -33,8 +33,7 @@ def main(argv: Sequence[str]) -> int:
     except Failure as failure:
         if verbose >= 2:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"error: {failure}", style="red", markup=False)
-        return failure.exit_code
+        return failure.report()
 
 
 def train(run: session.Run) -> int:
@@ -53,7 +52,7 @@ def train(run: session.Run) -> int:
     )
     evaluations.go_on(done)
     started = time.monotonic()
-    with callbacks.Interrupts() as interrupts:
+    with Interrupts() as interrupts:
         checkpoints = callbacks.Checkpoints(run.directory, options.save_freq, interrupts)
         beside: list[BaseCallback] = [evaluations, checkpoints]
         if options.progress_bar and not options.verbose:

@@ -40,6 +40,7 @@ class StepReport:
         cg_iterations: Products with the curvature matrix.
         cg_residual: Relative residual of the linear system.
         damping: λ that was used.
+        reduction_ratio: Actual over predicted change of the loss, where both were measured.
     """
 
     loss: float
@@ -53,6 +54,7 @@ class StepReport:
     cg_iterations: int = 0
     cg_residual: float = math.nan
     damping: float = math.nan
+    reduction_ratio: float = math.nan
 
     def __float__(self) -> float:
         """The loss before the step."""
@@ -80,6 +82,47 @@ class Start:
     obstacle: str
 
 
+def trainable(
+    model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
+    parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
+) -> Iterable[Tensor] | Iterable[dict[str, Any]]:
+    """Returns what torch's optimizers take: parameters, or groups of them.
+
+    Args:
+        model: Module, or what is returned as it is.
+        parameters: Restricts a module to these of its parameters, which may be in groups.
+
+    Returns:
+        A module's parameters that require a gradient, or ``model`` where it is no module.
+
+    Raises:
+        ConfigurationError: If nothing is left, or ``parameters`` are not the module's.
+    """
+    if not isinstance(model, nn.Module):
+        if parameters is not None:
+            raise ConfigurationError("parameters= restricts a module; model= is no module here")
+        return model
+    known = list(model.parameters())
+    given: list[Any] = known if parameters is None else list(parameters)
+    grouped = bool(given) and isinstance(given[0], dict)
+    groups = [dict(group) for group in given] if grouped else [{"params": given}]
+    found = 0
+    for group in groups:
+        inside = list(group["params"])
+        if not {id(p) for p in inside} <= {id(p) for p in known}:
+            found = 0
+            break
+        group["params"] = [p for p in inside if p.requires_grad]
+        found += len(group["params"])
+    if not found:
+        raise ConfigurationError(
+            "parameters= must be among the model's, and at least one must require a "
+            f"gradient; found {found}"
+        )
+    tensors: list[Tensor] = groups[0]["params"]
+    return groups if grouped else tensors
+
+
 class FunctionOptimizer(torch.optim.Optimizer):
     """An optimizer whose ``step(closure)`` evaluates the objective as often as it needs.
 
@@ -99,22 +142,9 @@ class FunctionOptimizer(torch.optim.Optimizer):
         self,
         model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
         defaults: dict[str, Any],
-        parameters: Iterable[Tensor] | None = None,
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
     ) -> None:
-        if isinstance(model, nn.Module):
-            wanted = None if parameters is None else {id(p) for p in parameters}
-            known = list(model.parameters())
-            tensors = [p for p in known if p.requires_grad and (wanted is None or id(p) in wanted)]
-            if not tensors or not (wanted or set()) <= {id(p) for p in known}:
-                raise ConfigurationError(
-                    "parameters= must be among the model's, and at least one must require a "
-                    f"gradient; found {len(tensors)}"
-                )
-            super().__init__(tensors, defaults)
-        elif parameters is not None:
-            raise ConfigurationError("parameters= restricts a module; model= is no module here")
-        else:
-            super().__init__(model, defaults)
+        super().__init__(trainable(model, parameters), defaults)
         self.settings = tuple(defaults)  # torch adds names of its own to these
         self.extra: dict[str, float] = {"steps": 0, "skipped": 0, "rejected": 0}
 

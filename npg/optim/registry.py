@@ -1,25 +1,53 @@
 """Optimizers by name, and one way to drive any of them."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW
 
 from npg.errors import ConfigurationError
-from npg.optim.base import FunctionOptimizer, Prediction
+from npg.optim.base import FunctionOptimizer, Prediction, trainable
+from npg.optim.kfac import EKFAC, KFAC
 from npg.optim.natural_gradient import NaturalGradient
 from npg.optim.newton_cg import NewtonCG
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
+    "ekfac": EKFAC,
+    "kfac": KFAC,
     "natural-gradient": NaturalGradient,
     "newton-cg": NewtonCG,
 }
 
+# torch's own, as they are: they take parameters where ours take the module.
+_OF_TORCH: dict[str, type[torch.optim.Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
+
+# Where torch's own defaults are not what anybody trains with.
+_DEFAULTS: dict[str, dict[str, Any]] = {"sgd": {"lr": 0.05, "momentum": 0.9}}
+
 
 def names() -> list[str]:
     """Returns the names that :func:`create` knows."""
-    return sorted(_CLASSES)
+    return sorted({**_CLASSES, **_OF_TORCH})
+
+
+def takes(name: str, option: str) -> bool:
+    """Says whether an optimizer's constructor has an argument, ``likelihood`` for instance.
+
+    Args:
+        name: One of :func:`names`.
+        option: Name of the argument.
+
+    Returns:
+        Whether :func:`create` can hand it on.
+
+    Raises:
+        ConfigurationError: If no optimizer has this name.
+    """
+    kinds = inspect.getmro(_class(name))
+    return any(option in inspect.signature(kind.__init__).parameters for kind in kinds)  # type: ignore[misc]
 
 
 def create(
@@ -29,9 +57,10 @@ def create(
 
     Args:
         name: One of :func:`names`.
-        model: Module to train.
-        lr: Learning rate. Default: the optimizer's own.
-        **options: Further arguments of the optimizer's class.
+        model: Module to train, or its parameters.
+        lr: Learning rate. Default: the optimizer's own; 0.05 for ``"sgd"``, whose momentum is 0.9.
+        **options: Further arguments of the optimizer's class. ``parameters``, which restricts
+            ``model``, goes with all of them.
 
     Returns:
         The optimizer.
@@ -39,11 +68,13 @@ def create(
     Raises:
         ConfigurationError: If no optimizer has this name.
     """
-    if name not in _CLASSES:
-        raise ConfigurationError(f"no optimizer is named {name!r}; there are {', '.join(names())}")
+    kind = _class(name)
     if lr is not None:
         options["lr"] = lr
-    return _CLASSES[name](model, **options)  # type: ignore[arg-type]
+    options = {**_DEFAULTS.get(name, {}), **options}
+    if name in _OF_TORCH:
+        return kind(trainable(model, options.pop("parameters", None)), **options)
+    return kind(model, **options)  # type: ignore[arg-type]
 
 
 def train_step(
@@ -65,3 +96,10 @@ def train_step(
     loss.backward()
     optimizer.step()
     return float(loss.detach())
+
+
+def _class(name: str) -> type[torch.optim.Optimizer]:
+    known = {**_CLASSES, **_OF_TORCH}
+    if name not in known:
+        raise ConfigurationError(f"no optimizer is named {name!r}; there are {', '.join(names())}")
+    return known[name]

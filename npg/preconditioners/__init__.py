@@ -1,5 +1,7 @@
 """Curvature made cheap to apply to a gradient: (C + λI)⁻¹ g."""
 
+from npg.preconditioners.chain import ChainInverse
+from npg.preconditioners.ekfac import EigenbasisInverse
 from npg.preconditioners.implicit import (
     DENSE_LIMIT,
     ConjugateGradientInverse,
@@ -7,14 +9,18 @@ from npg.preconditioners.implicit import (
     Inverse,
     Solution,
 )
+from npg.preconditioners.kfac import KroneckerInverse
 from npg.preconditioners.kronecker import KroneckerPreconditioner
 from npg.preconditioners.tridiagonal import TridiagonalInverse
 
 __all__ = [
     "DENSE_LIMIT",
+    "ChainInverse",
     "ConjugateGradientInverse",
     "DenseInverse",
+    "EigenbasisInverse",
     "Inverse",
+    "KroneckerInverse",
     "KroneckerPreconditioner",
     "Solution",
     "TridiagonalInverse",

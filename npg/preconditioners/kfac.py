@@ -1,6 +1,7 @@
 """K-FAC: a gradient times the inverse of G ⊗ A, layer by layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,11 @@ class KroneckerInverse:
         self.climbed = 0
         self.kept = 0
 
+    @property
+    def ready(self) -> bool:
+        """Whether there is anything to precondition by."""
+        return self.damping > 0
+
     def refresh(self, damping: float) -> None:
         """Inverts the blocks' present moments; equal shapes go through one call.
 
@@ -51,7 +57,7 @@ class KroneckerInverse:
         """
         self.damping = damping
         damped: list[list[Tensor]] = [
-            _damped(block, damping) if block.moments else [] for block in self.blocks
+            self._factors(block, damping) if block.moments else [] for block in self.blocks
         ]
         groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for i, factors in enumerate(damped):
@@ -75,6 +81,14 @@ class KroneckerInverse:
             else:
                 self.inverses[i] = [inverse for inverse in new if inverse is not None]
                 self.failures[i] = 0
+
+    def _factors(self, block: Block, damping: float) -> list[Tensor]:
+        """The block's moments with their damping added: what is to be inverted."""
+        if isinstance(block, MatrixBlock):
+            inputs, signals = block.moments
+            shares = factored_damping(inputs, signals, damping)
+            return [_plus(m, share) for m, share in zip(block.moments, shares, strict=True)]
+        return [_plus(moment, moment.new_tensor(damping)) for moment in block.moments]
 
     def _inverted(self, matrices: list[Tensor]) -> list[Tensor | None]:
         """Inverts matrices [d, d] or [g, d, d] of one d together."""
@@ -106,11 +120,29 @@ class KroneckerInverse:
                 "damping=, or look for inputs that are not finite or far too large"
             )
 
-    def apply(self, i: int, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Multiplies the gradients of block ``i`` by its inverse; unchanged if it has none yet."""
+    def follow(self) -> None:
+        """Takes what an update of the blocks' moments left beside them: here nothing."""
+
+    def apply(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """Multiplies by the inverse, without reading from the device.
+
+        Args:
+            gradients: A gradient per parameter; one that a block misses counts as zero.
+
+        Returns:
+            F̂⁻¹g per parameter; the gradient itself where a block has no inverse yet.
+        """
+        result: dict[Tensor, Tensor] = {}
+        for i, block in enumerate(self.blocks):
+            if any(p in gradients for p in block.parameters):
+                given = given_gradients(block, gradients)
+                solved = self._solve(i, given) if self.inverses[i] else given
+                result.update(zip(block.parameters, solved, strict=True))
+        return {p: result[p] for p in gradients if p in result}
+
+    def _solve(self, i: int, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Multiplies the gradients of block ``i`` by its inverse."""
         block, inverses = self.blocks[i], self.inverses[i]
-        if not inverses:
-            return list(gradients)
         if isinstance(block, MatrixBlock):
             inputs, signals = inverses
             solved = signals @ block.layer.matrix(gradients)
@@ -122,7 +154,7 @@ class KroneckerInverse:
         pieces = solved.split([p.numel() for p in block.parameters])
         return [piece.view_as(p) for piece, p in zip(pieces, block.parameters, strict=True)]
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> dict[str, Any]:
         """What a resumed run must go on with."""
         return {
             "inverses": self.inverses,
@@ -132,19 +164,10 @@ class KroneckerInverse:
             "kept": self.kept,
         }
 
-    def load(self, state: dict[str, object]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state` gave."""
         for name, value in state.items():
             setattr(self, name, value)
-
-
-def _damped(block: Block, damping: float) -> list[Tensor]:
-    """The block's moments with their damping added."""
-    if isinstance(block, MatrixBlock):
-        inputs, signals = block.moments
-        shares = factored_damping(inputs, signals, damping)
-        return [_plus(moment, share) for moment, share in zip(block.moments, shares, strict=True)]
-    return [_plus(moment, torch.as_tensor(damping).to(moment)) for moment in block.moments]
 
 
 def _plus(moment: Tensor, damping: Tensor) -> Tensor:
@@ -154,3 +177,8 @@ def _plus(moment: Tensor, damping: Tensor) -> Tensor:
     damped = moment.clone()
     damped.diagonal(dim1=-2, dim2=-1).add_(damping.unsqueeze(-1))
     return damped
+
+
+def given_gradients(block: Block, gradients: Mapping[Tensor, Tensor]) -> list[Tensor]:
+    """Gradients of a block's parameters, zeros for those that have none."""
+    return [gradients[p] if p in gradients else torch.zeros_like(p) for p in block.parameters]

@@ -1,11 +1,12 @@
-"""Return at equal environment steps against sb3-contrib under its rl-zoo presets."""
+"""Return at equal environment steps against Stable-Baselines3's agents under rl-zoo's presets."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,31 +23,73 @@ STEPS = {
     "Hopper-v5": 300_000,
     "HalfCheetah-v5": 300_000,
 }
-SEEDS = {"sb3-contrib": range(5), "npg": range(10), "sb3-contrib-retuned": range(5)}
-# On Hopper ten seeds of ours fall on either side of five of the peer's, so twice as many of both
-# are compared as well: all but 10 to 19, on which the preset was chosen.
-MORE_SEEDS = {"Hopper-v5": {"sb3-contrib": range(10), "npg": [*range(10), *range(20, 30)]}}
-# Where our preset differs from rl-zoo's by more than units: there the peer runs with it as well.
-RETUNED = ("HalfCheetah-v5",)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared for an agent; the names are those of training_run.py.
+
+    Attributes:
+        title: Of the table.
+        ours: Our side.
+        peer: The other.
+        peer_name: As the table calls it.
+        seeds: Of everything that is trained.
+        more_seeds: Of an environment that gets a second comparison.
+        retuned: Environments on which the peer runs under our preset as well.
+    """
+
+    title: str
+    ours: str
+    peer: str
+    peer_name: str
+    seeds: Mapping[str, Iterable[int]]
+    more_seeds: Mapping[str, Mapping[str, Collection[int]]] = field(default_factory=dict)
+    retuned: tuple[str, ...] = ()
+
+
+STUDIES = {
+    "trpo": Study(
+        "Return at equal environment steps",
+        "npg",
+        "sb3-contrib",
+        "sb3-contrib",
+        {"sb3-contrib": range(5), "npg": range(10), "sb3-contrib-retuned": range(5)},
+        # On Hopper ten seeds of ours fall on either side of five of the peer's, so twice as many
+        # of both are compared as well: all but 10 to 19, on which the preset was chosen.
+        {"Hopper-v5": {"sb3-contrib": range(10), "npg": [*range(10), *range(20, 30)]}},
+        # Where our preset differs from rl-zoo's by more than units.
+        ("HalfCheetah-v5",),
+    ),
+    "a2c": Study(
+        "A2C's return at equal environment steps",
+        "npg-a2c",
+        "sb3-a2c",
+        "stable-baselines3",
+        {"sb3-a2c": range(10), "npg-a2c": range(10)},
+    ),
+}
 RUN = Path(__file__).parent / "training_run.py"
 ROOT = Path(__file__).parent.parent.parent
 
 
-def run(directory: Path, jobs: int, retuned: bool, command: str) -> None:
+def run(agent: str, directory: Path, jobs: int, retuned: bool, command: str) -> None:
     """Runs what has no file yet, one thread each, and compares.
 
     Args:
+        agent: Which of the studies.
         directory: Where the runs' JSON files are kept; a finished run is never repeated.
         jobs: Processes at a time.
         retuned: Whether the peer runs under our presets, too, where these differ from rl-zoo's.
         command: What to write above the table.
     """
+    study = STUDIES[agent]
     missing = [
         (library, env_id, seed, directory / f"{library}_{env_id}_{seed}.json")
         for env_id in STEPS
-        for library, seeds in (SEEDS | MORE_SEEDS.get(env_id, {})).items()
+        for library, seeds in {**study.seeds, **study.more_seeds.get(env_id, {})}.items()
         for seed in seeds
-        if library != "sb3-contrib-retuned" or (retuned and env_id in RETUNED)
+        if not library.endswith("-retuned") or (retuned and env_id in study.retuned)
     ]
     missing = [job for job in missing if not job[3].exists()]
     with ThreadPoolExecutor(jobs) as pool:
@@ -55,20 +98,22 @@ def run(directory: Path, jobs: int, retuned: bool, command: str) -> None:
     rows = []
     for env_id in STEPS:
         text = f"{env_id}, {STEPS[env_id]:,} steps"
-        rows += _compare(directory, env_id, "sb3-contrib", text, SEEDS, targets=True)
-    for env_id, seeds in MORE_SEEDS.items():
-        text = f"{env_id}, {len(seeds['npg'])} seeds of ours to {len(seeds['sb3-contrib'])}"
-        rows += _compare(directory, env_id, "sb3-contrib", text, seeds)
-    for env_id in RETUNED if retuned else ():
+        rows += _compare(directory, env_id, study, study.peer, text, study.seeds, targets=True)
+    for env_id, seeds in study.more_seeds.items():
+        text = f"{env_id}, {len(seeds[study.ours])} seeds of ours to {len(seeds[study.peer])}"
+        rows += _compare(directory, env_id, study, study.peer, text, seeds)
+    for env_id in study.retuned if retuned else ():
         text = f"{env_id}, both under our preset"
-        rows += _compare(directory, env_id, "sb3-contrib-retuned", text, SEEDS)
-    show("Return at equal environment steps", rows, command)
-    draw(directory, list(STEPS), DOCS / "learning_curves.png")
+        rows += _compare(directory, env_id, study, f"{study.peer}-retuned", text, study.seeds)
+    show(study.title, rows, command)
+    if agent == "trpo":
+        draw(directory, list(STEPS), DOCS / "learning_curves.png")
 
 
 def _compare(
     directory: Path,
     env_id: str,
+    study: Study,
     peer: str,
     text: str,
     seeds: Mapping[str, Iterable[int]],
@@ -79,15 +124,17 @@ def _compare(
         library: np.array(
             [_score(directory / f"{library}_{env_id}_{seed}.json") for seed in seeds[library]]
         )
-        for library in ("npg", peer)
+        for library in (study.ours, peer)
     }
     (ours, our_interval), (theirs, their_interval) = (
         _interquartile_mean(values) for values in scores.values()
     )
-    probability = metrics.probability_of_improvement(scores["npg"][:, None], scores[peer][:, None])
+    probability = metrics.probability_of_improvement(
+        scores[study.ours][:, None], scores[peer][:, None]
+    )
     figures = (
         f"IQM {ours:.0f} [{our_interval[0]:.0f}, {our_interval[1]:.0f}]",
-        f"sb3-contrib IQM {theirs:.0f} [{their_interval[0]:.0f}, {their_interval[1]:.0f}]",
+        f"{study.peer_name} IQM {theirs:.0f} [{their_interval[0]:.0f}, {their_interval[1]:.0f}]",
     )
     wanted = (">= 1.0", ">= 0.5") if targets else ("", "")
     # Negative returns: the ratio turns over, so that more than 1 is better everywhere.

@@ -1,16 +1,17 @@
-"""Whole training, in environment steps per second, against sb3-contrib's TRPO."""
+"""Whole training, in environment steps per second, against Stable-Baselines3's agents."""
 
 from statistics import median
 
 import sb3_contrib
+import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 
-from agents import TRPO
+from agents import A2C, TRPO
 from benchmarks.report import Row, interleaved, median_ratio, show
 from envs import make
 
-# (environment, environments, steps per environment and update, backend, critic, target)
+# TRPO: (environment, environments, steps per environment and update, backend, critic, target)
 CASES = [
     ("CartPole-v1", 1, 2048, "gymnasium", "adam", ">= 8"),
     ("CartPole-v1", 1, 2048, "gymnasium", "gauss-newton", ">= 10"),
@@ -29,38 +30,66 @@ CASES = [
 ]
 
 
+# A2C: (environment, environments, backend, target), 5 steps per environment and update.
+A2C_CASES = [
+    ("CartPole-v1", 8, "gymnasium", ">= 2.5"),
+    ("CartPole-v1", 1, "gymnasium", ">= 2.5"),
+    ("HalfCheetah-v5", 8, "gymnasium", ">= 2.5"),
+    ("HalfCheetah-v5", 1, "gymnasium", ""),
+    ("HalfCheetah-v5", 8, "envpool", ">= 2.5"),
+]
+A2C_UPDATES = 100  # of a few milliseconds each
+
+
 def run(rounds: int, command: str) -> None:
-    """Trains both libraries one update at a time, in turn, with equal settings."""
+    """Trains both libraries for equal numbers of steps, in turn, with equal settings."""
     rows = []
     for env_id, num_envs, n_steps, backend, critic, target in CASES:
-        steps = num_envs * n_steps
-        theirs: BaseAlgorithm = sb3_contrib.TRPO(
-            "MlpPolicy", make_vec_env(env_id, num_envs, seed=0), n_steps=n_steps, seed=0
-        )
+        settings = {"n_steps": n_steps, "seed": 0}
         ours = TRPO(
             "MlpPolicy",
             make(env_id, num_envs=num_envs, seed=0, backend=backend),
-            n_steps=n_steps,
-            seed=0,
             critic=critic,
             kl_reduction="per-dimension",
+            **settings,
         )
-
-        def update(model: BaseAlgorithm, steps: int = steps) -> None:
-            model.learn(steps, reset_num_timesteps=False)
-
-        their_times, our_times = interleaved(
-            [lambda m=theirs: update(m), lambda m=ours: update(m)], rounds
-        )
-        rows.append(
-            Row(
-                f"{env_id}, {num_envs} × {n_steps}, {backend}, critic {critic}",
-                f"{steps / median(our_times):,.0f} steps/s",
-                f"sb3-contrib {steps / median(their_times):,.0f} steps/s",
-                median_ratio(their_times, our_times),
-                target,
-            )
-        )
-        ours.get_env().close()
-        theirs.get_env().close()
+        theirs = sb3_contrib.TRPO("MlpPolicy", make_vec_env(env_id, num_envs, seed=0), **settings)
+        what = f"{env_id}, {num_envs} × {n_steps}, {backend}, critic {critic}"
+        steps = num_envs * n_steps
+        rows.append(_compare(ours, theirs, steps, rounds, what, "sb3-contrib", target))
+    for env_id, num_envs, backend, target in A2C_CASES:
+        settings = {"seed": 0, "device": "cpu"}
+        env = make(env_id, num_envs=num_envs, seed=0, backend=backend)
+        peer_env = make_vec_env(env_id, num_envs, seed=0)
+        ours = A2C("MlpPolicy", env, **settings)
+        theirs = stable_baselines3.A2C("MlpPolicy", peer_env, **settings)
+        steps = num_envs * ours.n_steps * A2C_UPDATES
+        what = f"A2C, {env_id}, {num_envs} × {ours.n_steps}, {backend}"
+        rows.append(_compare(ours, theirs, steps, rounds, what, "stable-baselines3", target))
     show("Training throughput", rows, command)
+
+
+def _compare(
+    ours: BaseAlgorithm,
+    theirs: BaseAlgorithm,
+    steps: int,
+    rounds: int,
+    what: str,
+    peer: str,
+    target: str,
+) -> Row:
+    """Trains each for so many steps in every round, and closes their environments."""
+
+    def update(model: BaseAlgorithm) -> None:
+        model.learn(steps, reset_num_timesteps=False)
+
+    their_times, our_times = interleaved([lambda: update(theirs), lambda: update(ours)], rounds)
+    ours.get_env().close()
+    theirs.get_env().close()
+    return Row(
+        what,
+        f"{steps / median(our_times):,.0f} steps/s",
+        f"{peer} {steps / median(their_times):,.0f} steps/s",
+        median_ratio(their_times, our_times),
+        target,
+    )

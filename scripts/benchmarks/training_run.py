@@ -5,6 +5,7 @@ library, environment and seed that has no file yet.
 """
 
 import argparse
+import importlib
 import json
 import os
 import time
@@ -18,20 +19,29 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 PRESETS = Path(__file__).parent.parent / "presets"
-PRESET_FILES = {
-    "sb3-contrib": "rl_zoo_trpo.yml",
-    "sb3-contrib-retuned": "trpo.yml",  # the peer with what our preset changes in rl-zoo's
-    "npg": "trpo.yml",
+# What is trained: (module, class, preset file).
+LIBRARIES = {
+    "npg": ("agents", "TRPO", "trpo.yml"),
+    "sb3-contrib": ("sb3_contrib", "TRPO", "rl_zoo_trpo.yml"),
+    # The peer with what our preset changes in rl-zoo's.
+    "sb3-contrib-retuned": ("sb3_contrib", "TRPO", "trpo.yml"),
+    "npg-a2c": ("agents", "A2C", "rl_zoo_a2c.yml"),
+    "sb3-a2c": ("stable_baselines3", "A2C", "rl_zoo_a2c.yml"),
 }
 # What the peer has no argument for.
-OURS_ALONE = ("critic", "kl_reduction", "step_norm")
+OURS_ALONE = ("critic", "kl_annealing", "kl_reduction", "step_norm")
+
+
+# Environment steps between points of a curve: A2C has a rollout every five steps.
+CURVE_STEPS = 500
 
 
 class TrainingCurve(BaseCallback):
-    """Records [steps, seconds, mean return of the last 100 training episodes] every rollout."""
+    """Records [steps, seconds, mean return of the last 100 training episodes] after rollouts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +52,8 @@ class TrainingCurve(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        if self.model.ep_info_buffer:
+        last = self.points[-1][0] if self.points else 0
+        if self.model.ep_info_buffer and self.num_timesteps >= last + CURVE_STEPS:
             mean = float(np.mean([episode["r"] for episode in self.model.ep_info_buffer]))
             elapsed = time.perf_counter() - self.started
             self.points.append([self.num_timesteps, round(elapsed, 2), round(mean, 2)])
@@ -50,7 +61,13 @@ class TrainingCurve(BaseCallback):
 
 def preset(library: str, env_id: str) -> dict[str, Any]:
     """Reads a library's settings for an environment."""
-    settings: dict[str, Any] = yaml.safe_load((PRESETS / PRESET_FILES[library]).read_text())[env_id]
+    file = PRESETS / LIBRARIES[library][2]
+    settings: dict[str, Any] = yaml.safe_load(file.read_text())[env_id]
+    rate = settings["arguments"].get("learning_rate")
+    if isinstance(rate, str):
+        settings["arguments"]["learning_rate"] = LinearSchedule(
+            float(rate.removeprefix("lin_")), end=0.0, end_fraction=1.0
+        )
     return settings
 
 
@@ -59,8 +76,9 @@ def build(library: str, env_id: str, seed: int, overrides: dict[str, Any]) -> Ba
     settings = preset(library, env_id)
     arguments = {**settings["arguments"], **overrides}
     normalize = settings.get("normalize_obs", False)
-    if library == "npg":
-        from agents import TRPO
+    module, name, _ = LIBRARIES[library]
+    agent: type[BaseAlgorithm] = getattr(importlib.import_module(module), name)
+    if module == "agents":
         from envs import make
 
         env: VecEnv = make(
@@ -73,8 +91,6 @@ def build(library: str, env_id: str, seed: int, overrides: dict[str, Any]) -> Ba
             gamma=arguments.get("gamma", 0.99),
         )
     else:
-        from sb3_contrib import TRPO
-
         env = make_vec_env(env_id, n_envs=settings["num_envs"], seed=seed)
         if normalize:
             env = VecNormalize(env, gamma=arguments.get("gamma", 0.99))
@@ -85,7 +101,7 @@ def build(library: str, env_id: str, seed: int, overrides: dict[str, Any]) -> Ba
             }
             arguments["target_kl"] /= dimensions
             arguments["cg_damping"] /= dimensions
-    return TRPO("MlpPolicy", env, seed=seed, device="cpu", **arguments)
+    return agent("MlpPolicy", env, seed=seed, device="cpu", **arguments)
 
 
 def evaluate(model: BaseAlgorithm, env_id: str, seed: int, episodes: int = 20) -> list[float]:
@@ -104,7 +120,7 @@ def evaluate(model: BaseAlgorithm, env_id: str, seed: int, episodes: int = 20) -
 def main() -> None:
     """Trains, evaluates, and writes the file under a temporary name first."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("library", choices=sorted(PRESET_FILES))
+    parser.add_argument("library", choices=sorted(LIBRARIES))
     parser.add_argument("env")
     parser.add_argument("seed", type=int)
     parser.add_argument("steps", type=int)

@@ -1,13 +1,9 @@
-"""What train.py and evaluate.py are made of.
-
-Importing it puts the project's root first on the path: PyPI has another package named `agents`.
-"""
+"""What train.py and evaluate.py are made of."""
 
 import sys
-from pathlib import Path
 from types import ModuleType
 
-ROOT = Path(__file__).resolve().parents[2]
+from common import ROOT
 
 
 def check_agents(module: ModuleType) -> None:
@@ -21,7 +17,6 @@ def check_agents(module: ModuleType) -> None:
         raise SystemExit(2)
 
 
-sys.path.insert(0, str(ROOT))
 try:
     import agents
 except ImportError as missing:

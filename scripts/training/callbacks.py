@@ -1,18 +1,17 @@
 """What happens during training beside it: evaluations, checkpoints, a graceful end."""
 
 import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+from common import seeds
+from common.interrupts import Interrupts
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from training import seeds
 from training.run_directory import LAST, read_evaluations
 
 # Drawing takes some tenths of a second: a short run should not spend its time on it.
@@ -117,42 +116,6 @@ class Evaluations(EvalCallback):
         super()._on_step()
         os.replace(self.directory / ".evaluations.npz", self.directory / "evaluations.npz")
         self.eval_freq = frequency
-
-
-class Interrupts:
-    """Turns the first Ctrl-C or SIGTERM into a wish, which the training grants at its next step.
-
-    A second one does what it always does.
-
-    Attributes:
-        received: The signal, if there was one.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._previous: dict[signal.Signals, object] = {}
-
-    def __enter__(self) -> Self:
-        self._previous = {name: signal.signal(name, self._receive) for name in self.SIGNALS}
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._restore()
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self._restore()
-
-    def _restore(self) -> None:
-        for name, handler in self._previous.items():
-            signal.signal(name, handler)  # type: ignore[arg-type]
 
 
 class Checkpoints(BaseCallback):

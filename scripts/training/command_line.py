@@ -1,7 +1,6 @@
 """From the command line to options: command line, then preset or resumed run, then defaults."""
 
 import argparse
-import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Annotated, Any
 
 import tyro
 import yaml
+from common import ROOT, settings
 
 from npg.errors import ConfigurationError
-from training import ROOT, run_directory
+from training import run_directory
 from training.options import AGENTS, CHANGEABLE, Options, options_class
 
 PRESETS = ROOT / "scripts" / "presets"
@@ -63,8 +63,9 @@ def _defaults(agent: str, argv: Sequence[str]) -> Options:
     options = options_class(agent)
     if seen.resume is not None:
         config = run_directory.read_config(seen.resume)
-        if config["agent"] != agent:
-            raise ConfigurationError(f"{seen.resume} is a run of {config['agent']}, not of {agent}")
+        trained = config.get("agent", "classify.py")
+        if trained != agent:
+            raise ConfigurationError(f"{seen.resume} is a run of {trained}, not of {agent}")
         return _filled(options, config["options"], f"{seen.resume}/{run_directory.CONFIG}")
     values: dict[str, Any] = {}
     file = PRESETS / f"{agent}.yml"
@@ -89,51 +90,18 @@ def _preset(file: Path, env: str) -> dict[str, Any]:
 def _filled(kind: type[Options], values: Mapping[str, Any], source: str) -> Options:
     """Makes options from the defaults and what a file says."""
     arguments_kind = typing.get_args(kind)[0]
-    arguments = _checked(arguments_kind, values.get("arguments", {}), source)
+    arguments = settings.checked(arguments_kind, values.get("arguments", {}), source)
     run = {name: value for name, value in values.items() if name != "arguments"}
-    return kind(**_checked(kind, run, source), arguments=arguments_kind(**arguments))
-
-
-def _checked(kind: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Refuses unknown names; makes of YAML's lists and strings what the fields expect."""
-    fields = {field.name: field for field in dataclasses.fields(typing.get_origin(kind) or kind)}
-    unknown = [name for name in values if name not in fields]
-    if unknown:
-        raise ConfigurationError(f"{source}: unknown {', '.join(unknown)}")
-    converted = {}
-    for name, value in values.items():
-        if isinstance(value, list):
-            value = tuple(value)
-        elif isinstance(value, str) and "float" in str(fields[name].type):
-            value = float(value)  # YAML 1.1 reads 1e-3 as a string
-        converted[name] = Path(value) if fields[name].type is Path else value
-    return converted
+    return kind(**settings.checked(kind, run, source), arguments=arguments_kind(**arguments))
 
 
 def _check(options: Options) -> None:
-    for name in ("total_timesteps", "num_envs", "eval_episodes"):
-        if getattr(options, name) < 1:
-            raise ConfigurationError(f"{name} must be at least 1, got {getattr(options, name)}")
-    for name in ("eval_freq", "save_freq", "seed"):
-        if getattr(options, name) < 0:
-            raise ConfigurationError(f"{name} must not be negative, got {getattr(options, name)}")
+    settings.at_least(options, 1, "total_timesteps", "num_envs", "eval_episodes")
+    settings.at_least(options, 0, "eval_freq", "save_freq", "seed")
 
 
 def _refuse_changes(options: Options, run: Options) -> None:
     """A resumed run is the same run."""
-    changed = [
-        field.name
-        for field in dataclasses.fields(run)
-        if field.name not in {*CHANGEABLE, "arguments"}
-        and getattr(options, field.name) != getattr(run, field.name)
-    ]
-    changed += [
-        field.name
-        for field in dataclasses.fields(run.arguments)
-        if getattr(options.arguments, field.name) != getattr(run.arguments, field.name)
-    ]
-    if changed:
-        raise ConfigurationError(
-            f"{', '.join(changed)} differ from those of the run in {options.resume}, which a "
-            f"resumed run keeps: leave them out, or start a new run"
-        )
+    changed = settings.changed(options, run, but={*CHANGEABLE, "arguments"})
+    changed += settings.changed(options.arguments, run.arguments)
+    settings.refuse(changed, f"the run in {options.resume}")

@@ -1,16 +1,11 @@
 """The picture of a run: return against environment steps."""
 
-import os
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from common import picture
+from common.picture import BLUE, GREY, INK
 
 from training.run_directory import PLOT, read_evaluations, read_progress
-
-TRAINING, EVALUATION, INK, FAINT = "#9aa5b1", "#1f5fbf", "#1f2933", "#e4e7eb"
 
 
 def draw(directory: Path, agent: str, env: str, seed: int) -> None:
@@ -22,31 +17,28 @@ def draw(directory: Path, agent: str, env: str, seed: int) -> None:
         env: For the title.
         seed: For the title.
     """
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = picture.figure(8, 4.5)
     axes = figure.add_subplot()
-    _style(axes)
+    picture.style(axes, "environment steps", "return of an episode")
 
     steps, returns = _training_returns(directory)
     if steps:
-        axes.plot(steps, returns, color=TRAINING, lw=1.5, label="training, last 100 episodes")
+        axes.plot(steps, returns, color=GREY, lw=1.5, label="training, last 100 episodes")
     evaluations = read_evaluations(directory)
     subtitle = f"seed {seed}"
     if evaluations:
         at, results = evaluations["timesteps"], evaluations["results"]
         mean, deviation = results.mean(axis=1), results.std(axis=1)
         label = f"evaluation, {results.shape[1]} episodes, mean ± std"
-        axes.fill_between(
-            at, mean - deviation, mean + deviation, color=EVALUATION, alpha=0.15, lw=0
-        )
-        axes.plot(at, mean, color=EVALUATION, lw=2, marker="o", ms=3.5, label=label)
+        axes.fill_between(at, mean - deviation, mean + deviation, color=BLUE, alpha=0.15, lw=0)
+        axes.plot(at, mean, color=BLUE, lw=2, marker="o", ms=3.5, label=label)
         axes.annotate(
             f"{mean[-1]:,.4g}",
             (at[-1], mean[-1]),
             xytext=(7, 0),
             textcoords="offset points",
             va="center",
-            color=EVALUATION,
+            color=BLUE,
             weight="bold",
         )
         subtitle += f" · evaluation after {at[-1]:,} steps: {mean[-1]:,.1f} ± {deviation[-1]:,.1f}"
@@ -55,9 +47,7 @@ def draw(directory: Path, agent: str, env: str, seed: int) -> None:
     if axes.has_data():
         axes.legend(frameon=False, fontsize=9, labelcolor=INK)
 
-    temporary = directory / f".{PLOT}.{os.getpid()}.tmp"
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, directory / PLOT)
+    picture.save(figure, directory / PLOT)
 
 
 def _training_returns(directory: Path) -> tuple[list[int], list[float]]:
@@ -66,15 +56,3 @@ def _training_returns(directory: Path) -> tuple[list[int], list[float]]:
         [int(row["time/total_timesteps"]) for row in rows],
         [float(row["rollout/ep_rew_mean"]) for row in rows],
     )
-
-
-def _style(axes: Axes) -> None:
-    axes.set_xlabel("environment steps", color=INK)
-    axes.set_ylabel("return of an episode", color=INK)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(color=FAINT, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(TRAINING)
-    axes.tick_params(color=TRAINING, labelcolor=INK)
-    axes.margins(x=0.03)

@@ -3,12 +3,10 @@
 import time
 
 import numpy as np
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from common.progress import SECONDS_BETWEEN_UPDATES, progress_bar
 from stable_baselines3.common.callbacks import BaseCallback
 
 from training.callbacks import Evaluations
-
-SECONDS_BETWEEN_UPDATES = 0.25
 
 
 class ProgressBar(BaseCallback):
@@ -22,16 +20,11 @@ class ProgressBar(BaseCallback):
     def __init__(self, title: str, evaluations: Evaluations) -> None:
         super().__init__()
         self.evaluations = evaluations
-        self._bar = Progress(
-            TextColumn(f"[bold]{title}"),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[speed]}/s"),
-            TextColumn("return {task.fields[training]}"),
-            TextColumn("[bold cyan]eval {task.fields[evaluation]}"),
-            TimeRemainingColumn(),
-            expand=True,
-            refresh_per_second=4,
+        self._bar = progress_bar(
+            title,
+            "{task.fields[speed]}/s",
+            "return {task.fields[training]}",
+            "[bold cyan]eval {task.fields[evaluation]}",
         )
         self._next_update = 0.0
 

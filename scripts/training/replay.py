@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import tyro
+from common import seeds
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
@@ -13,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from envs import make, normalizer_from_state
 from npg.errors import ConfigurationError
-from training import run_directory, seeds
+from training import run_directory
 from training.options import AGENTS
 from training.session import EVALUATION_ENVS
 from training.video import Recording, prepare_rendering

@@ -1,104 +1,36 @@
-"""The directory of a run: its name, its configuration, its logs, and going on with them."""
+"""What a training run's directory holds beside what every run's does."""
 
-import csv
 import dataclasses
-import importlib.metadata
-import os
-import platform
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
-from stable_baselines3.common.logger import (
-    CSVOutputFormat,
-    HumanOutputFormat,
-    KVWriter,
-    Logger,
-    TensorBoardOutputFormat,
-)
+from common import run_directory
+from common.run_directory import CONFIG, PLOT, PROGRESS, create, read_config, read_progress
+from stable_baselines3.common.logger import Logger
 
-from npg.errors import ConfigurationError
 from training.options import Options
 
-CONFIG = "config.yml"
-PROGRESS = "progress.csv"
+__all__ = ["CONFIG", "PLOT", "PROGRESS", "create", "read_config", "read_progress"]
+
 EVALUATIONS = "evaluations.npz"
 BEST = "best_model.zip"
 LAST = "last_model.zip"
-PLOT = "learning_curve.png"
-
-RECORDED_VERSIONS = ("npg", "torch", "numpy", "gymnasium", "stable-baselines3", "mujoco", "envpool")
-
-
-def create(track_dir: Path, agent: str, env: str) -> Path:
-    """Makes <track_dir>/<agent>_<env>_<n> with the first free n, also if several runs start."""
-    name = re.sub(r"[^\w.-]", "-", f"{agent}_{env}")
-    track_dir.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        directory = track_dir / f"{name}_{number}"
-        try:
-            directory.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return directory
 
 
 def write_config(directory: Path, agent: str, options: Options) -> None:
     """Writes everything that decides what the run does."""
-    values = dataclasses.asdict(options)
+    values: dict[str, Any] = dataclasses.asdict(options)
     del values["resume"]
     values["track_dir"] = str(options.track_dir)
     if options.hidden_layers is not None:
         values["hidden_layers"] = list(options.hidden_layers)
-    config = {"agent": agent, "options": values, "versions": _versions()}
-    temporary = directory / f".{CONFIG}.{os.getpid()}.tmp"
-    temporary.write_text(yaml.safe_dump(config, sort_keys=False))
-    os.replace(temporary, directory / CONFIG)
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """Reads what :func:`write_config` wrote."""
-    file = directory / CONFIG
-    if not file.is_file():
-        raise ConfigurationError(f"{directory} is not the directory of a run: it has no {CONFIG}")
-    config: dict[str, Any] = yaml.safe_load(file.read_text())
-    return config
+    run_directory.write_config(directory, {"agent": agent, "options": values})
 
 
 def open_logger(directory: Path, tables: bool, resumed_at: int | None) -> Logger:
-    """Opens progress.csv and TensorBoard, and tables on the terminal if wanted.
-
-    Args:
-        directory: Of the run.
-        tables: Whether to print.
-        resumed_at: Steps of the checkpoint that training goes on from. What was logged after it is
-            dropped, since it comes again.
-
-    Returns:
-        Stable-Baselines3's logger.
-    """
-    progress = directory / PROGRESS
-    formats: list[KVWriter] = [
-        CSVOutputFormat(str(progress))
-        if resumed_at is None
-        else _ContinuedCSV(progress, resumed_at),
-        _TensorBoard(directory, resumed_at),
-    ]
-    if tables:
-        import sys
-
-        formats.append(HumanOutputFormat(sys.stdout))
-    return Logger(folder=str(directory), output_formats=formats)
-
-
-def read_progress(directory: Path) -> list[dict[str, str]]:
-    """Reads the rows of progress.csv."""
-    with open(directory / PROGRESS, newline="") as file:
-        return list(csv.DictReader(file))
+    """Opens the logs of a run, whose rows Stable-Baselines3 numbers by environment steps."""
+    return run_directory.open_logger(directory, tables, resumed_at, "time/total_timesteps")
 
 
 def read_evaluations(directory: Path, until: int | None = None) -> dict[str, np.ndarray]:
@@ -109,42 +41,3 @@ def read_evaluations(directory: Path, until: int | None = None) -> dict[str, np.
     with np.load(file) as stored:
         kept = slice(None) if until is None else stored["timesteps"] <= until
         return {name: stored[name][kept] for name in stored.files}
-
-
-class _ContinuedCSV(CSVOutputFormat):
-    """Goes on after the rows of a progress.csv, which the base class would overwrite."""
-
-    def __init__(self, path: Path, until: int) -> None:
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        super().__init__(str(path))
-        if not lines:
-            return
-        self.keys = lines[0].strip().split(",")
-        steps = self.keys.index("time/total_timesteps")
-        self.file.write(lines[0])
-        for line in lines[1:]:
-            # A process that was killed may have left half a line.
-            if line.endswith("\n") and int(line.split(",")[steps]) <= until:
-                self.file.write(line)
-        self.file.flush()
-
-
-class _TensorBoard(TensorBoardOutputFormat):
-    """Writes event files that hide what an earlier process logged after the checkpoint."""
-
-    def __init__(self, directory: Path, resumed_at: int | None) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        purge_step = None if resumed_at is None else resumed_at + 1
-        self.writer = SummaryWriter(log_dir=str(directory), purge_step=purge_step)
-        self._is_closed = False
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in RECORDED_VERSIONS:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import seeds
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
@@ -10,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from envs import make
 from npg.errors import ConfigurationError
-from training import run_directory, seeds
+from training import run_directory
 from training.options import AGENTS, Options
 
 # Evaluations step this many environments together; more would idle while the longest episode runs.

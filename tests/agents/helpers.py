@@ -16,11 +16,23 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
-from agents import NPG, TRPO
+from agents import A2C, NPG, TRPO
 from agents.on_policy import OnPolicy
 
 AGENTS = (TRPO, NPG)
-both_agents = pytest.mark.parametrize("agent", AGENTS)
+both_agents = pytest.mark.parametrize("agent", AGENTS)  # those of the natural gradient
+every_agent = pytest.mark.parametrize("agent", [*AGENTS, A2C])
+every_variant = pytest.mark.parametrize(
+    ("agent", "settings"),
+    [
+        *(
+            pytest.param(agent, {"critic": critic}, id=f"{agent.__name__}-{critic}")
+            for agent in AGENTS
+            for critic in ("adam", "gauss-newton")
+        ),
+        pytest.param(A2C, {}, id="A2C"),
+    ],
+)
 both_critics = pytest.mark.parametrize("critic", ["adam", "gauss-newton"])
 
 VECTOR = spaces.Box(-10.0, 10.0, (3,), np.float32)
@@ -183,18 +195,19 @@ def vector_env(make: Callable[[], gym.Env], count: int = 1) -> DummyVecEnv:
     return DummyVecEnv([make] * count)
 
 
-def small(agent: type[OnPolicy], env: Any, policy: Any = "MlpPolicy", **settings: Any) -> OnPolicy:
-    """An agent whose updates take milliseconds, silent about the joint KL."""
-    chosen: dict[str, Any] = {
-        "n_steps": 64,
-        "batch_size": 32,
-        "n_critic_updates": 2,
-        "seed": 0,
-        "device": "cpu",
-    }
+def short(agent: type[OnPolicy], **settings: Any) -> dict[str, Any]:
+    """Arguments with which an update takes milliseconds, and what is given besides."""
+    chosen: dict[str, Any] = {"n_steps": 64, "seed": 0, "device": "cpu"}
+    if agent is not A2C:
+        chosen |= {"batch_size": 32, "n_critic_updates": 2}
     if agent is TRPO:
         chosen["kl_reduction"] = "joint"
-    chosen |= settings
+    return chosen | settings
+
+
+def small(agent: type[OnPolicy], env: Any, policy: Any = "MlpPolicy", **settings: Any) -> OnPolicy:
+    """An agent whose updates take milliseconds, silent about the joint KL."""
+    chosen = short(agent, **settings)
     chosen["policy_kwargs"] = {"net_arch": [16], **settings.get("policy_kwargs", {})}
     return agent(policy, env, **chosen)
 

@@ -9,11 +9,11 @@ from stable_baselines3.common.monitor import Monitor
 from agents import TRPO
 from npg.errors import NumericalError
 from tests.agents.helpers import (
-    AGENTS,
     BOX,
     DICTIONARY,
     VECTOR,
     Toy,
+    every_agent,
     parameters,
     same,
     small,
@@ -72,7 +72,7 @@ class Stop(BaseCallback):
         return self.answer if self.n_calls == self.at else True
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@every_agent
 @pytest.mark.parametrize("answer", [False, np.bool_(False), torch.tensor(False), 0])
 def test_callbacks_can_stop_the_training(agent, answer) -> None:
     model = small(agent, vector_env(Toy, 2))
@@ -130,7 +130,7 @@ def faulty(fault: str, value: float = np.nan) -> Faulty:
     return env
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@every_agent
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(("fault", "step"), [("reward", 19), ("observation", 20)])
 def test_numbers_that_are_not_finite_are_named_and_nothing_is_learned(
@@ -146,7 +146,7 @@ def test_numbers_that_are_not_finite_are_named_and_nothing_is_learned(
     assert model._n_updates == 0
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@every_agent
 def test_an_environment_that_raises_is_not_hidden(agent) -> None:
     model = small(agent, vector_env(lambda: faulty("raise")))
     before = parameters(model)

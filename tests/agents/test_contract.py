@@ -7,37 +7,39 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
+import stable_baselines3
 import torch
 from gymnasium import spaces
-from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 from torch import nn
 
-from agents import NPG
+from agents import A2C, NPG
 from envs import LeanVecEnv
 from tests.agents.helpers import (
     BOX,
     DICTIONARY,
     VECTOR,
     Toy,
-    both_agents,
+    every_agent,
     finite,
     parameters,
     same,
+    short,
     small,
     vector_env,
 )
 
 
-@both_agents
+@every_agent
 def test_it_is_an_on_policy_algorithm_with_its_learn(agent) -> None:
     assert issubclass(agent, OnPolicyAlgorithm)
     assert {"MlpPolicy", "CnnPolicy", "MultiInputPolicy"} <= agent.policy_aliases.keys()
     ours = inspect.signature(agent.learn).parameters
-    theirs = inspect.signature(PPO.learn).parameters
+    peer = stable_baselines3.A2C if agent is A2C else stable_baselines3.PPO
+    theirs = inspect.signature(peer.learn).parameters
     assert list(ours) == list(theirs)
     for name in set(ours) - {"tb_log_name"}:
         assert ours[name].default == theirs[name].default
@@ -50,7 +52,7 @@ def test_it_is_an_on_policy_algorithm_with_its_learn(agent) -> None:
     assert required == ["policy", "env"]
 
 
-@both_agents
+@every_agent
 def test_attributes_that_others_read(agent) -> None:
     model = small(agent, vector_env(Toy, 2), stats_window_size=7).learn(128)
     assert model.n_envs == model.env.num_envs == 2
@@ -60,16 +62,19 @@ def test_attributes_that_others_read(agent) -> None:
     assert model.ep_info_buffer.maxlen == model.ep_success_buffer.maxlen == 7
     assert model._last_obs.shape == (2, 3)
     assert model._last_episode_starts.shape == (2,)
-    assert isinstance(model.policy.optimizer, torch.optim.Adam)
-    assert model.lr_schedule(1.0) == model.learning_rate == 1e-3
+    optimizer, rate, gae_lambda = (
+        (torch.optim.RMSprop, 7e-4, 1.0) if agent is A2C else (torch.optim.Adam, 1e-3, 0.95)
+    )
+    assert isinstance(model.policy.optimizer, optimizer)
+    assert model.lr_schedule(1.0) == model.learning_rate == rate
     assert model.get_vec_normalize_env() is model._vec_normalize_env is None
-    assert (model.gamma, model.gae_lambda, model.n_steps) == (0.99, 0.95, 64)
+    assert (model.gamma, model.gae_lambda, model.n_steps) == (0.99, gae_lambda, 64)
     assert model.device == torch.device("cpu")
     assert model.seed == 0
     assert model.rollout_buffer.buffer_size == 64
 
 
-@both_agents
+@every_agent
 def test_init_setup_model_false_builds_nothing_until_asked(agent) -> None:
     model = small(agent, vector_env(Toy), _init_setup_model=False)
     assert not hasattr(model, "policy")
@@ -79,7 +84,7 @@ def test_init_setup_model_false_builds_nothing_until_asked(agent) -> None:
     assert finite(model)
 
 
-@both_agents
+@every_agent
 def test_policy_kwargs_are_used_and_not_changed(agent) -> None:
     given = {
         "net_arch": {"pi": [5], "vf": [7]},
@@ -90,7 +95,7 @@ def test_policy_kwargs_are_used_and_not_changed(agent) -> None:
     }
     before = copy.deepcopy(given)
     env = vector_env(lambda: Toy(VECTOR, BOX))
-    model = agent("MlpPolicy", env, n_steps=64, batch_size=32, policy_kwargs=given, seed=0)
+    model = agent("MlpPolicy", env, **short(agent, policy_kwargs=given))
     model.learn(64)
     assert given == before
     assert model.policy.action_net.in_features == 5
@@ -99,17 +104,17 @@ def test_policy_kwargs_are_used_and_not_changed(agent) -> None:
     assert model.policy.optimizer.param_groups[0]["momentum"] == 0.5
 
 
-@both_agents
+@every_agent
 def test_gym_ids_and_environments_are_wrapped_and_monitored(agent) -> None:
-    by_id = agent("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32, device="cpu", seed=0)
+    by_id = agent("MlpPolicy", "CartPole-v1", **short(agent))
     assert isinstance(by_id.env, DummyVecEnv)
     by_id.learn(64)
     assert len(by_id.ep_info_buffer) > 0
-    plain = agent("MlpPolicy", gym.make("CartPole-v1"), n_steps=64, batch_size=32, device="cpu")
+    plain = agent("MlpPolicy", gym.make("CartPole-v1"), **short(agent))
     assert isinstance(plain.env, LeanVecEnv)
     assert plain.env.env_is_wrapped(Monitor) == [True]
     monitored = Monitor(gym.make("CartPole-v1"))
-    kept = agent("MlpPolicy", monitored, n_steps=64, batch_size=32, device="cpu", seed=0).learn(64)
+    kept = agent("MlpPolicy", monitored, **short(agent)).learn(64)
     assert kept.env.envs[0] is monitored
     assert len(monitored.get_episode_lengths()) == len(kept.ep_info_buffer)
     with pytest.raises((ValueError, TypeError)):
@@ -118,14 +123,14 @@ def test_gym_ids_and_environments_are_wrapped_and_monitored(agent) -> None:
         agent("MlpPolicy", "NoSuchEnvironment-v0")
 
 
-@both_agents
+@every_agent
 def test_an_environment_without_render_modes_can_be_named_by_its_id(agent) -> None:
-    model = agent("MlpPolicy", "npg/LQR-v0", n_steps=64, batch_size=32, device="cpu", seed=0)
+    model = agent("MlpPolicy", "npg/LQR-v0", **short(agent))
     model.learn(64)
     assert finite(model)
 
 
-@both_agents
+@every_agent
 @pytest.mark.parametrize(
     ("policy", "observations", "error", "message"),
     [
@@ -140,7 +145,7 @@ def test_wrong_policies_are_refused_as_in_sb3(agent, policy, observations, error
         small(agent, vector_env(lambda: Toy(observations)), policy)
 
 
-@both_agents
+@every_agent
 def test_sde_needs_a_box_and_boxes_need_bounds(agent) -> None:
     with pytest.raises(ValueError, match="State-Dependent"):
         small(agent, vector_env(Toy), use_sde=True)
@@ -149,11 +154,13 @@ def test_sde_needs_a_box_and_boxes_need_bounds(agent) -> None:
         small(agent, vector_env(lambda: Toy(VECTOR, unbounded)))
 
 
-@both_agents
+@every_agent
 def test_image_observations(agent) -> None:
     """Channels last are transposed, NatureCNN fits 36 × 36."""
     image = spaces.Box(0, 255, (36, 36, 3), np.uint8)
-    settings = {"n_steps": 16, "batch_size": 16, "n_critic_updates": 1, "cg_max_steps": 2}
+    settings = {"n_steps": 16}
+    if agent is not A2C:
+        settings |= {"batch_size": 16, "n_critic_updates": 1, "cg_max_steps": 2}
     features = {"features_extractor_kwargs": {"features_dim": 8}}
     model = small(
         agent, vector_env(lambda: Toy(image)), "CnnPolicy", policy_kwargs=features, **settings
@@ -166,7 +173,7 @@ def test_image_observations(agent) -> None:
     assert finite(model)
 
 
-@both_agents
+@every_agent
 def test_frame_stacks(agent) -> None:
     env = VecFrameStack(vector_env(lambda: Toy(VECTOR, BOX), 2), 2)
     model = small(agent, env).learn(128)

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import stable_baselines3
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
@@ -17,8 +18,18 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
-from agents import TRPO
-from tests.agents.helpers import BOX, VECTOR, Toy, both_agents, small, vector_env
+from agents import A2C, TRPO
+from tests.agents.helpers import (
+    BOX,
+    VECTOR,
+    Toy,
+    both_agents,
+    both_critics,
+    every_agent,
+    short,
+    small,
+    vector_env,
+)
 
 
 class Recorder(KVWriter):
@@ -45,7 +56,7 @@ def recorded(model) -> Recorder:
 # ------------------------------------------------------------------------------------------ learn
 
 
-@both_agents
+@every_agent
 def test_learn_returns_itself_counts_and_resets(agent) -> None:
     model = small(agent, vector_env(Toy, 2))
     assert model.learn(100) is model
@@ -59,7 +70,7 @@ def test_learn_returns_itself_counts_and_resets(agent) -> None:
 
 
 @both_agents
-@pytest.mark.parametrize("critic", ["adam", "gauss-newton"])
+@both_critics
 def test_logged_keys(agent, critic) -> None:
     model = small(agent, vector_env(lambda: Monitor(Toy(VECTOR, BOX))), critic=critic)
     recorder = recorded(model)
@@ -92,6 +103,18 @@ def test_logged_keys(agent, critic) -> None:
     np.testing.assert_allclose(last["train/std"], 1.0, atol=0.1)
 
 
+def test_logged_keys_of_a2c_are_those_of_stable_baselines3() -> None:
+    dumps = []
+    for agent in (A2C, stable_baselines3.A2C):
+        env = vector_env(lambda: Monitor(Toy(VECTOR, BOX)))
+        model = agent("MlpPolicy", env, **short(A2C))
+        recorder = recorded(model)
+        model.learn(64 * 3, log_interval=1)
+        dumps.append([dump.keys() for dump in recorder.dumps])
+    assert dumps[0] == dumps[1]
+    assert "train/policy_loss" in dumps[0][-1]
+
+
 def test_log_interval() -> None:
     model = small(TRPO, vector_env(Toy))
     recorder = recorded(model)
@@ -99,7 +122,7 @@ def test_log_interval() -> None:
     assert recorder.steps == [128, 256]
 
 
-@both_agents
+@every_agent
 def test_tensorboard_directories_are_numbered(agent, tmp_path) -> None:
     pytest.importorskip("tensorboard")
     model = small(agent, vector_env(Toy), tensorboard_log=str(tmp_path))
@@ -112,7 +135,7 @@ def test_tensorboard_directories_are_numbered(agent, tmp_path) -> None:
     assert all(any(path.iterdir()) for path in tmp_path.iterdir())
 
 
-@both_agents
+@every_agent
 def test_learning_rate_schedules_reach_the_critic(agent) -> None:
     model = small(agent, vector_env(Toy), learning_rate=lambda remaining: 0.1 * remaining)
     seen = []
@@ -122,7 +145,7 @@ def test_learning_rate_schedules_reach_the_critic(agent) -> None:
     np.testing.assert_allclose(seen, [0.075, 0.05, 0.025, 0.0])
 
 
-@both_agents
+@every_agent
 def test_progress_bar(agent) -> None:
     pytest.importorskip("tqdm")
     pytest.importorskip("rich")
@@ -159,10 +182,10 @@ class Order(BaseCallback):
         self.calls.append("training end")
 
 
-@both_agents
+@every_agent
 def test_callbacks_are_called_in_order(agent) -> None:
     callback = Order()
-    model = small(agent, vector_env(Toy), n_steps=4, batch_size=4)
+    model = small(agent, vector_env(Toy), n_steps=4, **({} if agent is A2C else {"batch_size": 4}))
     train = model.train
     model.train = lambda: (callback.calls.append("train"), train())
     model.learn(8, callback=callback)
@@ -183,7 +206,7 @@ def test_functions_and_lists_are_callbacks() -> None:
     model.learn(64, callback=[Order(), CallbackList([Order()])])
 
 
-@both_agents
+@every_agent
 def test_eval_callback_writes_its_file_and_the_best_model(agent, tmp_path) -> None:
     evaluation = vector_env(lambda: Monitor(Toy(VECTOR, BOX)))
     callback = EvalCallback(
@@ -229,7 +252,7 @@ def test_stop_on_episodes() -> None:
     assert model.num_timesteps == 27
 
 
-@both_agents
+@every_agent
 def test_checkpoint_callback_saves_what_loads(agent, tmp_path) -> None:
     callback = CheckpointCallback(
         save_freq=64, save_path=str(tmp_path), name_prefix="m", save_vecnormalize=True

@@ -9,7 +9,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
-from agents import TRPO
+from agents import A2C, TRPO
 from tests.agents.helpers import (
     BOX,
     IMAGE,
@@ -17,7 +17,8 @@ from tests.agents.helpers import (
     BatchNorm,
     SmallCnn,
     Toy,
-    both_agents,
+    every_agent,
+    every_variant,
     parameters,
     same,
     small,
@@ -27,7 +28,7 @@ from tests.agents.helpers import (
 # ------------------------------------------------------------------------- prediction, evaluation
 
 
-@both_agents
+@every_agent
 def test_evaluate_policy(agent) -> None:
     model = small(agent, vector_env(lambda: Monitor(Toy(death=0.0, limit=5))))
     rewards, lengths = evaluate_policy(
@@ -37,7 +38,7 @@ def test_evaluate_policy(agent) -> None:
     assert len(rewards) == 4
 
 
-@both_agents
+@every_agent
 def test_predict_shapes_and_determinism(agent) -> None:
     model = small(agent, vector_env(lambda: Toy(VECTOR, BOX)))
     one, many = np.zeros(3, np.float32), np.ones((4, 3), np.float32)
@@ -52,10 +53,9 @@ def test_predict_shapes_and_determinism(agent) -> None:
 # ---------------------------------------------------------------------------------- get_parameters
 
 
-@both_agents
-@pytest.mark.parametrize("critic", ["adam", "gauss-newton"])
-def test_parameters_can_be_read_and_written(agent, critic) -> None:
-    model = small(agent, vector_env(Toy), critic=critic).learn(64)
+@every_variant
+def test_parameters_can_be_read_and_written(agent, settings) -> None:
+    model = small(agent, vector_env(Toy), **settings).learn(64)
     taken = copy.deepcopy(model.get_parameters())
     assert next(iter(taken)) == "policy"
     assert "policy.optimizer" in taken
@@ -65,13 +65,14 @@ def test_parameters_can_be_read_and_written(agent, critic) -> None:
     assert not same(before, parameters(model))
     model.set_parameters(taken)
     assert same(before, parameters(model))
-    other = small(agent, vector_env(Toy), critic=critic, seed=1)
+    other = small(agent, vector_env(Toy), seed=1, **settings)
     other.set_parameters(taken)
     assert same(before, parameters(other))
-    assert other._optimizers()["actor"].extra["steps"] == 1
+    if agent is not A2C:
+        assert other._optimizers()["actor"].extra["steps"] == 1
 
 
-@both_agents
+@every_agent
 def test_set_parameters_complains_as_in_sb3(agent, tmp_path) -> None:
     model = small(agent, vector_env(Toy))
     taken = copy.deepcopy(model.get_parameters())
@@ -106,13 +107,12 @@ def test_sb3_reads_our_archive(tmp_path) -> None:
 # ----------------------------------------------------------------------------------- train and eval
 
 
-@both_agents
-@pytest.mark.parametrize("critic", ["adam", "gauss-newton"])
+@every_variant
 @pytest.mark.parametrize("share", [True, False])
-def test_batch_norm_moves_in_train_and_not_elsewhere(agent, critic, share) -> None:
+def test_batch_norm_moves_in_train_and_not_elsewhere(agent, settings, share) -> None:
     extractor = {"features_extractor_class": BatchNorm, "share_features_extractor": share}
     env = vector_env(lambda: Toy(VECTOR, BOX))
-    model = small(agent, env, policy_kwargs=extractor, critic=critic)
+    model = small(agent, env, policy_kwargs=extractor, **settings)
 
     def statistics() -> list[torch.Tensor]:
         names = ("features_extractor", "pi_features_extractor", "vf_features_extractor")
@@ -135,9 +135,8 @@ def test_batch_norm_moves_in_train_and_not_elsewhere(agent, critic, share) -> No
     assert same(weights, parameters(model))
 
 
-@both_agents
-@pytest.mark.parametrize("critic", ["adam", "gauss-newton"])
-def test_convolutional_features_are_shared_and_learn(agent, critic) -> None:
+@every_variant
+def test_convolutional_features_are_shared_and_learn(agent, settings) -> None:
     env = vector_env(lambda: Toy(IMAGE))
     model = small(
         agent,
@@ -145,7 +144,7 @@ def test_convolutional_features_are_shared_and_learn(agent, critic) -> None:
         "CnnPolicy",
         policy_kwargs={"features_extractor_class": SmallCnn},
         n_steps=16,
-        critic=critic,
+        **settings,
     )
     convolution = model.policy.features_extractor.net[0]
     before = convolution.weight.detach().clone()
@@ -159,14 +158,15 @@ def test_convolutional_features_are_shared_and_learn(agent, critic) -> None:
 # ---------------------------------------------------------------------------------- deterministic
 
 
-@both_agents
-@pytest.mark.parametrize("critic", ["adam", "gauss-newton"])
+@every_variant
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_same_seed_gives_the_same_parameters(agent, critic, count) -> None:
+def test_the_same_seed_gives_the_same_parameters(agent, settings, count) -> None:
     def trained(seed: int) -> list[torch.Tensor]:
         env = vector_env(lambda: Toy(VECTOR, BOX), count)
-        settings = {"critic": critic, "sub_sampling_factor": 2, "seed": seed}
-        return parameters(small(agent, env, **settings).learn(64 * count * 2))
+        sampling = {} if agent is A2C else {"sub_sampling_factor": 2}
+        return parameters(
+            small(agent, env, seed=seed, **settings, **sampling).learn(64 * count * 2)
+        )
 
     first = trained(0)
     torch.rand(100), np.random.rand(100)  # noqa: NPY002 - what others draw does not matter

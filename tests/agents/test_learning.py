@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from agents import NPG, TRPO
+from agents import A2C, NPG, TRPO
 from envs import LinearQuadraticRegulator, make
 from tests.agents.helpers import (
     DISCRETE,
@@ -119,6 +119,18 @@ def test_the_identity_is_learned(agent, critic, actions) -> None:
     assert mean > 0.9 * 20  # by chance: 6.7, 7.2 and 10
 
 
+@pytest.mark.parametrize(
+    "actions", [DISCRETE, MULTI_DISCRETE, MULTI_BINARY], ids=["one", "many", "binary"]
+)
+def test_a2c_learns_the_identity(actions) -> None:
+    env = vector_env(lambda: Identity(actions), 8)
+    model = small(A2C, env, n_steps=8, gamma=0.0, learning_rate=0.005)
+    model.learn(8 * 8 * 150)
+    with pytest.warns(UserWarning, match="Monitor"):
+        mean, _ = evaluate_policy(model, vector_env(lambda: Identity(actions)), n_eval_episodes=10)
+    assert mean > 0.9 * 20
+
+
 def test_a_nearly_deterministic_policy_is_not_thrown_away() -> None:
     """Its Fisher matrix vanishes, and the step of the quadratic model is arbitrarily long."""
     settings = {"gamma": 0.0, "target_kl": 0.05, "cg_damping": 0.01, "learning_rate": 0.01}
@@ -141,3 +153,13 @@ def test_cart_pole_is_solved(agent, critic) -> None:
     )
     assert mean >= 475  # gymnasium's threshold; the most is 500
     assert all(bool(torch.isfinite(p).all()) for p in model.policy.parameters())
+
+
+@pytest.mark.slow
+def test_a2c_solves_cart_pole() -> None:
+    env = make("CartPole-v1", num_envs=8, seed=0, backend="gymnasium")
+    model = A2C("MlpPolicy", env, seed=0, device="cpu").learn(200_000)
+    mean, _ = evaluate_policy(
+        model, make("CartPole-v1", num_envs=1, seed=1000, backend="gymnasium"), n_eval_episodes=20
+    )
+    assert mean >= 475

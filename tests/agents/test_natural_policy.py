@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from agents import NPG, TRPO
-from agents.natural_policy import BatchOfOneError
+from agents.arguments import BatchOfOneError
 from agents.rollout import batch
 from npg.errors import ConfigurationError
 from npg.optim import NaturalGradient, NewtonCG

@@ -16,6 +16,8 @@ from tests.agents.helpers import (
     BOX,
     VECTOR,
     Toy,
+    every_agent,
+    every_variant,
     parameters,
     same,
     small,
@@ -83,7 +85,7 @@ def test_the_plainest_agent_learns_the_identity() -> None:
     assert (chosen == observations.argmax(1)).mean() > 0.9
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@every_agent
 @pytest.mark.parametrize("backend", ["gymnasium", "auto"])
 def test_environments_of_make(agent, backend) -> None:
     env = make("CartPole-v1", num_envs=2, seed=0, backend=backend, normalize_obs=True)
@@ -107,10 +109,9 @@ def test_supported_actions() -> None:
     assert names == {"Box", "Discrete", "MultiDiscrete", "MultiBinary"}
 
 
-@pytest.mark.parametrize("agent", AGENTS)
-@pytest.mark.parametrize("critic", ["adam", "gauss-newton"])
-def test_optimizers_and_policy_can_be_copied_and_pickled(agent, critic) -> None:
-    model = small(agent, VecNormalize(vector_env(lambda: Toy(VECTOR, BOX))), critic=critic)
+@every_variant
+def test_optimizers_and_policy_can_be_copied_and_pickled(agent, settings) -> None:
+    model = small(agent, VecNormalize(vector_env(lambda: Toy(VECTOR, BOX))), **settings)
     model.learn(64)
     for optimizer in model._optimizers().values():
         twin = copy.deepcopy(optimizer)

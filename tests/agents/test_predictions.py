@@ -24,7 +24,6 @@ from npg.errors import ConfigurationError
 from npg.likelihoods import joint_kl
 from tests.agents.helpers import (
     ACTIONS,
-    AGENTS,
     BOX,
     DICTIONARY,
     DISCRETE,
@@ -34,6 +33,7 @@ from tests.agents.helpers import (
     SharedMlp,
     SmallCnn,
     Toy,
+    every_agent,
     frozen,
     joint_kl64,
     small,
@@ -254,7 +254,7 @@ class ConstantActor(ActorCriticPolicy):
         return self.action_dist.proba_distribution(torch.zeros(len(obs), 3))
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@every_agent
 @pytest.mark.parametrize(
     ("policy", "message"),
     [

@@ -1,3 +1,4 @@
+import signal
 import sys
 from pathlib import Path
 
@@ -20,3 +21,19 @@ def finished_run(tmp_path_factory):
     words += " --normalize-obs --normalize-reward --eval-freq 100"
     assert main([*words.split(), *TINY]) == 0
     return track_dir / "trpo_CartPole-v1_1"
+
+
+@pytest.fixture(scope="session")
+def classified(tmp_path_factory):
+    """Two epochs with AdamW; tests copy it before they change it."""
+    from tests.scripts.classified import classify
+
+    return classify(tmp_path_factory.mktemp("runs"), "--optimizer", "adamw", "--epochs", 2)
+
+
+@pytest.fixture
+def default_interrupts():
+    """A shell's background job, as CI may be, starts with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -6,8 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+from common import seeds
 from evaluate import main
-from training import replay, run_directory, seeds
+from training import replay, run_directory
 from training.replay import Options
 
 

@@ -17,10 +17,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
+from common.interrupts import Interrupts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train import main
 from training import check_agents, command_line, run_directory, session
-from training.callbacks import Interrupts
 from training.options import AGENTS, SET_BY_RUN, Options
 
 from agents import TRPO
@@ -369,14 +369,6 @@ def test_a_signal_saves_and_exits(stop, tmp_path):
     assert "Traceback" not in error
     assert f"--resume {progress.parent}" in output
     assert TRPO.load(progress.parent / "last_model.zip").num_timesteps > 128
-
-
-@pytest.fixture
-def default_interrupts():
-    """A shell's background job, as CI may be, starts with Ctrl-C ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("default_interrupts")

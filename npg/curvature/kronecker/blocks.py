@@ -81,6 +81,7 @@ class Block:
         parameters: What the block is over.
         moments: Running means; empty before the first update.
         updates: Number of updates that entered them.
+        weight: Weight of the last of these.
         sums: Sums of this step, with what to divide each by in :attr:`counts`.
     """
 
@@ -88,6 +89,7 @@ class Block:
         self.parameters = list(parameters)
         self.moments: list[Tensor] = []
         self.updates = 0
+        self.weight = 1.0
         self.sums: list[Tensor] = []
         self.counts: list[float | Tensor] = []
 
@@ -126,12 +128,12 @@ class Block:
             return
         means = [total / count for total, count in zip(self.sums, self.counts, strict=True)]
         self.updates += 1
-        weight = max(1 / self.updates, 1 - decay)
+        self.weight = max(1 / self.updates, 1 - decay)
         if self.moments:
-            torch._foreach_lerp_(self.moments, means, weight)
+            torch._foreach_lerp_(self.moments, means, self.weight)
         else:
             self.moments = means
-        self.clear()
+        self.sums, self.counts = [], []
 
     def clear(self) -> None:
         """Forgets this step's sums."""

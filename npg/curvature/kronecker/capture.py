@@ -192,22 +192,25 @@ class Capture:
 
 
 class Hook:
-    """A module's hook that pickles and copies as an inert one, and keeps no optimizer alive."""
+    """A module's hook that keeps nobody alive; a copy of it removes itself when it is called."""
 
     def __init__(self, capture: Capture | None = None, method: str = "") -> None:
         self.capture = None if capture is None else weakref.ref(capture)
         self.method = method
 
-    def __call__(self, *args: Any) -> Tensor | None:
+    def __call__(self, module: nn.Module, *args: Any) -> Tensor | None:
         """Hands the call on, if there is still somebody to hear it."""
         capture = None if self.capture is None else self.capture()
         if capture is None:
+            for key, hook in list(module._forward_hooks.items()):
+                if hook is self:
+                    del module._forward_hooks[key]
             return None
-        replaced: Tensor | None = getattr(capture, self.method)(*args)
+        replaced: Tensor | None = getattr(capture, self.method)(module, *args)
         return replaced
 
     def __reduce__(self) -> tuple[type["Hook"], tuple[()]]:
-        """Copies are inert."""
+        """Copies have nobody to tell."""
         return (Hook, ())
 
 

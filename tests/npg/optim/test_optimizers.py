@@ -13,21 +13,43 @@ from torch import nn
 from torch.nn import functional as F
 
 from npg.errors import ConfigurationError
-from npg.optim import create, names, train_step
+from npg.optim import create, names, takes, train_step
 from tests.npg.optim.helpers import snapshot
 from tests.npg.oracles import flat, mlp
 
-# What a name needs beyond its defaults to train a classifier from logits.
-LIKELIHOOD = {"natural-gradient": {"likelihood": "categorical"}}
+# What a name needs beyond its defaults to train a classifier from logits, in few steps.
+SETTINGS = {
+    "ekfac": {"likelihood": "categorical"},
+    "kfac": {"likelihood": "categorical"},
+    "natural-gradient": {"likelihood": "categorical"},
+    "adam": {"lr": 0.03},
+    "adamw": {"lr": 0.03},
+    "sgd": {"lr": 0.2},
+}
+OF_TORCH = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+# Those that listen to layers.
+NEEDS_MODULE = {"kfac", "ekfac"}
 VARIANTS = [
-    *((name, LIKELIHOOD.get(name, {})) for name in names()),
+    *((name, SETTINGS.get(name, {})) for name in names()),
+    ("kfac", {"likelihood": "categorical", "damping": 0.01, "momentum": 0.9, "kl_clip": 0.1}),
+    ("kfac", {"fisher": "empirical", "damping": 0.01, "statistics_interval": 3}),
     ("natural-gradient", {"likelihood": "categorical", "fisher": "sampled", "seed": 3}),
     ("natural-gradient", {"likelihood": "categorical", "curvature": "fisher-dense"}),
 ]
 
 
-@pytest.fixture(params=VARIANTS, ids=lambda v: " ".join([v[0], *map(str, v[1].values())]))
+def described(variant):
+    return " ".join([variant[0], *map(str, variant[1].values())])
+
+
+@pytest.fixture(params=VARIANTS, ids=described)
 def variant(request):
+    return request.param
+
+
+@pytest.fixture(params=[v for v in VARIANTS if v[0] not in OF_TORCH], ids=described)
+def own_variant(request):
+    """An optimizer of this library, which counts its steps and says how it is driven."""
     return request.param
 
 
@@ -153,7 +175,9 @@ class TestGroups:
 
     def test_groups_can_be_added(self, variant, data):
         model = mlp()
-        optimizer = make(variant, list(model[4].parameters()))
+        last = list(model[4].parameters())
+        of_module = variant[0] in NEEDS_MODULE
+        optimizer = make(variant, model, parameters=last) if of_module else make(variant, last)
         start = snapshot(model)
         train(optimizer, model, data, 1)
         assert torch.equal(snapshot(model)[:41], start[:41])
@@ -177,7 +201,7 @@ class TestGroups:
         foreign = [mlp()[0].weight, model[0].weight]
         with pytest.raises(ConfigurationError, match="among the model's"):
             make(variant, model, parameters=foreign)
-        with pytest.raises(ConfigurationError, match="restricts a module"):
+        with pytest.raises(ConfigurationError, match=r"restricts a module|must be the module"):
             make(variant, list(model.parameters()), parameters=model.parameters())
         model.requires_grad_(False)
         with pytest.raises(ConfigurationError, match="require a gradient"):
@@ -216,20 +240,21 @@ class TestState:
         assert torch.equal(snapshot(model), snapshot(other))
         assert repr(resumed.state_dict()) == repr(optimizer.state_dict())
 
-    def test_counters_are_not_cast_to_the_parameters_dtype(self, variant, data):
+    def test_counters_are_not_cast_to_the_parameters_dtype(self, own_variant, data):
         model = mlp().half().float()  # float32 parameters
-        optimizer = make(variant, model)
+        optimizer = make(own_variant, model)
         train(optimizer, model, (data[0].float(), data[1]), 1)
         optimizer.extra["steps"] = 2**24 + 1  # no float32 is this number
         state = optimizer.state_dict()
-        other = make(variant, mlp().float())
+        other = make(own_variant, mlp().float())
         other.load_state_dict(state)
         assert other.extra["steps"] == 2**24 + 1
         assert type(other.extra["steps"]) is int
 
-    def test_loading_leaves_the_dictionary_alone(self, variant, data):
+    def test_loading_leaves_the_dictionary_alone(self, own_variant, data):
+        """torch's own move the tensors of the dictionary they were given."""
         model = mlp()
-        optimizer = make(variant, model)
+        optimizer = make(own_variant, model)
         train(optimizer, model, data, 1)
         state = optimizer.state_dict()
         before = repr(state)
@@ -237,9 +262,9 @@ class TestState:
         train(optimizer, model, data, 2)
         assert repr(state) == before
 
-    def test_counts_steps(self, variant, data):
+    def test_counts_steps(self, own_variant, data):
         model = mlp()
-        optimizer = make(variant, model)
+        optimizer = make(own_variant, model)
         train(optimizer, model, data, 3)
         assert optimizer.state_dict()["npg"]["steps"] == 3
 
@@ -264,8 +289,18 @@ class TestState:
         train(other, twin, data, 1)
         assert seen == [1]
         other.zero_grad()
-        assert other.state_dict()["npg"]["steps"] == 6
         del scheduler
+
+    @pytest.mark.parametrize("how", ["pickle", "deepcopy"])
+    def test_a_copy_goes_on_counting(self, own_variant, data, how):
+        model = mlp()
+        optimizer = make(own_variant, model)
+        train(optimizer, model, data, 2)
+        pair = (model, optimizer)
+        copied = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
+        train(copied[1], copied[0], data, 4)
+        assert copied[1].state_dict()["npg"]["steps"] == 6
+        assert optimizer.state_dict()["npg"]["steps"] == 2
 
     def test_a_copied_model_has_no_ghost(self, variant, data):
         """An optimizer leaves nothing on the module that a copy of the module would drag along."""
@@ -277,6 +312,7 @@ class TestState:
         del optimizer
         gc.collect()
         assert ghost() is None
+        twin(data[0])  # a hook that was copied leaves when it finds nobody to tell
         for module in (*model.modules(), *twin.modules()):
             assert not module._forward_hooks
             assert not module._forward_pre_hooks
@@ -297,13 +333,28 @@ class TestRegistry:
         assert create("natural-gradient", mlp()).param_groups[0]["lr"] == 1.0
 
     def test_unknown_names_and_options(self):
-        with pytest.raises(ConfigurationError, match=r"'adamm'; there are natural-gradient"):
+        with pytest.raises(ConfigurationError, match=r"'adamm'; there are adam, "):
             create("adamm", mlp())
         with pytest.raises(TypeError, match="momentum"):
             create("newton-cg", mlp(), momentum=0.9)
 
-    def test_protocol_says_how_each_is_driven(self, variant):
-        assert make(variant, mlp()).protocol in ("gradient", "function", "hessian")
+    def test_torchs_own_are_torchs_own(self):
+        for name, kind in OF_TORCH.items():
+            assert type(create(name, mlp())) is kind
+        assert create("adam", mlp()).param_groups[0]["lr"] == 1e-3
+        group = create("sgd", mlp(), nesterov=True).param_groups[0]
+        assert (group["lr"], group["momentum"], group["nesterov"]) == (0.05, 0.9, True)
+        assert create("sgd", mlp(), 0.5, momentum=0.0).param_groups[0]["momentum"] == 0.0
+
+    def test_what_a_constructor_takes(self):
+        assert takes("natural-gradient", "likelihood")
+        assert not takes("newton-cg", "likelihood")
+        assert not takes("adam", "likelihood")
+        with pytest.raises(ConfigurationError, match="no optimizer is named 'adamm'"):
+            takes("adamm", "likelihood")
+
+    def test_protocol_says_how_each_is_driven(self, own_variant):
+        assert make(own_variant, mlp()).protocol in ("gradient", "function", "hessian")
 
     def test_train_step_drives_torchs_own(self, data):
         model = mlp()

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-TRAINING, EVALUATION, REPLAY = range(3)
+TRAINING, EVALUATION, REPLAY, SPLIT, ORDER, OPTIMIZER = range(6)
 
 
 def derived(seed: int, purpose: int, steps: int = 0) -> int:

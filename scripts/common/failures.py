@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import gymnasium as gym
+from rich.console import Console
 
 TRAINING, CONFIGURATION = 1, 2
 
@@ -21,6 +22,11 @@ class Failure(Exception):
     def __init__(self, reason: str, exit_code: int) -> None:
         super().__init__(reason)
         self.exit_code = exit_code
+
+    def report(self) -> int:
+        """Prints the line; returns the exit code."""
+        Console(stderr=True, soft_wrap=True).print(f"error: {self}", style="red", markup=False)
+        return self.exit_code
 
 
 @contextmanager

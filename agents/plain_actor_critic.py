@@ -1,0 +1,142 @@
+"""The gradients of an actor-critic loss where actor and critic are plain networks.
+
+With the forty samples of a usual rollout all of the time goes into calls, not into arithmetic: a
+pass through torch's modules and autograd takes five times as long as one written by hand.
+"""
+
+import operator
+from typing import NamedTuple
+
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
+
+from agents.backpropagation import (
+    Backpropagation,
+    can_be_written_by_hand,
+    hooked,
+    trained_parameters,
+)
+from agents.plain_heads import HEADS, head_of
+from agents.plain_networks import Layers, plain_features, plain_layers
+from agents.rollout import Batch
+
+
+class Losses(NamedTuple):
+    """The terms of the loss, as numbers.
+
+    Attributes:
+        policy: −mean A log π(a|s).
+        value: Mean (V − R)².
+        entropy: −mean H(π(·|s)), or mean log π(a|s) where H has no formula.
+    """
+
+    policy: float
+    value: float
+    entropy: float
+
+
+class PlainActorCritic:
+    """Losses and gradients of a policy for which :func:`plain_actor_critic` found the layers.
+
+    The gradients lie in one vector, which the next call overwrites: what keeps one has to copy it.
+
+    Args:
+        policy: The policy.
+        actor: Its actor's layers.
+        critic: Its critic's.
+        rows: Samples per call.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, actor: Layers, critic: Layers, rows: int) -> None:
+        self.policy, self.layers, self.rows = policy, (actor, critic), rows
+        self.parameters = _parameters(policy, actor, critic)
+        sizes = [p.numel() for p in self.parameters]
+        self.flat = self.parameters[0].new_empty(sum(sizes))
+        views = [
+            piece.view_as(p)
+            for piece, p in zip(self.flat.split(sizes), self.parameters, strict=True)
+        ]
+        first = len(trained_parameters(actor))
+        second = first + len(trained_parameters(critic))
+        self.actor = Backpropagation(actor, rows, views[:first])
+        self.critic = Backpropagation(critic, rows, views[first:second])
+        self.log_std_gradient = views[second:]  # of length 1 where there is one to train
+        self.head = head_of(policy)
+        ours = {id(p) for p in self.parameters}
+        self.others = [p for p in policy.parameters() if id(p) not in ours]
+
+    def fits(self, actor: Layers, critic: Layers, rows: int) -> bool:
+        """Whether this is still what the constructor would make."""
+        parameters = _parameters(self.policy, actor, critic)
+        return (
+            (actor, critic) == self.layers
+            and rows == self.rows
+            and len(parameters) == len(self.parameters)
+            and all(map(operator.is_, parameters, self.parameters))
+            and not any(map(hooked, parameters))
+        )
+
+    @torch.no_grad()
+    def gradients(
+        self, samples: Batch, ent_coef: float, vf_coef: float, max_norm: float
+    ) -> tuple[Losses, float]:
+        """Leaves the clipped gradients in ``grad``.
+
+        Args:
+            samples: The rollout's.
+            ent_coef: Weight of the entropy loss.
+            vf_coef: Weight of the value loss.
+            max_norm: Length to which the gradient is clipped.
+
+        Returns:
+            The terms of the loss, and the norm before the clipping.
+        """
+        features = plain_features(self.policy, samples.observations)
+        actor = self.head.differentiate(self.actor.forward(features), samples, ent_coef)
+        self.actor.backward(actor.output)
+        for gradient in self.log_std_gradient:
+            self.policy.log_std.grad = gradient.copy_(actor.log_std)
+
+        residual = self.critic.forward(features).sub_(samples.returns.unsqueeze(1))
+        flat = residual.view(-1)
+        value_loss = float(torch.dot(flat, flat)) / len(flat)
+        self.critic.backward(residual.mul_(2 * vf_coef / len(flat)))
+
+        for parameter in self.others:
+            parameter.grad = None
+        norm = float(torch.linalg.vector_norm(self.flat))
+        if norm > max_norm:
+            self.flat.mul_(max_norm / (norm + 1e-6))
+        return Losses(float(actor.policy_loss), value_loss, float(actor.entropy_loss)), norm
+
+
+def _parameters(policy: ActorCriticPolicy, actor: Layers, critic: Layers) -> list[Tensor]:
+    """What is trained: the actor's, the critic's, and the log standard deviation."""
+    log_std = getattr(policy, "log_std", None)
+    head = [log_std] if log_std is not None and log_std.requires_grad else []
+    return [*trained_parameters(actor), *trained_parameters(critic), *head]
+
+
+def plain_actor_critic(
+    policy: ActorCriticPolicy, rows: int, last: PlainActorCritic | None = None
+) -> PlainActorCritic | None:
+    """Finds out whether the gradients of a policy can be written by hand.
+
+    Args:
+        policy: Any policy.
+        rows: Samples of the rollout.
+        last: What the last call returned, to be used again where nothing has changed.
+
+    Returns:
+        The gradients, or None where autograd has to make them.
+    """
+    actor, critic = plain_layers(policy, policy.observation_space)
+    if actor is None or critic is None or type(policy.action_dist) not in HEADS:
+        return None
+    if last is not None and last.policy is policy and last.fits(actor, critic, rows):
+        return last
+    log_std = getattr(policy, "log_std", None)
+    if not can_be_written_by_hand(actor, critic) or (log_std is not None and hooked(log_std)):
+        return None
+    return PlainActorCritic(policy, actor, critic, rows)

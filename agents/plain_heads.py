@@ -1,0 +1,138 @@
+"""From an actor's output to log π(a|s) and to the gradient of the actor's loss, past autograd.
+
+With w_n = A_n / N, the loss is L = −Σ w_n log π(a_n) − c mean H. A categorical's logits get
+
+    ∂L/∂z = w (p − 1_a) + (c / N) p ⊙ (log p + H),
+
+a Gaussian's mean and log standard deviation
+
+    ∂L/∂μ = −w (a − μ) / σ²,    ∂L/∂log σ = −Σ_n w_n ((a_n − μ_n)² / σ² − 1) − c.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
+
+from agents.plain_networks import action_distribution
+from agents.rollout import Batch
+
+
+class Differentiated(NamedTuple):
+    """The actor's losses and their gradients.
+
+    Attributes:
+        policy_loss: −mean A log π(a|s).
+        entropy_loss: −mean H.
+        output: ∂L/∂output, [N, K].
+        log_std: ∂L/∂log σ where the policy has one, [K].
+    """
+
+    policy_loss: Tensor
+    entropy_loss: Tensor
+    output: Tensor
+    log_std: Tensor | None
+
+
+class Head:
+    """Any action distribution, by autograd from the actor's output on.
+
+    Args:
+        policy: A policy whose actor is plain.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        self.policy = policy
+
+    def log_probs(self, output: Tensor, actions: Tensor) -> Tensor:
+        """Computes log π(a|s), [N], without a graph."""
+        with torch.no_grad():
+            return action_distribution(self.policy, output).log_prob(actions)
+
+    def differentiate(self, output: Tensor, samples: Batch, ent_coef: float) -> Differentiated:
+        """Computes the losses and what they do to the output, see the module's formulas."""
+        with torch.enable_grad():
+            output = output.detach().requires_grad_()
+            distribution = action_distribution(self.policy, output)
+            policy_loss = -(samples.advantages * distribution.log_prob(samples.actions)).mean()
+            entropy_loss = -distribution.entropy().mean()
+            (delta,) = torch.autograd.grad(policy_loss + ent_coef * entropy_loss, output)
+        return Differentiated(policy_loss.detach(), entropy_loss.detach(), delta, None)
+
+
+class CategoricalHead(Head):
+    """One choice among K."""
+
+    def log_probs(self, output: Tensor, actions: Tensor) -> Tensor:
+        """See :class:`Head`; what is not finite is left to the distribution's own checks."""
+        log_probs = output.log_softmax(1).gather(1, actions.unsqueeze(1)).squeeze(1)
+        return log_probs if math.isfinite(log_probs.sum()) else super().log_probs(output, actions)
+
+    def differentiate(self, output: Tensor, samples: Batch, ent_coef: float) -> Differentiated:
+        """See :class:`Head`."""
+        chosen = samples.actions.unsqueeze(1)
+        weights = (samples.advantages / len(output)).unsqueeze(1)
+        log_p = output.log_softmax(1)
+        p = log_p.exp()
+        negative_entropy = torch.linalg.vecdot(p, log_p)
+        policy_loss = -torch.dot(weights.view(-1), log_p.gather(1, chosen).view(-1))
+        delta = (p * weights).scatter_add_(1, chosen, -weights)
+        if ent_coef:
+            log_p -= negative_entropy.unsqueeze(1)
+            delta += log_p.mul_(p).mul_(ent_coef / len(output))
+        return Differentiated(policy_loss, negative_entropy.mean(), delta, None)
+
+
+class GaussianHead(Head):
+    """Independent Gaussians whose deviations are parameters."""
+
+    def log_probs(self, output: Tensor, actions: Tensor) -> Tensor:
+        """See :class:`Head`; what is not finite is left to the distribution's own checks."""
+        log_std = self.policy.log_std.detach()
+        squares = ((actions - output) * torch.exp(-log_std)).square_().sum(1)
+        log_probs = squares.mul_(-0.5).sub_(_normaliser(log_std))
+        return log_probs if math.isfinite(log_probs.sum()) else super().log_probs(output, actions)
+
+    def differentiate(self, output: Tensor, samples: Batch, ent_coef: float) -> Differentiated:
+        """See :class:`Head`."""
+        log_std = self.policy.log_std.detach()
+        weights = samples.advantages / len(output)
+        precision = torch.exp(-2 * log_std)
+        deviations = samples.actions - output
+        delta = deviations * precision
+        squares = deviations.mul_(delta)  # ((a − μ) / σ)²
+        normaliser = _normaliser(log_std)
+        total = weights.sum()
+        weighted = weights @ squares
+        policy_loss = 0.5 * weighted.sum() + total * normaliser
+        delta.mul_(-weights.unsqueeze(1))
+        return Differentiated(
+            policy_loss, -normaliser - 0.5 * len(log_std), delta, total - weighted - ent_coef
+        )
+
+
+def _normaliser(log_std: Tensor) -> Tensor:
+    """log of the integral that a Gaussian's exponential is divided by."""
+    return log_std.sum() + 0.5 * math.log(2 * math.pi) * len(log_std)
+
+
+HEADS: dict[type[Distribution], type[Head]] = {
+    BernoulliDistribution: Head,
+    CategoricalDistribution: CategoricalHead,
+    DiagGaussianDistribution: GaussianHead,
+    MultiCategoricalDistribution: Head,
+}
+
+
+def head_of(policy: ActorCriticPolicy) -> Head:
+    """Returns the head for a policy with a plain actor and one of the distributions of HEADS."""
+    return HEADS[type(policy.action_dist)](policy)

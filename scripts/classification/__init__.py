@@ -1,0 +1,1 @@
+"""What classify.py and compare.py are made of."""

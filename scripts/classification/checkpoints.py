@@ -1,0 +1,102 @@
+"""Checkpoints: everything that training goes on from."""
+
+import pickle
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from common.files import replacing
+from torch import nn
+
+from npg.errors import CheckpointError, NumericalError
+
+BEST, LAST = "best.pt", "last.pt"
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    The order of the data follows from the run's seed and the step, so there is no more to it.
+    """
+
+    step: int = 0
+    """Steps of the optimizer."""
+    seconds: float = 0.0
+    """That they took, without evaluations."""
+    loss_sum: float = 0.0
+    """Of the training losses since the last evaluation."""
+    loss_count: int = 0
+    """Their number."""
+    best: float | None = None
+    """Best figure of merit of an evaluation."""
+
+
+def save(
+    file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+) -> None:
+    """Writes a checkpoint, which takes the file's place when it is whole.
+
+    Args:
+        file: Where to.
+        model: Whose parameters and buffers are saved.
+        optimizer: Whose state is saved.
+        progress: Saved, too.
+
+    Raises:
+        NumericalError: If a parameter is not finite; the file is left alone.
+    """
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise NumericalError(f"a parameter is not finite after step {progress.step:,}")
+    with replacing(file) as temporary:
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "progress": asdict(progress),
+                "generators": {
+                    "cpu": torch.get_rng_state(),
+                    "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                },
+            },
+            temporary,
+        )
+
+
+def load(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Restores what :func:`save` wrote, torch's own generators included.
+
+    Args:
+        file: Checkpoint.
+        model: Gets its parameters and buffers.
+        optimizer: Gets its state.
+
+    Returns:
+        How far the run had come.
+
+    Raises:
+        CheckpointError: If there is no checkpoint, or it is damaged or of another model.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"there is no checkpoint {file}")
+    device = next(model.parameters()).device
+    try:
+        saved = torch.load(file, map_location=device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        progress = Progress(**saved["progress"])
+        torch.set_rng_state(saved["generators"]["cpu"].cpu())
+        if torch.cuda.is_available() and saved["generators"]["cuda"]:
+            torch.cuda.set_rng_state_all([state.cpu() for state in saved["generators"]["cuda"]])
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        EOFError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{file} is damaged, or of another model: {reason}") from error
+    return progress

@@ -1,0 +1,151 @@
+"""The training loop, which is the same for every optimizer and every model."""
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from common import seeds
+from common.interrupts import Interrupts
+from torch import Tensor
+
+from classification import checkpoints
+from classification.checkpoints import BEST, LAST
+from classification.data import Samples
+from classification.session import Run
+from npg.errors import NumericalError
+from npg.optim import train_step
+
+EVALUATION_BATCH = 2048
+
+# Of the learning rate, by the share of the run that is done.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda share: 1.0,
+    "linear": lambda share: 1.0 - share,
+    "cosine": lambda share: 0.5 * (1.0 + math.cos(math.pi * share)),
+}
+
+
+class Loop:
+    """Trains a run to its end, or until a signal.
+
+    Args:
+        run: What to train.
+        interrupts: Where signals arrive.
+
+    Attributes:
+        evaluation: The last evaluation: loss and figure of merit, by name.
+        loss: Training loss of the last step.
+    """
+
+    def __init__(self, run: Run, interrupts: Interrupts) -> None:
+        self.run = run
+        self.interrupts = interrupts
+        self.evaluation: dict[str, float] = {}
+        self.loss = math.nan
+        self._evaluated_at = -1
+        self._order: tuple[int, Tensor] | None = None
+        # In the groups, as torch's schedulers do, they are in the checkpoint, too.
+        self._rates = [group.setdefault("initial_lr", group["lr"]) for group in self._groups]
+
+    @property
+    def _groups(self) -> list[dict]:
+        return self.run.optimizer.param_groups
+
+    def train(self, after_step: Callable[[], None]) -> None:
+        """Trains, evaluates and saves.
+
+        Args:
+            after_step: Called after every step.
+
+        Raises:
+            NumericalError: If a loss or a parameter is not finite; the last checkpoint then holds
+                the last state that was.
+        """
+        run, progress = self.run, self.run.progress
+        every = run.options.eval_freq
+        if every is None:
+            every = run.steps_per_epoch
+        self.save()  # something to name should the first steps go wrong
+        while (share := run.share) < 1 and self.interrupts.received is None:
+            self._step(share)
+            if every and progress.step % every == 0:
+                self.evaluate()
+            after_step()
+        if self.interrupts.received is None and self._evaluated_at != progress.step:
+            self.evaluate()
+        self.save()
+
+    def save(self, name: str = LAST) -> None:
+        """Saves a checkpoint now."""
+        run = self.run
+        checkpoints.save(run.directory / name, run.model, run.optimizer, run.progress)
+
+    def evaluate(self) -> None:
+        """Measures the model on the test data, logs that, and saves the model."""
+        run, progress = self.run, self.run.progress
+        loss, merit = measured(run)
+        if not math.isfinite(loss):
+            raise NumericalError(f"the test loss is {loss} after step {progress.step:,}")
+        self.evaluation = {"loss": loss, run.task.metric: merit}
+        self._evaluated_at = progress.step
+        record = run.logger.record
+        record("time/step", progress.step)
+        record("time/epoch", progress.step / run.steps_per_epoch)
+        record("time/seconds", progress.seconds)
+        record("train/loss", progress.loss_sum / max(progress.loss_count, 1))
+        record("train/lr", self._groups[0]["lr"])
+        for name, value in self.evaluation.items():
+            record(f"test/{name}", value)
+        run.logger.dump(progress.step)
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        sign = 1 if run.task.larger_is_better else -1
+        if progress.best is None or sign * merit > sign * progress.best:
+            progress.best = merit
+            self.save(BEST)
+        self.save()
+
+    def _step(self, share: float) -> None:
+        run, progress = self.run, self.run.progress
+        factor = SCHEDULES[run.options.schedule](share)
+        for group, rate in zip(self._groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        started = time.perf_counter()
+        batch = self._batch(progress.step)
+
+        def forward() -> tuple[Tensor, Tensor]:
+            output = run.model(batch.inputs)
+            return run.task.loss(output, batch), output
+
+        self.loss = train_step(run.optimizer, forward)
+        progress.seconds += time.perf_counter() - started
+        progress.step += 1
+        if not math.isfinite(self.loss):
+            raise NumericalError(f"the training loss is {self.loss} at step {progress.step:,}")
+        progress.loss_sum += self.loss
+        progress.loss_count += 1
+
+    def _batch(self, step: int) -> Samples:
+        """Returns the samples of a step: epochs are shuffled by the run's seed and their number."""
+        train, size = self.run.data.train, self.run.options.batch_size
+        epoch, number = divmod(step, self.run.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            seed = seeds.derived(self.run.options.seed, seeds.ORDER, epoch)
+            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+            self._order = epoch, order.to(train.labels.device)
+        return train[self._order[1][number * size : (number + 1) * size]]
+
+
+@torch.no_grad()
+def measured(run: Run) -> tuple[float, float]:
+    """Returns the mean loss per sample and the figure of merit on the test data."""
+    test, model, task = run.data.test, run.model, run.task
+    loss = merit = 0.0
+    model.eval()
+    for first in range(0, len(test), EVALUATION_BATCH):
+        samples = test[first : first + EVALUATION_BATCH]
+        output = model(samples.inputs)
+        loss += float(task.loss(output, samples)) * len(samples)
+        merit += float(task.measure(output, samples))
+    model.train()
+    return loss / len(test), merit / len(test)

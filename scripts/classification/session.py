@@ -1,0 +1,113 @@
+"""Making, or finding again, all that a run consists of."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import run_directory, seeds
+from stable_baselines3.common.logger import Logger
+from torch import nn
+
+from classification import checkpoints, data, models, options
+from classification.checkpoints import LAST, Progress
+from classification.data import Data
+from classification.models import Task
+from classification.options import Options
+from npg import optim
+from npg.errors import ConfigurationError
+
+
+@dataclass
+class Run:
+    """A run that is ready to be trained."""
+
+    options: Options
+    directory: Path
+    data: Data
+    model: nn.Module
+    task: Task
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    logger: Logger
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the training data."""
+        return len(self.data.train) // self.options.batch_size
+
+    @property
+    def share(self) -> float:
+        """How much of the run is done; 1 or more is all of it."""
+        shares = []
+        if self.options.epochs is not None:
+            shares.append(self.progress.step / (self.options.epochs * self.steps_per_epoch))
+        if self.options.budget_seconds is not None:
+            shares.append(self.progress.seconds / max(self.options.budget_seconds, 1e-9))
+        return max(shares)
+
+
+def start(chosen: Options) -> Run:
+    """Loads the data, builds model and optimizer, or loads them; only then makes the directory.
+
+    Args:
+        chosen: All options.
+
+    Returns:
+        The run, with its configuration written and its logs open.
+
+    Raises:
+        ConfigurationError: If the options do not go with the data or the run to resume.
+    """
+    device = _device(chosen.device)
+    samples = data.load(chosen.data, chosen.data_dir, chosen.seed, device)
+    if chosen.batch_size > len(samples.train):
+        raise ConfigurationError(
+            f"batch_size must be at most the {len(samples.train):,} training samples, "
+            f"got {chosen.batch_size:,}"
+        )
+    torch.manual_seed(seeds.derived(chosen.seed, seeds.TRAINING))
+    model, task = models.build(chosen.model, samples.image_size, samples.classes)
+    model.to(device)
+    optimizer = _optimizer(chosen, model, task)
+    progress = Progress()
+    if chosen.resume is not None:
+        progress = checkpoints.load(chosen.resume / LAST, model, optimizer)
+    run = Run(chosen, Path(), samples, model, task, optimizer, progress, Logger(None, []))
+    if chosen.resume is None:
+        names = (chosen.data, chosen.model, chosen.optimizer)
+        run.directory = run_directory.create(chosen.track_dir, *names)
+    elif run.share < 1:
+        run.directory = chosen.resume
+    else:
+        raise ConfigurationError(
+            f"the run in {chosen.resume} has done its {progress.step:,} steps in "
+            f"{progress.seconds:.1f} s: give more --epochs, or more --budget-seconds"
+        )
+    options.write(run.directory, chosen)
+    resumed_at = None if chosen.resume is None else progress.step
+    run.logger = run_directory.open_logger(run.directory, False, resumed_at, "time/step")
+    return run
+
+
+def _optimizer(chosen: Options, model: nn.Module, task: Task) -> torch.optim.Optimizer:
+    """Makes the optimizer; the task and the seed go to those that have a use for them."""
+    known: dict[str, Any] = {
+        "likelihood": task.likelihood,
+        "seed": seeds.derived(chosen.seed, seeds.OPTIMIZER),
+    }
+    given = {name: value for name, value in known.items() if optim.takes(chosen.optimizer, name)}
+    arguments = {**given, **chosen.optimizer_arguments()}
+    return optim.create(chosen.optimizer, model, chosen.lr, **arguments)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(f"--device {name} cannot be used: {reason}") from error
+    return device

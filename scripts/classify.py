@@ -1,0 +1,57 @@
+"""Trains a classifier or an autoencoder with any optimizer of the library.
+
+    python scripts/classify.py --data digits --optimizer natural-gradient
+    python scripts/classify.py --data fashion-mnist --data-dir DIR --model autoencoder --epochs 20
+    python scripts/classify.py --optimizer sgd --lr 0.1 --option nesterov=true --schedule cosine
+    python scripts/classify.py --resume runs/digits_mlp_natural-gradient_1 --epochs 20
+
+Exit codes: 0 finished, 1 the training failed, 2 the configuration cannot work, 128 + n stopped by
+signal n (130 is Ctrl-C).
+"""
+
+import sys
+from collections.abc import Sequence
+
+from classification import options, plots, report, session
+from classification.checkpoints import LAST
+from classification.loop import Loop
+from classification.progress import ProgressBar
+from common.failures import Failure, configuration_errors, plain_warnings, training_errors
+from common.interrupts import Interrupts
+from common.run_directory import PLOT
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains as the command line says; returns the exit code."""
+    plain_warnings()
+    try:
+        with configuration_errors():
+            run = session.start(options.parse(argv))
+        return train(run)
+    except Failure as failure:
+        return failure.report()
+
+
+def train(run: session.Run) -> int:
+    """Trains to the end, whichever that is; returns the exit code."""
+    with Interrupts() as interrupts:
+        loop = Loop(run, interrupts)
+        bar = ProgressBar(loop) if run.options.progress_bar else None
+        try:
+            with training_errors(f"the last good checkpoint: {run.directory / LAST}"):
+                loop.train(after_step=bar.update if bar else lambda: None)
+        finally:
+            if bar:
+                bar.stop()
+            run.logger.close()
+            if run.progress.best is not None:  # there is an evaluation to draw
+                plots.draw([run.directory], run.directory / PLOT)
+    if interrupts.received is not None:
+        report.print_interrupted(run)
+        return 128 + interrupts.received
+    report.print_summary(loop)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,38 @@
+"""The look of the pictures, drawn without a display."""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from common.files import replacing
+
+GREY, BLUE, INK, FAINT = "#9aa5b1", "#1f5fbf", "#1f2933", "#e4e7eb"
+
+
+def figure(width: float, height: float) -> Figure:
+    """Makes an empty figure, sizes in inches."""
+    empty = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(empty)
+    return empty
+
+
+def save(drawn: Figure, path: Path) -> None:
+    """Writes a figure to a PNG file."""
+    with replacing(path) as temporary:
+        drawn.savefig(temporary, format="png")
+
+
+def style(axes: Axes, x_label: str, y_label: str) -> None:
+    """Gives axes the look of all pictures."""
+    axes.set_xlabel(x_label, color=INK)
+    axes.set_ylabel(y_label, color=INK)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(color=FAINT, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(color=GREY, labelcolor=INK)
+    axes.margins(x=0.03)

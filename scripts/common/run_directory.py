@@ -1,0 +1,143 @@
+"""The directory of a run: its name, its configuration, its logs, and going on with them."""
+
+import csv
+import importlib.metadata
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from stable_baselines3.common.logger import (
+    CSVOutputFormat,
+    HumanOutputFormat,
+    KVWriter,
+    Logger,
+    TensorBoardOutputFormat,
+)
+
+from common.files import replacing
+from npg.errors import ConfigurationError
+
+CONFIG = "config.yml"
+PROGRESS = "progress.csv"
+PLOT = "learning_curve.png"
+
+RECORDED_VERSIONS = (
+    "npg",
+    "torch",
+    "numpy",
+    "scikit-learn",
+    "gymnasium",
+    "stable-baselines3",
+    "mujoco",
+    "envpool",
+)
+
+
+def create(track_dir: Path, *names: str) -> Path:
+    """Makes <track_dir>/<names, joined>_<n> with the first free n, also if several runs start."""
+    name = re.sub(r"[^\w.-]", "-", "_".join(names))
+    track_dir.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        directory = track_dir / f"{name}_{number}"
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return directory
+
+
+def write_config(directory: Path, config: Mapping[str, Any]) -> None:
+    """Writes everything that decides what the run does, and the versions it runs on.
+
+    Args:
+        directory: Of the run.
+        config: Plain values that YAML knows.
+    """
+    with replacing(directory / CONFIG) as temporary:
+        temporary.write_text(yaml.safe_dump({**config, "versions": _versions()}, sort_keys=False))
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Reads what :func:`write_config` wrote."""
+    file = directory / CONFIG
+    if not file.is_file():
+        raise ConfigurationError(f"{directory} is not the directory of a run: it has no {CONFIG}")
+    config: dict[str, Any] = yaml.safe_load(file.read_text())
+    return config
+
+
+def open_logger(directory: Path, tables: bool, resumed_at: int | None, steps: str) -> Logger:
+    """Opens progress.csv and TensorBoard, and tables on the terminal if wanted.
+
+    Args:
+        directory: Of the run.
+        tables: Whether to print.
+        resumed_at: Steps of the checkpoint that training goes on from. What was logged after it is
+            dropped, since it comes again.
+        steps: The column of progress.csv that counts the steps.
+
+    Returns:
+        Stable-Baselines3's logger.
+    """
+    progress = directory / PROGRESS
+    formats: list[KVWriter] = [
+        CSVOutputFormat(str(progress))
+        if resumed_at is None
+        else _ContinuedCSV(progress, resumed_at, steps),
+        _TensorBoard(directory, resumed_at),
+    ]
+    if tables:
+        import sys
+
+        formats.append(HumanOutputFormat(sys.stdout))
+    return Logger(folder=str(directory), output_formats=formats)
+
+
+def read_progress(directory: Path) -> list[dict[str, str]]:
+    """Reads the rows of progress.csv."""
+    with open(directory / PROGRESS, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class _ContinuedCSV(CSVOutputFormat):
+    """Goes on after the rows of a progress.csv, which the base class would overwrite."""
+
+    def __init__(self, path: Path, until: int, column: str) -> None:
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        super().__init__(str(path))
+        if not lines:
+            return
+        self.keys = lines[0].strip().split(",")
+        steps = self.keys.index(column)
+        self.file.write(lines[0])
+        for line in lines[1:]:
+            # A process that was killed may have left half a line.
+            if line.endswith("\n") and int(line.split(",")[steps]) <= until:
+                self.file.write(line)
+        self.file.flush()
+
+
+class _TensorBoard(TensorBoardOutputFormat):
+    """Writes event files that hide what an earlier process logged after the checkpoint."""
+
+    def __init__(self, directory: Path, resumed_at: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge_step = None if resumed_at is None else resumed_at + 1
+        self.writer = SummaryWriter(log_dir=str(directory), purge_step=purge_step)
+        self._is_closed = False
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in RECORDED_VERSIONS:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
