@@ -96,7 +96,8 @@ class InProjectionLayer(MatrixLayer):
 class AttentionForward:
     """Stands in for the forward method of one attention layer, and does the same.
 
-    Copies and pickles of it belong to the copied layer, and have no listeners.
+    Copies and pickles of it belong to the copied layer, have no listeners, and remove themselves
+    when they are called.
 
     Args:
         module: The layer.
@@ -113,6 +114,8 @@ class AttentionForward:
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """As nn.MultiheadAttention.forward."""
         heard = [listener for ref in self.listeners if (listener := ref()) is not None]
+        if not heard and self.module.__dict__.get("forward") is self:  # a copy
+            del self.module.__dict__["forward"]
         if not any(listener.explicit for listener in heard):
             return nn.MultiheadAttention.forward(self.module, *args, **kwargs)
 

@@ -64,6 +64,15 @@ def _damped(block: MatrixBlock, damping: float) -> torch.Tensor:
     return torch.block_diag(*products)
 
 
+def _applied(
+    inverse: KroneckerInverse, i: int, gradients: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    parameters = inverse.blocks[i].parameters
+    found = inverse.apply(dict(zip(parameters, gradients, strict=True)))
+    assert set(found) == set(parameters)
+    return [found[p] for p in parameters]
+
+
 class TestApply:
     @pytest.mark.parametrize("damping", [1.0, 1e-3])
     def test_is_the_dense_inverse_of_every_block(self, estimator, damping):
@@ -72,7 +81,7 @@ class TestApply:
         kinds = set()
         for i, block in enumerate(estimator.blocks):
             gradients = [torch.randn_like(p) for p in block.parameters]
-            found = inverse.apply(i, gradients)
+            found = _applied(inverse, i, gradients)
             assert [f.shape for f in found] == [p.shape for p in block.parameters]
             if isinstance(block, MatrixBlock):
                 matrix = block.layer.matrix(gradients)
@@ -92,6 +101,17 @@ class TestApply:
             1, 2, 3, (VectorBlock, True), (VectorBlock, False), (FreeBlock, False)
         }  # fmt: skip
 
+    def test_a_gradient_that_is_missing_counts_as_zero(self, estimator):
+        inverse = KroneckerInverse(estimator.blocks)
+        inverse.refresh(0.1)
+        for i, block in enumerate(estimator.blocks):
+            first, *rest = block.parameters
+            gradient = torch.randn_like(first)
+            found = inverse.apply({first: gradient})
+            assert set(found) == {first}
+            whole = _applied(inverse, i, [gradient, *(torch.zeros_like(p) for p in rest)])
+            torch.testing.assert_close(found[first], whole[0], rtol=1e-12, atol=1e-14)
+
     def test_a_block_without_moments_leaves_its_gradient(self):
         model = mlp()
         model.add_module("idle", nn.Linear(3, 2))
@@ -101,7 +121,7 @@ class TestApply:
         inverse = KroneckerInverse(estimator.blocks)
         inverse.refresh(0.1)
         gradients = [torch.randn(2, 3), torch.randn(2)]
-        found = inverse.apply(3, gradients)
+        found = _applied(inverse, 3, gradients)
         assert all(torch.equal(a, b) for a, b in zip(found, gradients, strict=True))
 
     def test_equal_shapes_together_are_as_one_by_one(self):
@@ -132,7 +152,7 @@ class TestApply:
         inverse.refresh(1e12)
         for i, block in enumerate(estimator.blocks):
             gradients = [torch.randn_like(p) for p in block.parameters]
-            for found, gradient in zip(inverse.apply(i, gradients), gradients, strict=True):
+            for found, gradient in zip(_applied(inverse, i, gradients), gradients, strict=True):
                 torch.testing.assert_close(found * 1e12, gradient, rtol=1e-3, atol=1e-3)
 
 
@@ -211,7 +231,7 @@ class TestFailures:
         inverse.refresh(0.25)
         assert inverse.kept == 0
         gradients = [torch.randn(4, 3), torch.randn(4)]
-        for found, gradient in zip(inverse.apply(0, gradients), gradients, strict=True):
+        for found, gradient in zip(_applied(inverse, 0, gradients), gradients, strict=True):
             torch.testing.assert_close(found, 4 * gradient)  # 1/λ
 
 
@@ -224,7 +244,7 @@ class TestState:
         assert other.damping == 0.1
         for i, block in enumerate(estimator.blocks):
             gradients = [torch.randn_like(p) for p in block.parameters]
-            pairs = zip(inverse.apply(i, gradients), other.apply(i, gradients), strict=True)
+            pairs = zip(_applied(inverse, i, gradients), _applied(other, i, gradients), strict=True)
             assert all(torch.equal(a, b) for a, b in pairs)
 
 

@@ -316,6 +316,7 @@ class TestCopies:
         assert other.attention.forward.module is other.attention
         assert not other.attention.forward.listeners
         torch.testing.assert_close(other(x), model(x), **CLOSE)
+        assert "forward" not in other.attention.__dict__
         other(x).sum().backward()
         assert not estimator.seen
         with torch.no_grad():  # it computes with its own weights

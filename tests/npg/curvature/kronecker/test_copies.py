@@ -28,12 +28,13 @@ class TestCopies:
         model, x = _network(), torch.randn(5, 3)
         estimator = KroneckerFisher(model, family="categorical")
         other = copied(model)
-        other(x).sum().backward()
-        assert estimator.seen == 0
-        assert not estimator.capture.take().noted
         hooks = [h for module in other.modules() for h in module._forward_hooks.values()]
         assert hooks
         assert all(isinstance(hook, Hook) and hook.capture is None for hook in hooks)
+        other(x).sum().backward()
+        assert estimator.seen == 0
+        assert not estimator.capture.take().noted
+        assert not any(module._forward_hooks for module in other.modules())  # after one call
 
     def test_of_an_estimator_listen_to_their_own_model(self, copied):
         model, x = _network(), torch.randn(5, 3)
