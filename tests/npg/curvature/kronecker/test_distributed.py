@@ -49,6 +49,7 @@ def _process(rank: int, port: int, results: str) -> None:
     model, tokens = _model_and_data()
     wrapped = DistributedDataParallel(model, find_unused_parameters=True)
     estimator = KroneckerFisher(wrapped, family="categorical", kind="exact", distributed=True)
+    assert estimator.model is model
     own = tokens[:2] if rank == 0 else tokens[2:]  # halves of different sizes
     wrapped(own).sum().backward()
     finite = bool(estimator.finite())

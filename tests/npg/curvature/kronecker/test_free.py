@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from npg.curvature import Fisher
 from npg.curvature.kronecker import FreeBlock, KroneckerFisher
+from npg.curvature.kronecker import estimator as estimator_module
+from npg.curvature.kronecker.capture import back_propagate
 from npg.likelihoods import as_distribution
 from tests.npg.curvature.kronecker.helpers import EXACT, block_of, finished, measured
 from tests.npg.oracles import Recurrent, mlp
@@ -65,11 +67,19 @@ class TestLogScale:
         expected = torch.cat([(1 / variance).mean(0), torch.full((2,), 2.0)]).diag()
         torch.testing.assert_close(block.moments[1], expected, **EXACT)
 
-    def test_exact_signals_are_the_precision(self):
+    def test_exact_signals_are_the_precision(self, monkeypatch):
         """Columns of σ, which no layer computes, cost no passes and change nothing."""
         policy, x = Policy(), torch.randn(6, 3)
+        passes = []
+
+        def counted(*arguments):
+            passes.append(arguments)
+            return back_propagate(*arguments)
+
+        monkeypatch.setattr(estimator_module, "back_propagate", counted)
         estimator = KroneckerFisher(policy, kind="exact")
         estimator.observe(policy(x))
+        assert len(passes) == 3
         signals = block_of(finished(estimator), policy.mean[2].weight).moments[1]
         torch.testing.assert_close(signals, (-2 * policy.log_std.detach()).exp().diag(), **EXACT)
 
