@@ -1,4 +1,4 @@
-"""Predictions: those that outputs stand for, those that are handed over, and those that are wrong."""
+"""Predictions: what outputs stand for, what is handed over, and what is wrong."""
 
 import pytest
 import torch
