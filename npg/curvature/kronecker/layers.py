@@ -45,6 +45,10 @@ class MatrixLayer:
         """Gradients [N, ...] in the outputs of one call as [N, R, o], or [N, R, g, o]."""
         raise NotImplementedError
 
+    def present(self, inputs: Tensor) -> Tensor | None:
+        """1 for rows that there are, 0 for those that only fill up, [N, R, g]; None if all are."""
+        return None
+
     def matrix(self, gradients: Sequence[Tensor]) -> Tensor:
         """Puts gradients of :attr:`parameters` into one matrix [o, d], or [g, o, d]."""
         columns = []
@@ -192,15 +196,16 @@ class EmbeddingLayer(MatrixLayer):
 
     def rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
         """Indices [N, R]."""
-        return inputs.reshape(len(inputs), -1)
+        return inputs.reshape(entries(module, inputs), -1)
 
     def signals(self, module: nn.Module, gradients: Tensor, inputs: Tensor) -> Tensor:
         """[N, R, o]; a padding index is no parameter, and gets none."""
         assert isinstance(module, nn.Embedding)
-        flat = gradients.reshape(len(inputs), -1, gradients.shape[-1])
+        n = entries(module, inputs)
+        flat = gradients.reshape(n, -1, gradients.shape[-1])
         if module.padding_idx is None:
             return flat
-        return flat * (inputs.reshape(len(inputs), -1, 1) != module.padding_idx)
+        return flat * (inputs.reshape(n, -1, 1) != module.padding_idx)
 
     def weight_matrix(self, weight: Tensor) -> Tensor:
         """[V, o] to [o, V]."""
@@ -209,6 +214,19 @@ class EmbeddingLayer(MatrixLayer):
     def weight_from_matrix(self, matrix: Tensor) -> Tensor:
         """The inverse of :meth:`weight_matrix`."""
         return matrix.T
+
+
+def entries(module: nn.Module, inputs: Tensor) -> int:
+    """Entries of the batch that a layer got; an input without a batch is one."""
+    if isinstance(module, nn.Embedding):
+        unbatched = 0
+    elif isinstance(module, CONVOLUTIONS + TRANSPOSED_CONVOLUTIONS):
+        unbatched = len(module.kernel_size) + 1
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        unbatched = len(module.normalized_shape)
+    else:
+        unbatched = 1
+    return 1 if inputs.ndim <= unbatched else len(inputs)
 
 
 def _positions(values: Tensor) -> Tensor:
