@@ -77,7 +77,8 @@ class NaturalGradient(FunctionOptimizer):
         likelihood: What a tensor prediction parametrises, see
             :func:`npg.likelihoods.as_distribution`; not needed where the closure returns
             a Distribution.
-        fisher: ``"exact"``, ``"sampled"``, as in :class:`npg.curvature.Fisher`.
+        fisher: ``"exact"``, ``"sampled"``, as in :class:`npg.curvature.Fisher`. Kronecker factors
+            are sampled in any case.
         seed: Seeds the generator of sampled labels.
         parameters: Restricts a module to a part of its parameters.
 
@@ -142,27 +143,40 @@ class NaturalGradient(FunctionOptimizer):
         self.curvature = curvature
         self.likelihood = likelihood
         self.fisher = fisher
+        factored = "kfac" in (curvature, cg_preconditioner)
         device = self.tensors()[0].device
         self.generator = (
             torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)
-            if fisher == "sampled"
+            if fisher == "sampled" or factored
             else None
         )
         self.factors: KroneckerFisher | None = None
-        if "kfac" in (curvature, cg_preconditioner):
+        if factored:
             if not isinstance(model, nn.Module):
                 raise ConfigurationError(
                     "Kronecker factors listen to layers: pass the module as model, and parameters= "
                     "for a part of it"
                 )
-            self.factors = KroneckerFisher(
-                model,
-                self.tensors(),
-                kind=fisher,
-                generator=self.generator,
-                in_evaluation=True,
-            )
-            self.factored = KroneckerInverse(self.factors.blocks)
+            self._factorise(model)
+
+    def _factorise(self, model: nn.Module) -> None:
+        """Begins to gather Kronecker factors of what the groups hold now."""
+        self.factors = KroneckerFisher(
+            model, self.tensors(), kind="sampled", generator=self.generator, in_evaluation=True
+        )
+        self.factors.pause()  # hooks keep others from passing the modules by
+        self.factored = KroneckerInverse(self.factors.blocks)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters; Kronecker factors are gathered anew.
+
+        Args:
+            param_group: ``params`` and what differs from the defaults.
+        """
+        super().add_param_group(param_group)
+        if getattr(self, "factors", None) is not None:
+            assert self.factors is not None
+            self._factorise(self.factors.model)
 
     def step(  # type: ignore[override]
         self,
@@ -191,9 +205,13 @@ class NaturalGradient(FunctionOptimizer):
         _check(settings)
         target_kl, damping = settings["target_kl"], float(settings["damping"])
         parameters = self.tensors()
+        if self.factors is not None:
+            self.factors.listen()
         start = self.start(closure)
         loss, norm = start.loss, start.gradient_norm
         if start.obstacle:
+            if self.factors is not None:
+                self.factors.pause()
             return self.skip(loss, start.obstacle, gradient_norm=norm)
         with torch.enable_grad():
             old = as_distribution(start.prediction, self.likelihood)
@@ -263,7 +281,7 @@ class NaturalGradient(FunctionOptimizer):
             self.factors.observe(prediction, None if weights is None else weights > 0)
             if bool(self.factors.finite()):
                 self.factors.update(FACTOR_DECAY)
-            self.factors.clear()
+            self.factors.pause()
             self.factored.refresh(max(float(settings["damping"]), LEAST_FACTOR_DAMPING))
             factored = FactoredInverse(self.factored, parameters)
             if self.curvature == "kfac":

@@ -64,6 +64,7 @@ class Capture:
         on_gradient: Method called with (call, gradient) when a backward pass reaches a call.
             The receivers are held weakly: a capture keeps nobody alive. Where there are none,
             passes wait to be taken.
+        in_evaluation: Whether to note calls in evaluation mode, too.
 
     Attributes:
         active: Whether calls are noted at all; off between the steps that need them.
@@ -79,8 +80,10 @@ class Capture:
         on_pass: Callable[[Pass, Tensor], None] | None = None,
         on_output: Callable[[Pass, Tensor], None] | None = None,
         on_gradient: Callable[[Call, Tensor], None] | None = None,
+        in_evaluation: bool = False,
     ) -> None:
         self.active = True
+        self.in_evaluation = in_evaluation
         self.open = Pass()
         self.waiting: deque[Pass] = deque(maxlen=WAITING)
         self.model = model
@@ -101,7 +104,7 @@ class Capture:
     @property
     def explicit(self) -> bool:
         """Whether attention is set out; recomputation must do as the first pass did."""
-        return self.active and self.model.training and torch.is_grad_enabled()
+        return self.active and self._in_mode and torch.is_grad_enabled()
 
     @property
     def listening(self) -> bool:
@@ -109,11 +112,15 @@ class Capture:
         return torch.is_grad_enabled() and self._in_forward
 
     @property
+    def _in_mode(self) -> bool:
+        return self.in_evaluation or self.model.training
+
+    @property
     def _in_forward(self) -> bool:
         return (
             self.active
             and not self._suspended
-            and self.model.training
+            and self._in_mode
             and torch._C._current_graph_task_id() == -1  # no recomputation inside a backward pass
         )
 

@@ -56,6 +56,7 @@ class KroneckerFisher:
         distributed: Whether :meth:`finite` and :meth:`update` first add up the sums of all ranks
             of ``torch.distributed``. All ranks have to call them together; one that measured
             nothing takes part with zeros.
+        in_evaluation: Whether to listen in evaluation mode, too, as a policy's update wants it.
 
     Attributes:
         blocks: One per layer, in the order of the model's modules, then free parameters.
@@ -77,6 +78,7 @@ class KroneckerFisher:
         generator: torch.Generator | None = None,
         keep_rows: bool = False,
         distributed: bool = False,
+        in_evaluation: bool = False,
     ) -> None:
         self.family = family
         self.kind = kind
@@ -85,6 +87,7 @@ class KroneckerFisher:
         self.generator = generator
         self.keep_rows = keep_rows
         self.distributed = distributed
+        self.in_evaluation = in_evaluation
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         self.model: nn.Module = model
@@ -96,6 +99,7 @@ class KroneckerFisher:
 
     def listen(self) -> None:
         """Hooks the model; a copy or a loaded estimator must begin anew with its own."""
+        self.paused = False
         empirical = self.kind == "empirical"
         layers = {module for module, _ in self._owner}
         heard = layers | {
@@ -109,7 +113,14 @@ class KroneckerFisher:
             on_pass=self._at_pass if empirical else None,
             on_output=None if empirical or self.family is None else self._at_output,
             on_gradient=self._at_gradient if empirical else None,
+            in_evaluation=self.in_evaluation,
         )
+
+    def pause(self) -> None:
+        """Takes the hooks off the model until :meth:`listen`, and forgets what they caught."""
+        self.clear()
+        self.capture.remove()
+        self.paused = True
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the hooks and what they caught."""
@@ -119,6 +130,8 @@ class KroneckerFisher:
         """Restores, and listens."""
         self.__dict__.update(state)
         self.listen()
+        if self.paused:
+            self.pause()
 
     @property
     def _free(self) -> list[FreeBlock]:
