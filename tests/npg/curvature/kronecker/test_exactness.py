@@ -167,12 +167,21 @@ def _theirs(model, x, y, loss, fisher_type, sharing, **options):
     return operator._input_covariances, operator._gradient_covariances
 
 
+def _their_order(layer):
+    """Their columns are those of the flat weight, then the bias; ours as the layer puts them."""
+    per_row = layer.weight[0].numel()
+    columns = torch.arange(per_row).reshape(1, *layer.weight.shape[1:]).expand_as(layer.weight)
+    bias = [] if layer.bias is None else [torch.full(layer.bias.shape, per_row)]
+    return layer.matrix([columns, *bias])[0]
+
+
 def _assert_factors(model, estimator, theirs, **tolerance):
     names = {id(p): name.rpartition(".")[0] for name, p in model.named_parameters()}
     for block in estimator.blocks:
         name = names[id(block.parameters[0])]
         inputs, signals = block.moments
-        torch.testing.assert_close(inputs, theirs[0][name], rtol=1e-6, atol=1e-9)
+        order = _their_order(block.layer)
+        torch.testing.assert_close(inputs, theirs[0][name][order][:, order], rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(signals, theirs[1][name], **tolerance)
 
 
