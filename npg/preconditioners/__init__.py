@@ -1,6 +1,7 @@
 """Curvature made cheap to apply to a gradient: (C + λI)⁻¹ g."""
 
 from npg.preconditioners.chain import ChainInverse
+from npg.preconditioners.chain_check import ChainCheck
 from npg.preconditioners.ekfac import EigenbasisInverse
 from npg.preconditioners.implicit import (
     DENSE_LIMIT,
@@ -15,6 +16,7 @@ from npg.preconditioners.tridiagonal import TridiagonalInverse
 
 __all__ = [
     "DENSE_LIMIT",
+    "ChainCheck",
     "ChainInverse",
     "ConjugateGradientInverse",
     "DenseInverse",
