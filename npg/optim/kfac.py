@@ -13,13 +13,13 @@ from npg.curvature.kronecker import FisherKind, KroneckerFisher, Reduction, Shar
 from npg.errors import ConfigurationError
 from npg.optim.base import Closure, FunctionOptimizer, Protocol, StepReport
 from npg.optim.kfac_closure import ClosureStep
+from npg.optim.kfac_curvature import update_curvature
 from npg.optim.kfac_plain import Motion, motion
 from npg.optim.kfac_settings import (
     PLAIN_DAMPING,
     check_choices,
     check_groups,
     check_intervals,
-    nothing_captured,
 )
 from npg.optim.kfac_state import check_state
 from npg.preconditioners import ChainCheck, ChainInverse, EigenbasisInverse, KroneckerInverse
@@ -59,7 +59,7 @@ class KFAC(FunctionOptimizer):
     Args:
         model: Module to train; its forward hooks see every layer. A DistributedDataParallel
             wrapper is looked through.
-        lr: η. 1 is the natural gradient's own length; with ``momentum="quadratic"`` it multiplies
+        lr: η, one per layer if steps are clipped. 1 is the natural gradient's own length; with ``momentum="quadratic"`` it multiplies
             the exact step.
         likelihood: What the model's output parametrises: ``"categorical"``, ``"bernoulli"``,
             ``"normal"``, ``"mse"`` or a callable output → Distribution, see
@@ -181,9 +181,9 @@ class KFAC(FunctionOptimizer):
             model, self.tensors(), generator=self.generator, **self._curvature
         )
         self.preconditioner = self._inverse(self.fisher.blocks, distributed=self.distributed)
-        self._chain: ChainCheck | None = None
+        self.chain: ChainCheck | None = None
         if isinstance(self.preconditioner, ChainInverse):
-            self._chain = ChainCheck(model, self.preconditioner.layers)
+            self.chain = ChainCheck(model, self.preconditioner.layers)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters of the model; the curvature is gathered anew.
@@ -205,8 +205,8 @@ class KFAC(FunctionOptimizer):
                 self.param_groups.pop()
                 raise
             self.fisher.capture.remove()
-            if self._chain is not None:
-                self._chain.stop()
+            if self.chain is not None:
+                self.chain.stop()
             self._listen(self.model)
 
     @property
@@ -231,8 +231,8 @@ class KFAC(FunctionOptimizer):
                 with its graph, which is kept.
             mask: Which samples count, bool of shape ``batch_shape``. Default: all.
         """
-        if self._chain is not None and self.fisher.capture.active:
-            self._chain.observe(prediction)
+        if self.chain is not None and self.fisher.capture.active:
+            self.chain.observe(prediction)
         self.fisher.observe(prediction, mask)
 
     @torch.no_grad()
@@ -298,11 +298,6 @@ class KFAC(FunctionOptimizer):
         known = {p: float(group[name]) for group in self.param_groups for p in group["params"]}
         return [known[p] for p in parameters]
 
-    @property
-    def block_diagonal(self) -> bool:
-        """Whether layers are independent by F̂."""
-        return not isinstance(self.preconditioner, ChainInverse)
-
     def gradients(self) -> dict[Tensor, Tensor]:
         """Gradients of the objective, with its L2 term, by parameter.
 
@@ -334,47 +329,8 @@ class KFAC(FunctionOptimizer):
 
         Args:
             damping: λ, to which the L2 term's curvature is added.
-
-        Raises:
-            ConfigurationError: If no statistics were ever captured.
         """
-        fisher, steps = self.fisher, self.extra["steps"]
-        if fisher.capture.active:
-            try:
-                self._take_statistics()
-            finally:
-                fisher.clear()
-        measured = any(block.updates for block in fisher.blocks)
-        if not measured and not self.extra["skipped_statistics"]:
-            raise ConfigurationError(nothing_captured(self.likelihood, fisher.kind))
-        due = (steps - self.burn_in) % self.inverse_interval == 0 or not self.preconditioner.ready
-        if measured and due and steps >= self.burn_in:
-            decays = [
-                0.0 if self.decoupled_weight_decay else g["weight_decay"] for g in self.param_groups
-            ]
-            self.preconditioner.refresh(damping + max(decays))
-
-    def _take_statistics(self) -> None:
-        """Lets what the last passes left enter the running means, if it is finite."""
-        fisher = self.fisher
-        fisher.finish()
-        if not (fisher.seen or self.distributed):
-            self.extra["uncaptured"] += 1
-            return
-        finite = fisher.finite()
-        if not any(block.sums for block in fisher.blocks):  # on no rank
-            self.extra["uncaptured"] += 1
-        elif finite.device.type == "meta" or bool(finite):
-            if self._chain is not None and not self._chain.done:
-                raise ConfigurationError(
-                    'inverse="block-tridiagonal" looks at the first prediction: let the model '
-                    "return a tensor, or call observe(distribution) before backward()"
-                )
-            rows = self.preconditioner.rows()
-            fisher.update(self.statistics_decay)
-            self.preconditioner.follow(rows, self.statistics_decay)
-        else:
-            self.extra["skipped_statistics"] += 1
+        update_curvature(self, damping)
 
     def motion(self, gradients: dict[Tensor, Tensor], natural: dict[Tensor, Tensor]) -> Motion:
         """Takes F̂⁻¹g into the velocity: the step, not yet taken.
@@ -458,15 +414,3 @@ class KFAC(FunctionOptimizer):
 
     def _in_order(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
-
-
-class EKFAC(KFAC):
-    """K-FAC with second moments of its own in the factors' eigenbasis: ``eigenbasis=True``.
-
-    Args:
-        model: Module to train.
-        **options: As for :class:`KFAC`.
-    """
-
-    def __init__(self, model: nn.Module, **options: Any) -> None:
-        super().__init__(model, **{"eigenbasis": True, **options})

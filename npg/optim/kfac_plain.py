@@ -13,6 +13,7 @@ from torch import Tensor
 
 from npg.errors import ConfigurationError
 from npg.optim.kfac_settings import PLAIN_KL_CLIP, PLAIN_MOMENTUM
+from npg.preconditioners import ChainInverse
 from npg.steps import kl_clip_factor
 
 if TYPE_CHECKING:
@@ -75,11 +76,8 @@ def motion(
     parameters = list(natural)
     rates = optimizer.by_parameter("lr", parameters)
     uniform = len(set(rates)) == 1
-    if not (uniform or clip == math.inf or optimizer.block_diagonal):
-        raise ConfigurationError(
-            'the KL of a step with several rates is not known with inverse="block-tridiagonal": '
-            "give all groups one lr, or set kl_clip=math.inf"
-        )
+    if not (uniform or clip == math.inf):
+        _check_rates(optimizer, dict(zip(parameters, rates, strict=True)))
     steps = [u.contiguous() for u in natural.values()]
     terms = [
         _wide(torch.dot(gradients[p].flatten(), u.view(-1))) * rate**2
@@ -100,6 +98,19 @@ def motion(
     torch._foreach_add_(velocity, steps)
     optimizer.leave_out(finite)
     return Motion(parameters, velocity, finite, shrinking(optimizer, parameters))
+
+
+def _check_rates(optimizer: "KFAC", rates: Mapping[Tensor, float]) -> None:
+    """Refuses several rates where Σ η² gᵀF̂⁻¹g is not the step's squared length by F̂."""
+    blocks = optimizer.preconditioner.blocks
+    independent = [block.parameters for block in blocks]
+    if isinstance(optimizer.preconditioner, ChainInverse):
+        independent = [[p for block in blocks for p in block.parameters]]
+    if any(len({rates[p] for p in group if p in rates}) > 1 for group in independent):
+        raise ConfigurationError(
+            "the KL of a step is known where the parameters of a layer have one lr, and those of "
+            'all layers with inverse="block-tridiagonal": give them one, or set kl_clip=math.inf'
+        )
 
 
 def shrinking(optimizer: "KFAC", parameters: list[Tensor]) -> list[float]:

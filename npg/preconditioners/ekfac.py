@@ -60,13 +60,12 @@ class EigenbasisInverse(KroneckerInverse):
             totals, counts = sum_over_ranks(totals), sum_over_ranks(counts)
         for (i, _, _), total, count in zip(measured, totals, counts, strict=True):
             weight = update_weight(self.blocks[i], decay)
+            mean = total / count
             if i not in self.scales:
-                self.scales[i] = total / count
-            elif self.distributed:  # a count of zero is that of a layer that took no part
-                fresh = torch.where(count > 0, total / count, self.scales[i])
+                self.scales[i] = mean
+            else:  # products of finite numbers may be none; a layer no rank used has a count of 0
+                fresh = torch.where(torch.isfinite(mean), mean, self.scales[i])
                 self.scales[i].lerp_(fresh, weight)
-            else:
-                self.scales[i].lerp_(total / count, weight)
 
     def refresh(self, damping: float) -> None:
         """Diagonalises the present factors, and inverts the blocks that have none.
