@@ -59,8 +59,8 @@ class KFAC(FunctionOptimizer):
     Args:
         model: Module to train; its forward hooks see every layer. A DistributedDataParallel
             wrapper is looked through.
-        lr: η, one per layer if steps are clipped. 1 is the natural gradient's own length; with ``momentum="quadratic"`` it multiplies
-            the exact step.
+        lr: η, the same for a layer's parameters where steps are clipped. 1 is the natural
+            gradient's own length; with ``momentum="quadratic"`` it multiplies the exact step.
         likelihood: What the model's output parametrises: ``"categorical"``, ``"bernoulli"``,
             ``"normal"``, ``"mse"`` or a callable output → Distribution, see
             :func:`npg.likelihoods.as_distribution`. Without it :meth:`observe` hands predictions
