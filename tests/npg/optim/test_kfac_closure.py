@@ -13,7 +13,7 @@ from npg.errors import ConfigurationError
 from npg.optim import EKFAC, KFAC
 from npg.steps import LevenbergMarquardt
 from tests.npg.optim.helpers import objective, snapshot
-from tests.npg.optim.kfac_oracle import DenseKFAC, damped_blocks, factors, parted
+from tests.npg.optim.kfac_oracle import DenseKFAC, damped_blocks
 from tests.npg.oracles import (
     TIGHT,
     categorical_fisher,
@@ -35,9 +35,11 @@ class DenseExact:
 
     def __init__(self, model, decay=(0.0,) * 6, lr=(1.0,) * 6):
         self.model = model
-        per_parameter = [torch.full((p.numel(),), d) for p, d in zip(model.parameters(), decay)]
-        self.decay = torch.cat(per_parameter)
-        self.lr = torch.cat([torch.full((p.numel(),), r) for p, r in zip(model.parameters(), lr)])
+        sizes = [p.numel() for p in model.parameters()]
+        self.decay, self.lr = (
+            torch.cat([torch.full((n,), v) for n, v in zip(sizes, values, strict=True)])
+            for values in (decay, lr)
+        )
         self.kfac = DenseKFAC(model, [1.0] * 6)
         self.last = None
 
@@ -55,9 +57,7 @@ class DenseExact:
         matrix = matrix + torch.diag(self.decay)
         self.kfac.statistics(x)
         self.kfac.blocks = damped_blocks(self.kfac.moments, damping + float(self.decay.max()))
-        pieces = [p.view_as(q) for p, q in zip(
-            gradient.split([q.numel() for q in self.kfac.parameters]), self.kfac.parameters
-        )]  # fmt: skip
+        pieces = list(unflatten(gradient, self.model).values())
         natural = flat(self.kfac.natural(pieces))
         span = [natural] if self.last is None else [natural, self.last]
         v = torch.stack(span, 1)
@@ -69,8 +69,8 @@ class DenseExact:
 
     def move(self, step):
         with torch.no_grad():
-            for p, piece in zip(self.model.parameters(), unflatten(step, self.model).values()):
-                p += piece
+            for name, piece in unflatten(step, self.model).items():
+                self.model.get_parameter(name).add_(piece)
 
 
 def grouped(model, decay, lr=(1.0,) * 6):

@@ -62,9 +62,14 @@ class TestSameConditions:
         conditions = SameConditions(model)
         model(x)
         after, generator = buffers(model), torch.get_rng_state()
-        with pytest.raises(KeyError), conditions:
-            model(x)
-            raise KeyError
+
+        def fails():
+            with conditions:
+                model(x)
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fails()
         assert same(buffers(model), after)
         assert torch.equal(torch.get_rng_state(), generator)
 
