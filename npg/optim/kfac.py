@@ -1,7 +1,6 @@
 """K-FAC in an unchanged training loop, with the true Fisher."""
 
 import copy
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -14,16 +13,19 @@ from npg.curvature.kronecker import FisherKind, KroneckerFisher, Reduction, Shar
 from npg.errors import ConfigurationError
 from npg.optim.base import Closure, FunctionOptimizer, Protocol, StepReport
 from npg.optim.kfac_closure import ClosureStep
-from npg.preconditioners import ChainInverse, EigenbasisInverse, KroneckerInverse
-from npg.steps import LevenbergMarquardt, kl_clip_factor
+from npg.optim.kfac_curvature import update_curvature
+from npg.optim.kfac_plain import Motion, motion
+from npg.optim.kfac_settings import (
+    PLAIN_DAMPING,
+    check_choices,
+    check_groups,
+    check_intervals,
+)
+from npg.optim.kfac_state import check_state
+from npg.preconditioners import ChainCheck, ChainInverse, EigenbasisInverse, KroneckerInverse
+from npg.steps import LevenbergMarquardt
 
 Inverse = Literal["block-diagonal", "block-tridiagonal"]
-
-# The plain loop's rule where nothing is given: a fixed λ, a step of the whole natural gradient,
-# averaged over ten batches, and never further than this KL.
-PLAIN_DAMPING = 1e-2
-PLAIN_MOMENTUM = 0.9
-PLAIN_KL_CLIP = 1e-2
 
 
 class KFAC(FunctionOptimizer):
@@ -49,13 +51,16 @@ class KFAC(FunctionOptimizer):
         optimizer.step(closure)
 
     ``lr``, ``weight_decay``, ``momentum``, ``kl_clip`` and ``damping`` are in ``param_groups``; of
-    the last three the first group's count.
+    the last three the first group's count. Counters are in :attr:`extra`: steps that were
+    ``rejected`` by the second evaluation, those ``skipped`` because a gradient was not finite,
+    batches of statistics that were not finite (``skipped_statistics``) or were never seen
+    (``uncaptured``).
 
     Args:
         model: Module to train; its forward hooks see every layer. A DistributedDataParallel
             wrapper is looked through.
-        lr: η. 1 is the natural gradient's own length; with ``momentum="quadratic"`` it multiplies
-            the exact step.
+        lr: η, the same for a layer's parameters where steps are clipped. 1 is the natural
+            gradient's own length; with ``momentum="quadratic"`` it multiplies the exact step.
         likelihood: What the model's output parametrises: ``"categorical"``, ``"bernoulli"``,
             ``"normal"``, ``"mse"`` or a callable output → Distribution, see
             :func:`npg.likelihoods.as_distribution`. Without it :meth:`observe` hands predictions
@@ -67,18 +72,20 @@ class KFAC(FunctionOptimizer):
         inverse: ``"block-diagonal"``, or ``"block-tridiagonal"`` for chains of linear layers.
         eigenbasis: Whether to measure second moments in the factors' eigenbasis (EKFAC).
         damping: λ, added to F̂ as factored Tikhonov damping. High values turn towards the
-            gradient. A number, or a ``LevenbergMarquardt`` to adapt it. None: Levenberg–Marquardt
-            from 1 where steps get a closure, 0.01 where they do not.
-        kl_clip: δ, nats; ``math.inf`` never clips. None: 0.01, and no clip with an exact step.
+            gradient. A number, or a ``LevenbergMarquardt`` to adapt a copy of. None:
+            Levenberg–Marquardt from 1 where steps get a closure, 0.01 where they do not.
+        kl_clip: δ, nats, of F̂ with its damping; ``math.inf`` never clips. None: 0.01, and no clip
+            with an exact step. High values trust F̂ where it was not measured.
         momentum: μ in [0, 1), or ``"quadratic"`` for the exact step, which needs a closure. None:
             ``"quadratic"`` where steps get a closure, 0.9 where they do not.
-        weight_decay: Of an L2 term in the objective, which then is in the curvature as well.
+        weight_decay: Of an L2 term in the objective, which then is in the curvature as well: in
+            F̂ the largest of the groups', in the exact step each its own.
         decoupled_weight_decay: Whether parameters shrink by lr · ``weight_decay`` instead.
         statistics_interval: Steps from one batch of statistics to the next.
         inverse_interval: Steps from one inversion to the next.
         statistics_decay: Weight of the past in the running means; 1 − 1/k in the k-th batch until
             that is above it.
-        burn_in: First steps that gather statistics only.
+        burn_in: First steps that gather statistics only; the inverse follows after the last.
         sharing: What layers make of positions that share their weights: ``"expand"`` or
             ``"reduce"``, see :mod:`npg.curvature.kronecker.blocks`.
         reduction: Whether the loss is a ``"mean"`` or a ``"sum"`` over samples; only the empirical
@@ -124,33 +131,33 @@ class KFAC(FunctionOptimizer):
                 "model must be the module itself, not its parameters: K-FAC listens to its layers; "
                 "parameters= restricts it to some of them"
             )
-        distributed = isinstance(model, DistributedDataParallel)
+        self.distributed = isinstance(model, DistributedDataParallel)
         model = model.module if isinstance(model, DistributedDataParallel) else model
-        adaptive = isinstance(damping, LevenbergMarquardt)
+        self.adaptive = isinstance(damping, LevenbergMarquardt)
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
             "momentum": momentum,
             "kl_clip": kl_clip,
-            "damping": None if adaptive else damping,
+            "damping": None if self.adaptive else damping,
         }
-        _check(defaults)
-        _check_choices(fisher, inverse, eigenbasis, sharing, reduction)
-        _check_intervals(statistics_interval, inverse_interval, statistics_decay, burn_in)
+        check_groups([defaults])
+        check_choices(fisher, inverse, eigenbasis, sharing, reduction)
+        check_intervals(statistics_interval, inverse_interval, statistics_decay, burn_in)
         super().__init__(model, defaults, parameters)
+        check_groups(self.param_groups)
+        self.extra |= {"skipped_statistics": 0, "uncaptured": 0}
         self.schedule = (
-            damping
+            copy.copy(damping)
             if isinstance(damping, LevenbergMarquardt)
             else LevenbergMarquardt(1.0, factor=1 / 0.95, interval=5)
         )
-        self.adaptive = adaptive
         self.likelihood = likelihood
         self.decoupled_weight_decay = decoupled_weight_decay
         self.statistics_interval = statistics_interval
         self.inverse_interval = inverse_interval
         self.statistics_decay = statistics_decay
         self.burn_in = burn_in
-        self.distributed = distributed
         self._skipped: Tensor | int = 0  # on the device: reading it would wait for the step
         device = self.tensors()[0].device
         self.generator = torch.Generator("cpu" if device.type == "meta" else device)
@@ -163,7 +170,7 @@ class KFAC(FunctionOptimizer):
             "sharing": sharing,
             "keep_rows": eigenbasis or tridiagonal,
         }
-        self._inverse = (
+        self._inverse: type[KroneckerInverse] = (
             ChainInverse if tridiagonal else EigenbasisInverse if eigenbasis else KroneckerInverse
         )
         self._listen(model)
@@ -173,7 +180,10 @@ class KFAC(FunctionOptimizer):
         self.fisher = KroneckerFisher(
             model, self.tensors(), generator=self.generator, **self._curvature
         )
-        self.preconditioner = self._inverse(self.fisher.blocks)
+        self.preconditioner = self._inverse(self.fisher.blocks, distributed=self.distributed)
+        self.chain: ChainCheck | None = None
+        if isinstance(self.preconditioner, ChainInverse):
+            self.chain = ChainCheck(model, self.preconditioner.layers)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters of the model; the curvature is gathered anew.
@@ -182,15 +192,21 @@ class KFAC(FunctionOptimizer):
             param_group: ``params`` and what differs from the defaults.
 
         Raises:
-            ConfigurationError: If a parameter is not the model's.
+            ConfigurationError: If a parameter is not the model's, or a setting cannot work.
         """
         super().add_param_group(param_group)
         if hasattr(self, "fisher"):
             known = {id(p) for p in self.model.parameters()}
-            if any(id(p) not in known for p in self.param_groups[-1]["params"]):
+            try:
+                if any(id(p) not in known for p in self.param_groups[-1]["params"]):
+                    raise ConfigurationError("a group's params must be parameters of the model")
+                check_groups(self.param_groups)
+            except ConfigurationError:
                 self.param_groups.pop()
-                raise ConfigurationError("a group's params must be parameters of the model")
+                raise
             self.fisher.capture.remove()
+            if self.chain is not None:
+                self.chain.stop()
             self._listen(self.model)
 
     @property
@@ -215,6 +231,8 @@ class KFAC(FunctionOptimizer):
                 with its graph, which is kept.
             mask: Which samples count, bool of shape ``batch_shape``. Default: all.
         """
+        if self.chain is not None and self.fisher.capture.active:
+            self.chain.observe(prediction)
         self.fisher.observe(prediction, mask)
 
     @torch.no_grad()
@@ -230,19 +248,18 @@ class KFAC(FunctionOptimizer):
             What was done, for a forward-only closure; the loss of torch's kind; else nothing.
 
         Raises:
-            ConfigurationError: If there is no gradient, no statistics were ever captured, or an
-                exact step was asked for without a closure.
+            ConfigurationError: If there is no gradient, no statistics were ever captured, the
+                closure is of neither kind, or an exact step was asked for without a closure.
             NumericalError: If a layer's curvature could not be inverted three times in a row.
         """
-        _check(self.param_groups[0])
+        check_groups(self.param_groups)
         if closure is None:
             self._after_backward()
             return None
-        exact = ClosureStep(self)
-        with torch.enable_grad():
-            result = exact.evaluate(closure)
+        evaluated = ClosureStep(self)
+        result = evaluated.evaluate(closure)
         if isinstance(result, tuple):
-            return exact.step(closure, *result)
+            return evaluated.step(closure, *result)
         self._after_backward()
         return result
 
@@ -257,13 +274,29 @@ class KFAC(FunctionOptimizer):
         gradients = self.gradients()
         self.update_curvature(self.fixed_damping())
         if self.extra["steps"] >= self.burn_in:
-            self.move(gradients, self.preconditioner.apply(gradients))
+            if self.preconditioner.ready:
+                self.move(gradients, self.preconditioner.apply(gradients))
+            else:  # nothing finite was seen yet
+                self.extra["skipped"] += 1
         self.count()
 
     def fixed_damping(self) -> float:
         """λ where nothing adapts it."""
         given = self.param_groups[0]["damping"]
         return PLAIN_DAMPING if given is None else float(given)
+
+    def by_parameter(self, name: str, parameters: Iterable[Tensor]) -> list[float]:
+        """A setting of the groups, per parameter.
+
+        Args:
+            name: Of the setting.
+            parameters: Some of the groups' parameters.
+
+        Returns:
+            A number for each.
+        """
+        known = {p: float(group[name]) for group in self.param_groups for p in group["params"]}
+        return [known[p] for p in parameters]
 
     def gradients(self) -> dict[Tensor, Tensor]:
         """Gradients of the objective, with its L2 term, by parameter.
@@ -272,14 +305,19 @@ class KFAC(FunctionOptimizer):
             What ``backward()`` left.
 
         Raises:
-            ConfigurationError: If it left nothing.
+            ConfigurationError: If it left nothing, or something sparse.
         """
         found: dict[Tensor, Tensor] = {}
         for group in self.param_groups:
             decay = 0.0 if self.decoupled_weight_decay else group["weight_decay"]
             for p in group["params"]:
-                if p.grad is not None:
-                    found[p] = p.grad.add(p, alpha=decay) if decay else p.grad
+                if p.grad is None:
+                    continue
+                if p.grad.layout != torch.strided:
+                    raise ConfigurationError(
+                        "K-FAC needs dense gradients: use nn.Embedding(..., sparse=False)"
+                    )
+                found[p] = p.grad.add(p, alpha=decay) if decay else p.grad
         if not found:
             raise ConfigurationError(
                 "step() found no gradients: call loss.backward() first, or pass a closure"
@@ -290,28 +328,21 @@ class KFAC(FunctionOptimizer):
         """Takes this step's statistics in, and inverts, where either is due.
 
         Args:
-            damping: λ.
-
-        Raises:
-            ConfigurationError: If no statistics were ever captured.
+            damping: λ, to which the L2 term's curvature is added.
         """
-        fisher = self.fisher
-        if fisher.capture.active:
-            fisher.finish()
-            if not fisher.seen:
-                self.extra["uncaptured"] = self.extra.get("uncaptured", 0) + 1
-            elif bool(fisher.finite()):
-                fisher.update(self.statistics_decay)
-                self.preconditioner.follow()
-            else:
-                self.extra["skipped_statistics"] = self.extra.get("skipped_statistics", 0) + 1
-            fisher.clear()
-        measured = any(block.updates for block in fisher.blocks)
-        if not measured and not self.extra.get("skipped_statistics"):
-            raise ConfigurationError(_nothing_captured(self.likelihood, fisher.kind))
-        due = self.extra["steps"] % self.inverse_interval == 0 or not self.preconditioner.ready
-        if measured and due:
-            self.preconditioner.refresh(damping)
+        update_curvature(self, damping)
+
+    def motion(self, gradients: dict[Tensor, Tensor], natural: dict[Tensor, Tensor]) -> Motion:
+        """Takes F̂⁻¹g into the velocity: the step, not yet taken.
+
+        Args:
+            gradients: g by parameter.
+            natural: F̂⁻¹g by parameter.
+
+        Returns:
+            The step, which is none where the gradient is not finite.
+        """
+        return motion(self, gradients, natural)
 
     def move(self, gradients: dict[Tensor, Tensor], natural: dict[Tensor, Tensor]) -> None:
         """Moves the parameters by v, without reading from the device.
@@ -322,53 +353,18 @@ class KFAC(FunctionOptimizer):
             gradients: g by parameter.
             natural: F̂⁻¹g by parameter.
         """
-        settings = self.param_groups[0]
-        given = settings["momentum"]
-        momentum = PLAIN_MOMENTUM if given is None or given == "quadratic" else float(given)
-        clip = PLAIN_KL_CLIP if settings["kl_clip"] is None else settings["kl_clip"]
-        rates = {p: g["lr"] for g in self.param_groups for p in g["params"] if p in natural}
-        parameters = list(natural)
-        steps = [u.contiguous() for u in natural.values()]
-        terms = [
-            torch.dot(gradients[p].flatten(), u.view(-1)).mul(rates[p] ** 2).float()
-            for p, u in zip(parameters, steps, strict=True)
-        ]
-        inner = torch.stack(terms).sum()
-        finite = torch.isfinite(inner)
-        factor = finite.float() if clip == math.inf else kl_clip_factor(inner, clip)
-        if self.decoupled_weight_decay:
-            self.shrink(finite)
-        # What is not finite is multiplied by zero, which takes a number.
-        steps = [torch.nan_to_num(u, nan=0.0, posinf=0.0, neginf=0.0) for u in steps]
-        if len(set(rates.values())) == 1:
-            torch._foreach_mul_(steps, factor * ((momentum - 1) * rates[parameters[0]]))
-        else:
-            torch._foreach_mul_(steps, [(momentum - 1) * rates[p] for p in parameters])
-            torch._foreach_mul_(steps, factor)
-        velocity = [self._velocity(p) for p in parameters]
-        torch._foreach_mul_(velocity, torch.where(finite, momentum, 1.0))
-        torch._foreach_add_(velocity, steps)
-        torch._foreach_add_(parameters, torch._foreach_mul(velocity, finite.float()))
-        self._skipped = self._skipped + ~finite
+        self.motion(gradients, natural).take()
 
-    def shrink(self, enabled: Tensor) -> None:
-        """Multiplies the parameters by 1 − η · decay, where this is enabled."""
-        for group in self.param_groups:
-            trained = [p for p in group["params"] if p.grad is not None]
-            if group["weight_decay"] and trained:
-                factor = torch.where(enabled, 1 - group["lr"] * group["weight_decay"], 1.0)
-                torch._foreach_mul_(trained, factor)
-
-    def _velocity(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if "velocity" not in state:
-            state["velocity"] = torch.zeros_like(parameter)
-        velocity: Tensor = state["velocity"]
-        return velocity
+    def leave_out(self, finite: Tensor) -> None:
+        """Counts a step as skipped where ``finite`` is 0, on the device."""
+        self._skipped = self._skipped + (finite == 0)
 
     def count(self) -> None:
         """Counts the step, and listens on those whose statistics are wanted."""
         self.extra["steps"] += 1
+        self._listen_if_due()
+
+    def _listen_if_due(self) -> None:
         steps = int(self.extra["steps"])
         self.fisher.capture.active = steps < self.burn_in or steps % self.statistics_interval == 0
 
@@ -378,100 +374,43 @@ class KFAC(FunctionOptimizer):
         return int(self.extra["skipped"]) + int(self._skipped)
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's state, and under ``"kfac"`` what must not be cast: factors, inverses, labels."""
+        """torch's state, and under ``"kfac"`` what must not be cast: factors, inverses, labels.
+
+        Returns:
+            Tensors, numbers, lists and dictionaries only, as ``weights_only=True`` asks.
+        """
         self.extra["skipped"] = self.skipped
         self._skipped = 0
         self.extra["damping"] = self.schedule.damping
-        own = {
+        return {**super().state_dict(), "kfac": self._own_state()}
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
             "fisher": self.fisher.state(),
             "preconditioner": self.preconditioner.state(),
             "generator": self.generator.get_state(),
         }
-        return {**super().state_dict(), "kfac": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` gave, for a model of the same layers."""
+        """Restores what :meth:`state_dict` gave, for a model of the same layers.
+
+        Args:
+            state_dict: Of this class, with the same ``inverse`` and ``eigenbasis``.
+
+        Raises:
+            ConfigurationError: If it does not fit; then nothing of it was loaded.
+        """
+        check_state(state_dict, self._own_state(), self.fisher.blocks, self._in_order())
         rest = copy.deepcopy(state_dict)  # what is updated in place must not be the caller's
         own = rest.pop("kfac")
         super().load_state_dict(rest)
+        self._skipped = 0
         self.fisher.load(own["fisher"])
         self.preconditioner.load(own["preconditioner"])
-        self.generator.set_state(own["generator"])
+        self.generator.set_state(own["generator"].cpu())
         self.schedule.damping = self.extra["damping"]
-        steps = int(self.extra["steps"])
-        self.fisher.capture.active = steps < self.burn_in or steps % self.statistics_interval == 0
+        self.fisher.clear()
+        self._listen_if_due()
 
-
-class EKFAC(KFAC):
-    """K-FAC with second moments of its own in the factors' eigenbasis: ``eigenbasis=True``.
-
-    Args:
-        model: Module to train.
-        **options: As for :class:`KFAC`.
-    """
-
-    def __init__(self, model: nn.Module, **options: Any) -> None:
-        super().__init__(model, **{"eigenbasis": True, **options})
-
-
-def _nothing_captured(likelihood: object, kind: str) -> str:
-    if likelihood is None and kind != "empirical":
-        return (
-            'K-FAC must know what the model predicts: pass likelihood= ("categorical" for a '
-            "cross-entropy), call observe(distribution) before backward(), or choose "
-            'fisher="empirical", which takes the gradients of the loss instead'
-        )
-    return (
-        "no statistics were captured: the model must run in training mode, with gradients, before "
-        "backward(), and its output must reach the loss unchanged in place; for several or "
-        "changed outputs call observe(distribution) before backward()"
-    )
-
-
-def _check(settings: dict[str, Any]) -> None:
-    """Refuses settings that cannot work, whether given at first or changed in a group later."""
-    momentum, damping, clip = settings["momentum"], settings["damping"], settings["kl_clip"]
-    if not 0 < settings["lr"] < math.inf:
-        raise ConfigurationError(f"lr must be positive, got {settings['lr']}")
-    if not 0 <= settings["weight_decay"] < math.inf:
-        raise ConfigurationError(
-            f"weight_decay must not be negative, got {settings['weight_decay']}"
-        )
-    if not (momentum is None or momentum == "quadratic" or 0 <= momentum < 1):
-        raise ConfigurationError(
-            f'momentum must be in [0, 1), "quadratic" or None, got {momentum!r}'
-        )
-    if damping is not None and not 0 < damping < math.inf:
-        raise ConfigurationError(
-            f"damping must be positive (0.01 is usual), got {damping}; None adapts it"
-        )
-    if clip is not None and not clip > 0:
-        raise ConfigurationError(f"kl_clip must be positive, got {clip}; math.inf never clips")
-
-
-def _check_choices(
-    fisher: str, inverse: str, eigenbasis: bool, sharing: str, reduction: str
-) -> None:
-    choices = {
-        "fisher": (fisher, ("exact", "sampled", "empirical")),
-        "inverse": (inverse, ("block-diagonal", "block-tridiagonal")),
-        "sharing": (sharing, ("expand", "reduce")),
-        "reduction": (reduction, ("mean", "sum")),
-    }
-    for name, (given, known) in choices.items():
-        if given not in known:
-            raise ConfigurationError(f"{name} must be one of {', '.join(known)}, got {given!r}")
-    if eigenbasis and inverse == "block-tridiagonal":
-        raise ConfigurationError(
-            'eigenbasis=True is for inverse="block-diagonal": the chain has no common eigenbasis'
-        )
-
-
-def _check_intervals(statistics: int, inverse: int, decay: float, burn_in: int) -> None:
-    if statistics < 1 or inverse < 1 or burn_in < 0:
-        raise ConfigurationError(
-            "statistics_interval and inverse_interval must be at least 1 and burn_in at least 0, "
-            f"got {statistics}, {inverse} and {burn_in}"
-        )
-    if not 0 <= decay < 1:
-        raise ConfigurationError(f"statistics_decay must be in [0, 1), got {decay}")
+    def _in_order(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from npg.curvature import Fisher, math_attention
+from npg.curvature import math_attention
+from npg.errors import ConfigurationError
 from npg.likelihoods import as_distribution
 from npg.linalg import assign_, flatten, split
-from npg.optim.base import Closure, Prediction, StepReport
+from npg.optim.base import CLOSURE_ADVICE, Closure, Prediction, StepReport
+from npg.optim.kfac_plain import shrinking
+from npg.optim.quadratic import QuadraticModel, rank_mean
 from npg.steps import SameConditions, minimise_quadratic
 
 if TYPE_CHECKING:
@@ -36,10 +39,37 @@ class ClosureStep:
         self.conditions = SameConditions(optimizer.model) if self.checked else None
 
     def evaluate(self, closure: Closure) -> tuple[Tensor, Prediction] | Tensor:
-        """Runs the closure; its gradients begin at zero."""
-        self.optimizer.zero_grad()
-        with math_attention():
-            return closure()
+        """Runs the closure, and finds out of which kind it is.
+
+        Args:
+            closure: Of either kind.
+
+        Returns:
+            The loss and the prediction of one that ran the forward pass only; whatever torch's
+            kind returned.
+
+        Raises:
+            ConfigurationError: If it is neither.
+        """
+        tensors = self.optimizer.tensors()
+        before = [(p.grad, None if p.grad is None else p.grad._version) for p in tensors]
+        with torch.enable_grad(), math_attention():
+            result = closure()
+        called_backward = any(
+            p.grad is not None and not (p.grad is old and p.grad._version == version)
+            for p, (old, version) in zip(tensors, before, strict=True)
+        )
+        if isinstance(result, tuple):
+            loss = result[0] if len(result) == 2 else None
+            fits = isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad
+            if called_backward or not fits:
+                raise ConfigurationError(f"{type(self.optimizer).__name__}: {CLOSURE_ADVICE}")
+        elif not called_backward:
+            raise ConfigurationError(
+                f"{type(self.optimizer).__name__}: the closure returned a loss without calling "
+                f"backward(). Either it does as torch's closures do, or {CLOSURE_ADVICE}"
+            )
+        return result
 
     def step(self, closure: Closure, loss_tensor: Tensor, output: Prediction) -> StepReport:
         """Takes the step.
@@ -54,21 +84,12 @@ class ClosureStep:
             is not finite or is larger, leave the parameters as they were, bit for bit.
         """
         optimizer = self.optimizer
-        with torch.enable_grad(), optimizer.graph_needed():
-            prediction = (
-                as_distribution(output, optimizer.likelihood)
-                if self.exact or self.checked
-                else None
-            )
-            if isinstance(output, Distribution) and optimizer.fisher.kind != "empirical":
-                optimizer.observe(output)
-            loss_tensor.backward(retain_graph=prediction is not None)
+        prediction = self._differentiate(loss_tensor, output)
         gradients = optimizer.gradients()
         parameters = list(gradients)
         gradient = flatten(gradients.values())
         decay = self._decay(parameters)
-        before = [p.clone() for p in parameters]
-        loss, norm = float(loss_tensor.detach()), float(torch.linalg.vector_norm(gradient))
+        loss, norm = self._mean(loss_tensor), float(torch.linalg.vector_norm(gradient))
         obstacle = ""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             obstacle = "loss or gradient is not finite"
@@ -78,35 +99,38 @@ class ClosureStep:
             optimizer.fisher.clear()
             optimizer.count()
             return optimizer.skip(loss, obstacle, gradient_norm=norm)
-        optimizer.update_curvature(self.damping + max(decay, default=0.0))
+        optimizer.update_curvature(self.damping)
         if optimizer.extra["steps"] < optimizer.burn_in:
             optimizer.count()
             return StepReport(loss, loss, accepted=False, reason="burn-in", kl=0.0)
+        if not optimizer.preconditioner.ready:
+            optimizer.count()
+            return optimizer.skip(loss, "no statistics were finite yet", gradient_norm=norm)
 
         natural = optimizer.preconditioner.apply(gradients)
-        model = (
-            None if prediction is None else QuadraticModel(parameters, prediction, gradient, decay)
-        )
-        predicted, length = math.nan, 1.0
-        if model is not None and self.exact:
-            predicted, length = self._exact_step(model, natural)
-        else:
-            optimizer.move(gradients, natural)
-            if model is not None:
-                predicted = model.change_since(before)
-        after, ratio = math.nan, math.nan
-        accepted = True
-        if model is not None and self.conditions is not None:
-            after = self._again(closure)
-            change = after - loss + model.decay_change(before)
-            accepted = math.isfinite(change) and change <= 0
-            ratio = optimizer.schedule.update(change, predicted)
+        model = None
+        if prediction is not None:
+            model = QuadraticModel(
+                parameters, prediction, gradient, decay, distributed=optimizer.distributed
+            )
+        before = [p.clone() for p in parameters]
+        after, ratio, accepted = math.nan, math.nan, True
+        try:
+            predicted, length = self._move(model, gradients, natural)
+            if model is not None and self.conditions is not None:
+                accepted = False
+                after = self._again(closure)
+                change = after - loss + model.decay_change(before)
+                accepted = math.isfinite(change) and change <= 0
+                ratio = optimizer.schedule.update(change, predicted)
+        finally:
             if not accepted:
                 assign_(parameters, before)
                 for p in parameters:
                     optimizer.state[p].pop("velocity", None)
-                optimizer.extra["rejected"] += 1
-                after = loss
+        if not accepted:
+            optimizer.extra["rejected"] += 1
+            after = loss
         optimizer.count()
         return StepReport(
             loss,
@@ -120,20 +144,45 @@ class ClosureStep:
             reduction_ratio=ratio,
         )
 
+    def _differentiate(self, loss: Tensor, output: Prediction) -> Distribution | None:
+        """Leaves the loss's gradients; returns the prediction where its curvature is needed."""
+        optimizer = self.optimizer
+        optimizer.zero_grad()
+        prediction = None
+        with torch.enable_grad(), math_attention(), optimizer.graph_needed():
+            if self.exact or self.checked:
+                prediction = as_distribution(output, optimizer.likelihood)
+            if isinstance(output, Distribution) and optimizer.fisher.kind != "empirical":
+                optimizer.observe(output)
+            # Others of the model's parameters keep their gradients; DDP waits for all of them.
+            inputs = None if optimizer.distributed else optimizer.tensors()
+            loss.backward(retain_graph=prediction is not None, inputs=inputs)
+        return prediction
+
     def _decay(self, parameters: list[Tensor]) -> list[float]:
         """The coefficient of the L2 term, per parameter."""
         if self.optimizer.decoupled_weight_decay:
             return [0.0] * len(parameters)
-        return self._settings("weight_decay", parameters)
+        return self.optimizer.by_parameter("weight_decay", parameters)
 
-    def _settings(self, name: str, parameters: list[Tensor]) -> list[float]:
-        """A setting of the groups, per parameter."""
-        groups = self.optimizer.param_groups
-        by_parameter = {p: float(group[name]) for group in groups for p in group["params"]}
-        return [by_parameter[p] for p in parameters]
+    def _move(
+        self,
+        model: QuadraticModel | None,
+        gradients: dict[Tensor, Tensor],
+        natural: dict[Tensor, Tensor],
+    ) -> tuple[float, float]:
+        """Moves the parameters; returns the predicted change and the step length."""
+        if model is not None and self.exact:
+            return self._exact_step(model, natural)
+        motion = self.optimizer.motion(gradients, natural)
+        predicted = math.nan
+        if model is not None:
+            predicted = model.change(flatten(motion.displacement()))
+        motion.take()
+        return predicted, 1.0
 
     def _exact_step(
-        self, model: "QuadraticModel", natural: dict[Tensor, Tensor]
+        self, model: QuadraticModel, natural: dict[Tensor, Tensor]
     ) -> tuple[float, float]:
         """Moves by the minimum of the quadratic model on the span of F̂⁻¹g and the last step."""
         optimizer = self.optimizer
@@ -145,87 +194,29 @@ class ClosureStep:
         span = torch.stack(directions)
         curvature, gram, slope = model.restricted(span)
         found = minimise_quadratic(curvature, gram, slope, damping=self.damping)
-        if optimizer.decoupled_weight_decay:
-            optimizer.shrink(torch.tensor(True, device=parameters[0].device))
         step = found.coefficients.to(span) @ span
-        rates = self._settings("lr", parameters)
-        for p, rate, piece in zip(parameters, rates, split(step, parameters), strict=True):
-            optimizer.state[p]["velocity"] = piece.mul_(rate)
-            p.add_(piece)
-        length = -float(found.coefficients[0])
-        return float(found.predicted_change), length
+        rates = optimizer.by_parameter("lr", parameters)
+        shrink = shrinking(optimizer, parameters)
+        pieces = [piece * rate for rate, piece in zip(rates, split(step, parameters), strict=True)]
+        moves = [
+            piece + p * factor if factor else piece
+            for p, piece, factor in zip(parameters, pieces, shrink, strict=True)
+        ]
+        predicted = float(found.predicted_change)
+        if self.checked and (any(shrink) or set(rates) != {1.0}):
+            predicted = model.change(flatten(moves))  # of what is done, not of the minimum
+        for p, piece, moved in zip(parameters, pieces, moves, strict=True):
+            optimizer.state[p]["velocity"] = piece
+            p.add_(moved)
+        return predicted, -float(found.coefficients[0])
 
     def _again(self, closure: Closure) -> float:
         """The loss at the parameters' present values, under the same random numbers."""
         assert self.conditions is not None
-        with self.conditions, self.optimizer.fisher.capture.suspended():
+        with self.conditions, self.optimizer.fisher.capture.suspended(), math_attention():
             loss, _ = closure()
-        return float(loss)
+        return self._mean(loss)
 
-
-class QuadraticModel:
-    """gᵀd + ½ dᵀ(F + η I)d around the present parameters, F the exact Fisher matrix of the batch.
-
-    Args:
-        parameters: What d is over.
-        prediction: The model's prediction, with its graph.
-        gradient: g [P], with the L2 term's.
-        decay: η per parameter.
-    """
-
-    def __init__(
-        self,
-        parameters: list[Tensor],
-        prediction: Distribution,
-        gradient: Tensor,
-        decay: list[float],
-    ) -> None:
-        self.parameters = parameters
-        self.fisher = Fisher(parameters, prediction)
-        self.gradient = gradient
-        self.decay = decay
-
-    def restricted(self, span: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Restricts the model to a span.
-
-        Args:
-            span: Directions in rows, V [k, P].
-
-        Returns:
-            V C Vᵀ [k, k] with the L2 term's curvature in C, V Vᵀ [k, k], and V g [k].
-        """
-        tangents = [self.fisher.jacobian.jvp(v) for v in span]
-        products = [self.fisher.output_product(t) for t in tangents]
-        curvature = _flat_rows(tangents) @ _flat_rows(products).T
-        gram = span @ span.T
-        if any(self.decay):
-            uniform = len(set(self.decay)) == 1
-            scaled = gram * self.decay[0] if uniform else (span * self._decays()) @ span.T
-            curvature = curvature + scaled
-        return curvature, gram, span @ self.gradient
-
-    def change_since(self, before: list[Tensor]) -> float:
-        """The model's change of the objective since the parameters were there."""
-        step = flatten(p - old for p, old in zip(self.parameters, before, strict=True))
-        curvature, _, slope = self.restricted(step.unsqueeze(0))
-        return float(slope[0] + curvature[0, 0] / 2)
-
-    def _decays(self) -> Tensor:
-        return flatten(
-            torch.full_like(p, eta) for p, eta in zip(self.parameters, self.decay, strict=True)
-        )
-
-    def decay_change(self, before: list[Tensor]) -> float:
-        """By how much the L2 term has grown since the parameters were there."""
-        if not any(self.decay):
-            return 0.0
-        change = [
-            eta / 2 * (p.double().square().sum() - old.double().square().sum())
-            for p, old, eta in zip(self.parameters, before, self.decay, strict=True)
-        ]
-        return float(torch.stack(change).sum())
-
-
-def _flat_rows(groups: list[list[Tensor]] | list[tuple[Tensor, ...]]) -> Tensor:
-    """One row per group of tensors."""
-    return torch.stack([flatten(group) for group in groups])
+    def _mean(self, loss: Tensor) -> float:
+        """The loss, over all ranks."""
+        return float(rank_mean(loss) if self.optimizer.distributed else loss.detach())

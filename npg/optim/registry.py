@@ -10,7 +10,8 @@ from torch.optim import SGD, Adam, AdamW
 
 from npg.errors import ConfigurationError
 from npg.optim.base import FunctionOptimizer, Prediction, trainable
-from npg.optim.kfac import EKFAC, KFAC
+from npg.optim.ekfac import EKFAC
+from npg.optim.kfac import KFAC
 from npg.optim.natural_gradient import NaturalGradient
 from npg.optim.newton_cg import NewtonCG
 

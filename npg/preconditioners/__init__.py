@@ -1,6 +1,7 @@
 """Curvature made cheap to apply to a gradient: (C + λI)⁻¹ g."""
 
 from npg.preconditioners.chain import ChainInverse
+from npg.preconditioners.chain_check import ChainCheck
 from npg.preconditioners.ekfac import EigenbasisInverse
 from npg.preconditioners.factored import FactoredInverse
 from npg.preconditioners.implicit import (
@@ -16,6 +17,7 @@ from npg.preconditioners.tridiagonal import TridiagonalInverse
 
 __all__ = [
     "DENSE_LIMIT",
+    "ChainCheck",
     "ChainInverse",
     "ConjugateGradientInverse",
     "DenseInverse",

@@ -9,8 +9,16 @@ from torch import Tensor
 
 from npg.curvature.kronecker import Block, MatrixBlock
 from npg.curvature.kronecker.layers import LinearLayer
-from npg.errors import ConfigurationError
-from npg.preconditioners.kfac import KroneckerInverse, given_gradients
+from npg.errors import ConfigurationError, NumericalError
+from npg.preconditioners.kfac import (
+    TOLERATED_FAILURES,
+    KroneckerInverse,
+    Rows,
+    given_gradients,
+    on_device_of,
+    update_weight,
+)
+from npg.preconditioners.ranks import sum_over_ranks
 from npg.preconditioners.tridiagonal import TridiagonalInverse
 
 
@@ -18,7 +26,15 @@ class ChainInverse(KroneckerInverse):
     """F̂⁻¹g with :class:`TridiagonalInverse`, from running means of neighbouring layers' moments.
 
     Args:
-        blocks: One per layer, in the order of the chain, with ``keep_rows``.
+        blocks: One per layer, in the order of the chain, with ``keep_rows``; whether the layers
+            form one is for :class:`npg.preconditioners.chain_check.ChainCheck` to find out.
+        distributed: Whether the moments are those of all ranks of ``torch.distributed``, which
+            then have to call :meth:`follow` together.
+
+    Attributes:
+        input_pairs: E[a_l a_{l+1}ᵀ] per neighbours.
+        signal_pairs: E[δ_l δ_{l+1}ᵀ] per neighbours.
+        inverse: The one in use; None before the first.
 
     Raises:
         ConfigurationError: If a block is not that of a linear layer.
@@ -28,8 +44,9 @@ class ChainInverse(KroneckerInverse):
         curvature", 2015, section 4.3.
     """
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        super().__init__(blocks)
+    def __init__(self, blocks: Sequence[Block], *, distributed: bool = False) -> None:
+        super().__init__(blocks, distributed=distributed)
+        self.layers: list[MatrixBlock] = []
         for block in blocks:
             if not (isinstance(block, MatrixBlock) and isinstance(block.layer, LinearLayer)):
                 shapes = ", ".join(str(tuple(p.shape)) for p in block.parameters)
@@ -38,45 +55,61 @@ class ChainInverse(KroneckerInverse):
                     f'of shape {shapes} belong to none: use inverse="block-diagonal", or '
                     "parameters="
                 )
+            self.layers.append(block)
         self.input_pairs: list[Tensor] = []
         self.signal_pairs: list[Tensor] = []
         self.inverse: TridiagonalInverse | None = None
+        self._failed = 0
 
-    def follow(self) -> None:
-        """Lets the rows of this step enter the moments of neighbours."""
-        layers = [block for block in self.blocks if isinstance(block, MatrixBlock)]
-        if not all(block.rows for block in layers):
-            return
-        first = layers[0].rows
-        same = all(
-            [r.shape[:2] for r, _, _ in block.rows] == [r.shape[:2] for r, _, _ in first]
-            for block in layers
-        )
-        if not same or any(rows.shape[1] != 1 for rows, _, _ in first):
+    def follow(self, rows: Sequence[Rows], decay: float) -> None:
+        """Lets the rows of this step enter the moments of neighbours.
+
+        Args:
+            rows: Of the step that was taken in, per block.
+            decay: As the moments were updated with.
+
+        Raises:
+            ConfigurationError: If a layer was used several times, or not on the whole batch.
+        """
+        shapes = [[given.shape[:2] for given, _, _ in own] for own in rows]
+        alike = all(own == shapes[0] for own in shapes)
+        missing = not shapes[0] and not self.distributed
+        if not alike or missing or any(positions != 1 for _, positions in shapes[0]):
             raise ConfigurationError(
                 'inverse="block-tridiagonal" is for chains of layers without weight sharing, each '
                 'used once on the whole batch: use inverse="block-diagonal"'
             )
-        input_pairs, signal_pairs = [], []
-        for left, right in pairwise(layers):
-            inputs, signals, positions, samples = [], [], 0, 0
-            for (a, deltas, count), (a_next, deltas_next, _) in zip(
-                left.rows, right.rows, strict=True
-            ):
-                inputs.append(_product(a, a_next))
-                signals += [_product(d, e) for d, e in zip(deltas, deltas_next, strict=True)]
-                positions += len(a)
-                samples += count
-            input_pairs.append(torch.stack(inputs).sum(0) / positions)
-            signal_pairs.append(torch.stack(signals).sum(0) / samples)
-        weight = layers[0].weight
-        if self.input_pairs:
-            torch._foreach_lerp_(self.input_pairs, input_pairs, weight)
-            torch._foreach_lerp_(self.signal_pairs, signal_pairs, weight)
-        else:
-            self.input_pairs, self.signal_pairs = input_pairs, signal_pairs
-        for block in layers:
-            block.rows = []
+        sums, entries, samples = self._products(rows)
+        if self.distributed:
+            *sums, entries, samples = sum_over_ranks([*sums, entries, samples])
+        half = len(self.layers) - 1
+        means = [s / entries for s in sums[:half]], [s / samples for s in sums[half:]]
+        if self.inverse is None and not self.input_pairs:
+            self.input_pairs, self.signal_pairs = means
+        elif half:
+            weight = update_weight(self.layers[0], decay)
+            torch._foreach_lerp_(self.input_pairs, means[0], weight)
+            torch._foreach_lerp_(self.signal_pairs, means[1], weight)
+
+    def _products(self, rows: Sequence[Rows]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Σ a_l a_{l+1}ᵀ of all neighbours, then Σ δ_l δ_{l+1}ᵀ; entries, and samples."""
+        inputs: list[Tensor] = []
+        signals: list[Tensor] = []
+        for i, (left, right) in enumerate(pairwise(self.layers)):
+            a, g = left.moments
+            a_next, g_next = right.moments
+            inputs.append(a.new_zeros(len(a), len(a_next)))
+            signals.append(g.new_zeros(len(g), len(g_next)))
+            for (x, deltas, _), (x_next, deltas_next, _) in zip(rows[i], rows[i + 1], strict=True):
+                inputs[-1] += _product(x, x_next)
+                for d, e in zip(deltas, deltas_next, strict=True):
+                    signals[-1] += _product(d, e)
+        like = self.layers[0].moments[0]
+        entries, samples = (
+            like.new_tensor(float(sum(counts)))
+            for counts in ([len(x) for x, _, _ in rows[0]], [count for _, _, count in rows[0]])
+        )
+        return inputs + signals, entries, samples
 
     def refresh(self, damping: float) -> None:
         """Factorises the present moments.
@@ -85,15 +118,24 @@ class ChainInverse(KroneckerInverse):
             damping: λ, above 0.
 
         Raises:
-            NumericalError: If the chain's covariance is not positive definite.
+            NumericalError: If the chain's covariance was not positive definite three times in
+                a row, or not the first time.
         """
-        self.damping = damping
         if not all(block.moments for block in self.blocks):
             return
         inputs, signals = zip(*(block.moments for block in self.blocks), strict=True)
-        self.inverse = TridiagonalInverse(
-            inputs, signals, self.input_pairs, self.signal_pairs, damping
-        )
+        try:
+            self.inverse = TridiagonalInverse(
+                inputs, signals, self.input_pairs, self.signal_pairs, damping
+            )
+        except NumericalError as error:
+            self.kept += 1
+            self._failed += 1
+            if self.inverse is None or self._failed >= TOLERATED_FAILURES:
+                raise NumericalError(f"{self._failed} times in a row: {error}") from error
+            return
+        self._failed = 0
+        self.damping = damping
         self.climbed += self.inverse.precision != inputs[0].dtype
 
     def apply(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
@@ -107,21 +149,34 @@ class ChainInverse(KroneckerInverse):
         """
         if self.inverse is None:
             return dict(gradients)
-        blocks = [block for block in self.blocks if isinstance(block, MatrixBlock)]
-        matrices = [block.layer.matrix(given_gradients(block, gradients)) for block in blocks]
+        matrices = [block.layer.matrix(given_gradients(block, gradients)) for block in self.layers]
         result: dict[Tensor, Tensor] = {}
-        for block, solved in zip(blocks, self.inverse.apply(matrices), strict=True):
+        for block, solved in zip(self.layers, self.inverse.apply(matrices), strict=True):
             result.update(zip(block.parameters, block.layer.gradients(solved), strict=True))
         return {p: result[p] for p in gradients}
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run must go on with."""
+        """What a resumed run must go on with: tensors, numbers, lists and dictionaries of them."""
         return {
             **super().state(),
-            "input_pairs": self.input_pairs,
-            "signal_pairs": self.signal_pairs,
-            "inverse": self.inverse,
+            "failed": self._failed,
+            "input_pairs": [pair.clone() for pair in self.input_pairs],
+            "signal_pairs": [pair.clone() for pair in self.signal_pairs],
+            "chain": None if self.inverse is None else self.inverse.state(),
         }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state` gave, each tensor on the blocks' device."""
+        super().load(state)
+        self._failed = int(state["failed"])
+        first = self.layers[0]
+        self.input_pairs = [on_device_of(first, pair) for pair in state["input_pairs"]]
+        self.signal_pairs = [on_device_of(first, pair) for pair in state["signal_pairs"]]
+        self.inverse = (
+            None
+            if state["chain"] is None
+            else TridiagonalInverse.restored(state["chain"], first.parameters[0].device)
+        )
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

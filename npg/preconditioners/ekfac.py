@@ -8,7 +8,8 @@ from torch import Tensor
 
 from npg.curvature.kronecker import Block, MatrixBlock
 from npg.linalg.inverses import positive_eigenbasis
-from npg.preconditioners.kfac import KroneckerInverse
+from npg.preconditioners.kfac import KroneckerInverse, Rows, on_device_of, update_weight
+from npg.preconditioners.ranks import sum_over_ranks
 
 # Per-sample gradients of layers that share weights are formed for so many numbers at a time.
 CHUNK = 2**22
@@ -19,36 +20,52 @@ class EigenbasisInverse(KroneckerInverse):
 
     Q_A and Q_G are the eigenvectors of K-FAC's factors. S = E[(Q_Gᵀ (Σ_r δ aᵀ) Q_A)²] is the
     diagonal for which this form is nearest to the Fisher matrix; K-FAC has λ_G λ_Aᵀ in its place.
-    A new basis takes S over as if what it measured had been uncorrelated in the old one. Blocks
-    without factors, and embeddings, are inverted as in K-FAC.
+    The exact Fisher matrix sums the squares of its columns. A new basis takes S over as if what it
+    measured had been uncorrelated in the old one. Blocks without factors, and embeddings, are
+    inverted as in K-FAC.
 
     Args:
         blocks: Whose moments to invert; matrix blocks with ``keep_rows``.
+        distributed: Whether the moments are those of all ranks of ``torch.distributed``, which
+            then have to call :meth:`follow` together.
+
+    Attributes:
+        scales: S [(g,) o, d] of the blocks that have bases, by their number.
 
     Reference:
         George et al., "Fast approximate natural gradient descent in a Kronecker-factored
         eigenbasis", 2018.
     """
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        super().__init__(blocks)
-        self.bases: dict[int, tuple[Tensor, Tensor]] = {}
+    def __init__(self, blocks: Sequence[Block], *, distributed: bool = False) -> None:
+        super().__init__(blocks, distributed=distributed)
         self.scales: dict[int, Tensor] = {}
 
-    def follow(self) -> None:
-        """Lets the rows of this step enter the second moments of the present bases."""
+    def follow(self, rows: Sequence[Rows], decay: float) -> None:
+        """Lets the rows of this step enter the second moments of the present bases.
+
+        Args:
+            rows: Of the step that was taken in, per block.
+            decay: As the moments were updated with.
+        """
+        measured: list[tuple[int, Tensor, Tensor]] = []
         for i, block in enumerate(self.blocks):
-            if not _has_basis(block):
+            if not (_has_basis(block) and block.moments and (self.distributed or rows[i])):
                 continue
-            if i not in self.bases:
-                self._diagonalise(i, block)
-            if i in self.bases and block.rows:
-                fresh = _moments_in_basis(block, *self.bases[i])
-                if i in self.scales:
-                    self.scales[i].lerp_(fresh, block.weight)
-                else:
-                    self.scales[i] = fresh
-            block.rows = []
+            if not self.inverses[i]:
+                self._diagonalise(i, block, self.damping)
+            measured.append((i, *_moments_in_basis(block, rows[i], *self.inverses[i])))
+        totals, counts = [m[1] for m in measured], [m[2] for m in measured]
+        if self.distributed:
+            totals, counts = sum_over_ranks(totals), sum_over_ranks(counts)
+        for (i, _, _), total, count in zip(measured, totals, counts, strict=True):
+            weight = update_weight(self.blocks[i], decay)
+            mean = total / count
+            if i not in self.scales:
+                self.scales[i] = mean
+            else:  # products of finite numbers may be none; a layer no rank used has a count of 0
+                fresh = torch.where(torch.isfinite(mean), mean, self.scales[i])
+                self.scales[i].lerp_(fresh, weight)
 
     def refresh(self, damping: float) -> None:
         """Diagonalises the present factors, and inverts the blocks that have none.
@@ -59,63 +76,74 @@ class EigenbasisInverse(KroneckerInverse):
         Raises:
             NumericalError: If a block could not be inverted three times in a row.
         """
-        super().refresh(damping)
         for i, block in enumerate(self.blocks):
-            if _has_basis(block) and block.moments:
-                self._diagonalise(i, block)
+            if _has_basis(block) and self.inverses[i]:
+                self._diagonalise(i, block, damping)
+        super().refresh(damping)
 
     def _factors(self, block: Block, damping: float) -> list[Tensor]:
         return [] if _has_basis(block) else super()._factors(block, damping)
 
-    def _diagonalise(self, i: int, block: MatrixBlock) -> None:
+    def _diagonalise(self, i: int, block: MatrixBlock, damping: float) -> None:
         """Takes the factors' eigenvectors as the new bases, or keeps the old ones."""
         found = []
         for moment in block.moments:
             eigen, report = positive_eigenbasis(moment)
             self.climbed += report.rung > 0
             if eigen is None:
-                self._keep(i)
+                self._keep(i, damping)
                 return
             found.append(eigen[1])
         self.failures[i] = 0
-        inputs, signals = found
         if i in self.scales:
-            old_inputs, old_signals = self.bases[i]
-            turned = (signals.mT @ old_signals).square() @ self.scales[i]
-            self.scales[i] = turned @ (old_inputs.mT @ inputs).square()
-        self.bases[i] = (inputs, signals)
-        self.inverses[i] = [inputs, signals]
+            # The diagonal, in the new basis, of diag(S) in the old one.
+            turn_inputs, turn_signals = (
+                new.mT @ old for new, old in zip(found, self.inverses[i], strict=True)
+            )
+            self.scales[i] = turn_signals.square() @ self.scales[i] @ turn_inputs.square().mT
+        self.inverses[i] = found
 
     def _solve(self, i: int, gradients: Sequence[Tensor]) -> list[Tensor]:
         block = self.blocks[i]
         if not _has_basis(block):
             return super()._solve(i, gradients)
-        inputs, signals = self.bases[i]
+        inputs, signals = self.inverses[i]
         inner = signals.mT @ block.layer.matrix(gradients) @ inputs
         inner = inner / (self.scales[i] + self.damping)
         return block.layer.gradients(signals @ inner @ inputs.mT)
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run must go on with."""
-        return {**super().state(), "bases": self.bases, "scales": self.scales}
+        """What a resumed run must go on with; ``inverses`` holds the bases."""
+        scales = {i: scale.clone() for i, scale in self.scales.items()}
+        return {**super().state(), "scales": scales}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state` gave, each tensor on its block's device."""
+        super().load(state)
+        self.scales = {
+            int(i): on_device_of(self.blocks[int(i)], scale) for i, scale in state["scales"].items()
+        }
 
 
 def _has_basis(block: Block) -> TypeGuard[MatrixBlock]:
     return isinstance(block, MatrixBlock) and not block.layer.one_hot
 
 
-def _moments_in_basis(block: MatrixBlock, inputs: Tensor, signals: Tensor) -> Tensor:
-    """Mean over this step's samples of (Q_Gᵀ (Σ_r δ aᵀ) Q_A)² [(g,) o, d]."""
-    total = torch.zeros_like(block.layer.matrix(block.parameters))
+def _moments_in_basis(
+    block: MatrixBlock, rows: Rows, inputs: Tensor, signals: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sum over samples of (Q_Gᵀ (Σ_r δ aᵀ) Q_A)² [(g,) o, d], and how many samples these were."""
+    matrix = block.layer.matrix([p.detach() for p in block.parameters])
+    total = torch.zeros_like(matrix, dtype=inputs.dtype)
     count = 0
-    for rows, columns, samples in block.rows:
-        turned_rows = _grouped(rows) @ inputs.unsqueeze(-3)
+    for given, columns, samples in rows:
+        turned_rows = _grouped(given.to(inputs.dtype)) @ inputs.unsqueeze(-3)
+        per_position = samples == given.shape[0] * given.shape[1]
         for column in columns:
-            turned = _grouped(column) @ signals.unsqueeze(-3)
-            per_position = samples == rows.shape[0] * rows.shape[1]
+            turned = _grouped(column.to(inputs.dtype)) @ signals.unsqueeze(-3)
             total += _sum_of_squares(turned_rows, turned, per_position)
         count += samples
-    return total / count
+    return total, total.new_tensor(count)
 
 
 def _grouped(values: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from npg.errors import NumericalError
 from npg.linalg.inverses import positive_inverse
 from npg.linalg.kronecker import factored_damping
 
+# Rows, signals and number of samples of each batch of one step, see MatrixBlock.
+Rows = list[tuple[Tensor, list[Tensor], int]]
 # A factor that cannot be inverted leaves its last inverse in use, but not for ever.
 TOLERATED_FAILURES = 3
 
@@ -22,6 +24,7 @@ class KroneckerInverse:
 
     Args:
         blocks: Whose moments to invert.
+        distributed: Whether the moments are those of all ranks of ``torch.distributed``.
 
     Attributes:
         damping: λ of the inverses in use.
@@ -33,8 +36,9 @@ class KroneckerInverse:
         curvature", 2015, sections 4.2 and 6.3.
     """
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
+    def __init__(self, blocks: Sequence[Block], *, distributed: bool = False) -> None:
         self.blocks = list(blocks)
+        self.distributed = distributed
         self.inverses: list[list[Tensor]] = [[] for _ in self.blocks]
         self.failures = [0] * len(self.blocks)
         self.damping = 0.0
@@ -55,7 +59,6 @@ class KroneckerInverse:
         Raises:
             NumericalError: If a block could not be inverted three times in a row.
         """
-        self.damping = damping
         damped: list[list[Tensor]] = [
             self._factors(block, damping) if block.moments else [] for block in self.blocks
         ]
@@ -77,10 +80,11 @@ class KroneckerInverse:
             if not new:
                 continue
             if any(inverse is None for inverse in new):
-                self._keep(i)
+                self._keep(i, damping)
             else:
                 self.inverses[i] = [inverse for inverse in new if inverse is not None]
                 self.failures[i] = 0
+        self.damping = damping
 
     def _factors(self, block: Block, damping: float) -> list[Tensor]:
         """The block's moments with their damping added: what is to be inverted."""
@@ -108,7 +112,7 @@ class KroneckerInverse:
             start = stop
         return result
 
-    def _keep(self, i: int) -> None:
+    def _keep(self, i: int, damping: float) -> None:
         """Goes on with an old inverse, where there is one."""
         self.kept += 1
         self.failures[i] += 1
@@ -116,12 +120,21 @@ class KroneckerInverse:
             shapes = ", ".join(str(tuple(p.shape)) for p in self.blocks[i].parameters)
             raise NumericalError(
                 f"the curvature of the layer with parameters of shape {shapes} could not be "
-                f"inverted {self.failures[i]} times in a row at damping {self.damping:g}: raise "
+                f"inverted {self.failures[i]} times in a row at damping {damping:g}: raise "
                 "damping=, or look for inputs that are not finite or far too large"
             )
 
-    def follow(self) -> None:
-        """Takes what an update of the blocks' moments left beside them: here nothing."""
+    def rows(self) -> list[Rows]:
+        """What each block kept of this step, to be asked for before the moments are updated."""
+        return [block.rows if isinstance(block, MatrixBlock) else [] for block in self.blocks]
+
+    def follow(self, rows: Sequence[Rows], decay: float) -> None:
+        """Keeps what is estimated beside the blocks' moments up with an update of these.
+
+        Args:
+            rows: Of the step that was taken in, per block.
+            decay: As the moments were updated with.
+        """
 
     def apply(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """Multiplies by the inverse, without reading from the device.
@@ -136,7 +149,12 @@ class KroneckerInverse:
         for i, block in enumerate(self.blocks):
             if any(p in gradients for p in block.parameters):
                 given = given_gradients(block, gradients)
-                solved = self._solve(i, given) if self.inverses[i] else given
+                if self.inverses[i]:  # these may be wider than the gradients
+                    kind = self.inverses[i][0].dtype
+                    solved = self._solve(i, [g.to(kind) for g in given])
+                    solved = [s.to(g.dtype) for s, g in zip(solved, given, strict=True)]
+                else:
+                    solved = given
                 result.update(zip(block.parameters, solved, strict=True))
         return {p: result[p] for p in gradients if p in result}
 
@@ -155,19 +173,25 @@ class KroneckerInverse:
         return [piece.view_as(p) for piece, p in zip(pieces, block.parameters, strict=True)]
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run must go on with."""
+        """What a resumed run must go on with: tensors, numbers, lists and dictionaries of them."""
         return {
-            "inverses": self.inverses,
-            "failures": self.failures,
+            "inverses": [list(inverse) for inverse in self.inverses],
+            "failures": list(self.failures),
             "damping": self.damping,
             "climbed": self.climbed,
             "kept": self.kept,
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state` gave."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        """Restores what :meth:`state` gave, each tensor on its block's device."""
+        self.inverses = [
+            [on_device_of(block, inverse) for inverse in inverses]
+            for block, inverses in zip(self.blocks, state["inverses"], strict=True)
+        ]
+        self.failures = list(state["failures"])
+        self.damping, self.climbed, self.kept = (
+            state[name] for name in ("damping", "climbed", "kept")
+        )
 
 
 def _plus(moment: Tensor, damping: Tensor) -> Tensor:
@@ -177,6 +201,16 @@ def _plus(moment: Tensor, damping: Tensor) -> Tensor:
     damped = moment.clone()
     damped.diagonal(dim1=-2, dim2=-1).add_(damping.unsqueeze(-1))
     return damped
+
+
+def update_weight(block: Block, decay: float) -> float:
+    """Weight with which the last update entered a block's running means."""
+    return max(1 / block.updates, 1 - decay)
+
+
+def on_device_of(block: Block, tensor: Tensor) -> Tensor:
+    """A copy of a tensor where the block's parameters are."""
+    return tensor.to(block.parameters[0].device, copy=True)
 
 
 def given_gradients(block: Block, gradients: Mapping[Tensor, Tensor]) -> list[Tensor]:

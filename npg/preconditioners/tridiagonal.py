@@ -13,6 +13,7 @@ blocks and in those beside them.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,6 +93,38 @@ class TridiagonalInverse:
             (signal.to(kept), input_.to(kept))
             for signal, input_ in zip(chains[1].transitions, chains[0].transitions, strict=True)
         ]
+
+    def state(self) -> dict[str, Any]:
+        """Its matrices as lists of tensors, with the type's name and the jitter."""
+        return {
+            "solvers": [[s.left, s.right, s.spectrum] for s in self.solvers],
+            "transitions": [list(pair) for pair in self.transitions],
+            "precision": str(self.precision).removeprefix("torch."),
+            "jitter": self.jitter,
+        }
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], device: torch.device) -> "TridiagonalInverse":
+        """Makes the inverse that :meth:`state` described.
+
+        Args:
+            state: What it gave.
+            device: Where the matrices are to be.
+
+        Returns:
+            An inverse that gives the same products, bit for bit.
+        """
+
+        def copied(matrices: Sequence[Tensor]) -> list[Tensor]:
+            return [matrix.to(device, copy=True) for matrix in matrices]
+
+        made = cls.__new__(cls)
+        made.solvers = [KroneckerSolver(*copied(solver)) for solver in state["solvers"]]
+        pairs = [copied(pair) for pair in state["transitions"]]
+        made.transitions = [(signal, input_) for signal, input_ in pairs]
+        made.precision = getattr(torch, state["precision"])
+        made.jitter = float(state["jitter"])
+        return made
 
     @torch.no_grad()
     def apply(self, gradients: Sequence[Tensor]) -> list[Tensor]:

@@ -1,9 +1,25 @@
 """Evaluating a loss twice under the same random numbers and the same running statistics."""
 
+from dataclasses import dataclass
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    """A module's buffer, the tensor that it was, and that tensor's value."""
+
+    module: nn.Module
+    name: str
+    tensor: Tensor
+    value: Tensor
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        self.tensor.copy_(self.value)
+        self.module._buffers[self.name] = self.tensor  # some modules replace theirs
 
 
 class SameConditions:
@@ -17,15 +33,14 @@ class SameConditions:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.buffers = list(model.buffers())
-        self.before = [buffer.clone() for buffer in self.buffers]
-        self.generators = _generators()
-        self.after: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self.model = model
+        self.before = (_buffers(model), _generators())
+        self.after: tuple[list[_Buffer], list[Tensor]] = ([], [])
 
     def __enter__(self) -> None:
         """Goes back."""
-        self.after = ([buffer.clone() for buffer in self.buffers], _generators())
-        self._set(self.before, self.generators)
+        self.after = (_buffers(self.model), _generators())
+        _restore(*self.before)
 
     def __exit__(
         self,
@@ -34,15 +49,25 @@ class SameConditions:
         trace: TracebackType | None,
     ) -> None:
         """Goes on from where the block began."""
-        self._set(*self.after)
+        _restore(*self.after)
+        self.after = ([], [])
 
-    @torch.no_grad()
-    def _set(self, buffers: list[Tensor], generators: list[Tensor]) -> None:
-        for buffer, value in zip(self.buffers, buffers, strict=True):
-            buffer.copy_(value)
-        torch.set_rng_state(generators[0])
-        if len(generators) > 1:
-            torch.cuda.set_rng_state_all(generators[1:])
+
+def _restore(buffers: list[_Buffer], generators: list[Tensor]) -> None:
+    for buffer in buffers:
+        buffer.restore()
+    torch.set_rng_state(generators[0])
+    if len(generators) > 1:
+        torch.cuda.set_rng_state_all(generators[1:])
+
+
+def _buffers(model: nn.Module) -> list[_Buffer]:
+    return [
+        _Buffer(module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
 
 
 def _generators() -> list[Tensor]:

@@ -1,0 +1,64 @@
+"""K-FAC's F̂ kept up while it trains: statistics and inverses, each when it is due."""
+
+from typing import TYPE_CHECKING
+
+from npg.errors import ConfigurationError
+from npg.optim.kfac_settings import nothing_captured
+
+if TYPE_CHECKING:
+    from npg.optim.kfac import KFAC
+
+
+def update_curvature(optimizer: "KFAC", damping: float) -> None:
+    """Takes this step's statistics in, and inverts, where either is due.
+
+    Args:
+        optimizer: Whose curvature it is.
+        damping: λ, to which the L2 term's curvature is added.
+
+    Raises:
+        ConfigurationError: If no statistics were ever captured.
+    """
+    fisher, extra = optimizer.fisher, optimizer.extra
+    if fisher.capture.active:
+        try:
+            _take_statistics(optimizer)
+        finally:
+            fisher.clear()
+    measured = any(block.updates for block in fisher.blocks)
+    if not measured and not extra["skipped_statistics"]:
+        raise ConfigurationError(nothing_captured(optimizer.likelihood, fisher.kind))
+    past = int(extra["steps"]) - optimizer.burn_in
+    due = past % optimizer.inverse_interval == 0 or not optimizer.preconditioner.ready
+    if measured and due and past >= 0:
+        optimizer.preconditioner.refresh(damping + _l2(optimizer))
+
+
+def _l2(optimizer: "KFAC") -> float:
+    """The curvature of the L2 term: a layer may have parameters of several groups."""
+    if optimizer.decoupled_weight_decay:
+        return 0.0
+    return max(float(group["weight_decay"]) for group in optimizer.param_groups)
+
+
+def _take_statistics(optimizer: "KFAC") -> None:
+    """Lets what the last passes left enter the running means, if it is finite."""
+    fisher, extra, chain = optimizer.fisher, optimizer.extra, optimizer.chain
+    fisher.finish()
+    if not (fisher.seen or optimizer.distributed):
+        extra["uncaptured"] += 1
+        return
+    finite = fisher.finite()
+    if not any(block.sums for block in fisher.blocks):  # on no rank
+        extra["uncaptured"] += 1
+    elif finite.device.type == "meta" or bool(finite):
+        if chain is not None and not chain.done:
+            raise ConfigurationError(
+                'inverse="block-tridiagonal" looks at the first prediction: let the model '
+                "return a tensor, or call observe(distribution) before backward()"
+            )
+        rows = optimizer.preconditioner.rows()
+        fisher.update(optimizer.statistics_decay)
+        optimizer.preconditioner.follow(rows, optimizer.statistics_decay)
+    else:
+        extra["skipped_statistics"] += 1
