@@ -22,8 +22,10 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
+from torch import distributions as torch_distributions
 
 from agents.plain_networks import action_distribution
+from agents.predictions import prediction
 from agents.rollout import Batch
 
 
@@ -53,6 +55,11 @@ class Head:
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
 
+    def prediction(self, output: Tensor) -> torch_distributions.Distribution:
+        """The joint distribution of a whole action, without a graph; it may hold ``output``."""
+        with torch.no_grad():
+            return prediction(action_distribution(self.policy, output))
+
     def log_probs(self, output: Tensor, actions: Tensor) -> Tensor:
         """Computes log π(a|s), [N], without a graph."""
         with torch.no_grad():
@@ -71,6 +78,10 @@ class Head:
 
 class CategoricalHead(Head):
     """One choice among K."""
+
+    def prediction(self, output: Tensor) -> torch_distributions.Distribution:
+        """See :class:`Head`."""
+        return torch_distributions.Categorical(logits=output, validate_args=False)
 
     def log_probs(self, output: Tensor, actions: Tensor) -> Tensor:
         """See :class:`Head`; what is not finite is left to the distribution's own checks."""
@@ -94,6 +105,12 @@ class CategoricalHead(Head):
 
 class GaussianHead(Head):
     """Independent Gaussians whose deviations are parameters."""
+
+    def prediction(self, output: Tensor) -> torch_distributions.Distribution:
+        """See :class:`Head`."""
+        deviations = torch.exp(self.policy.log_std.detach()).expand_as(output)
+        coordinates = torch_distributions.Normal(output, deviations, validate_args=False)
+        return torch_distributions.Independent(coordinates, 1, validate_args=False)
 
     def log_probs(self, output: Tensor, actions: Tensor) -> Tensor:
         """See :class:`Head`; what is not finite is left to the distribution's own checks."""
