@@ -1,6 +1,8 @@
 """The passes of one update of actor and critic by K-FAC, and the way back to before them."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Literal, NamedTuple
 
@@ -108,7 +110,7 @@ class KFACUpdate:
             actor = self.by_hand.actor_gradients(self.acting.features, samples, ent_coef)
             return ActorLosses(actor.policy_loss, actor.entropy_loss, None)
         self.policy.set_training_mode(True)
-        with listening(optimizer):
+        with listening(optimizer), _distribution_kept(self.policy):
             action, log_probs, entropy, values = self._evaluate()
             policy_loss = -(samples.advantages * log_probs).mean()
             entropy_loss = log_probs.mean() if entropy is None else -entropy.mean()
@@ -162,6 +164,17 @@ class KFACUpdate:
         optimizer.zero_grad()
         loss.backward(inputs=optimizer.tensors())
         self._statistics.settle()
+
+
+@contextmanager
+def _distribution_kept(policy: ActorCriticPolicy) -> Iterator[None]:
+    """Leaves the policy its last distribution: one with a graph could not be copied."""
+    kept = policy.action_dist
+    policy.action_dist = copy.copy(kept)
+    try:
+        yield
+    finally:
+        policy.action_dist = kept
 
 
 def _leaves_its_distribution(policy: ActorCriticPolicy) -> bool:
