@@ -277,11 +277,11 @@ class ACKTR(ActorCritic):
         losses = update.actor_pass(self.ent_coef, self.vf_coef)
         value_loss = losses.value if self.critic_optimizer is None else update.critic_pass()
         gradients = [p.grad for p in update.parameters if p.grad is not None]
-        norm = torch.stack(torch._foreach_norm(gradients)).norm()
-        terms = [float(term) for term in (losses.policy, value_loss, losses.entropy, norm)]
-        if not math.isfinite(sum(terms)):
+        terms = [losses.policy, value_loss, losses.entropy, *torch._foreach_norm(gradients)]
+        policy_loss, value_loss, entropy_loss, *norms = torch.stack(terms).tolist()
+        if not math.isfinite(policy_loss + value_loss + entropy_loss + sum(norms)):
             update.restore()
-        return Losses(*terms[:3]), terms[3]
+        return Losses(policy_loss, value_loss, entropy_loss), math.hypot(*norms)
 
     def _step(self, samples: Batch) -> None:
         actor, critic, update = self.actor_optimizer, self.critic_optimizer, self._update

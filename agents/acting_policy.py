@@ -10,7 +10,6 @@ from agents.plain_actor_critic import PlainActorCritic
 from agents.plain_networks import plain_features
 from agents.rollout import Observations
 from agents.shared_features import behaviour_of, mean_kl
-from npg.likelihoods import joint_kl
 
 # Times that a step is shortened before it is taken back.
 SHORTENINGS = 4
@@ -25,7 +24,8 @@ class ActingPolicy:
         by_hand: The policy's passes, where they can be written by hand.
 
     Attributes:
-        features: What plain layers start from; None where the passes are not by hand.
+        features: What plain layers start from, where the passes are by hand.
+        output: Of the actor's forward pass, until :meth:`kl` makes the next.
     """
 
     @torch.no_grad()
@@ -38,20 +38,20 @@ class ActingPolicy:
         self.policy = policy
         self.observations = observations
         self.by_hand = by_hand
-        self.features = None if by_hand is None else plain_features(policy, observations)
         if by_hand is None:
             self.behaviour = behaviour_of(policy, observations)
         else:
-            output = by_hand.actor.forward(self.features).clone()
-            self.behaviour = [by_hand.head.prediction(output)]
+            self.features = plain_features(policy, observations)
+            self.output = by_hand.actor.forward(self.features)
+            self.behaviour = by_hand.head.reference(self.output)
 
     @torch.no_grad()
     def kl(self) -> float:
         """Measures it now."""
         if self.by_hand is None:
             return mean_kl(self.policy, self.observations, self.behaviour)
-        now = self.by_hand.head.prediction(self.by_hand.actor.forward(self.features))
-        return float(joint_kl(self.behaviour[0], now).mean())
+        output = self.by_hand.actor.forward(self.features)
+        return float(self.by_hand.head.kl(self.behaviour, output))
 
     def stay_near(self, start: Snapshot, kl: float, target_kl: float) -> tuple[float, float]:
         """Shortens a step that went further than twice the target, whatever its model said.

@@ -17,6 +17,7 @@ from agents.batch_statistics import MovedOnce
 from agents.critics import Snapshot
 from agents.listening import KFACSnapshot, listening, statistics_due
 from agents.plain_actor_critic import PlainActorCritic
+from agents.plain_networks import Layers, action_distribution
 from agents.predictions import prediction
 from agents.rollout import Batch
 from npg.likelihoods import Product
@@ -106,8 +107,9 @@ class KFACUpdate:
             The losses.
         """
         samples, optimizer = self.samples, self.actor
-        if self.by_hand is not None and not statistics_due(optimizer):
-            actor = self.by_hand.actor_gradients(self.acting.features, samples, ent_coef)
+        if self.by_hand is not None:
+            self._observe_layers(optimizer, self.by_hand.layers[0])
+            actor = self.by_hand.actor_gradients(self.acting.output, samples, ent_coef)
             return ActorLosses(actor.policy_loss, actor.entropy_loss, None)
         self.policy.set_training_mode(True)
         with listening(optimizer), _distribution_kept(self.policy):
@@ -135,7 +137,8 @@ class KFACUpdate:
         """
         samples, optimizer = self.samples, self.critic
         assert optimizer is not None
-        if self.by_hand is not None and not statistics_due(optimizer):
+        if self.by_hand is not None:
+            self._observe_layers(optimizer, self.by_hand.layers[1])
             return self.by_hand.critic_gradients(self.acting.features, samples.returns, 0.5)
         self.policy.set_training_mode(True)
         with listening(optimizer):
@@ -144,6 +147,22 @@ class KFACUpdate:
         loss = F.mse_loss(values, samples.returns)
         self._differentiate(0.5 * loss, optimizer)
         return loss.detach()
+
+    def _observe_layers(self, optimizer: KFAC, layers: Layers) -> None:
+        """Takes statistics of plain layers where due, in a pass that nothing else needs."""
+        if not statistics_due(optimizer):
+            return
+        policy, is_actor = self.policy, optimizer is self.actor
+        policy.set_training_mode(True)
+        with listening(optimizer), _distribution_kept(policy):
+            output = self.acting.features
+            for linear, activation in layers:
+                output = linear(output) if activation is None else activation(linear(output))
+            optimizer.observe(
+                prediction(action_distribution(policy, output))
+                if is_actor
+                else _around(output.flatten())
+            )
 
     def _evaluate(self) -> _Evaluated:
         """The prediction, what its loss needs and, if features are shared, the values."""

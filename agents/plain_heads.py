@@ -10,7 +10,7 @@ a Gaussian's mean and log standard deviation
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from stable_baselines3.common.distributions import (
@@ -22,11 +22,11 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
-from torch import distributions as torch_distributions
 
 from agents.plain_networks import action_distribution
 from agents.predictions import prediction
 from agents.rollout import Batch
+from npg.likelihoods import joint_kl
 
 
 class Differentiated(NamedTuple):
@@ -55,10 +55,15 @@ class Head:
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
 
-    def prediction(self, output: Tensor) -> torch_distributions.Distribution:
-        """The joint distribution of a whole action, without a graph; it may hold ``output``."""
+    def reference(self, output: Tensor) -> Any:
+        """What :meth:`kl` needs to know of the policy at this moment; no view of ``output``."""
         with torch.no_grad():
-            return prediction(action_distribution(self.policy, output))
+            return prediction(action_distribution(self.policy, output.clone()))
+
+    def kl(self, reference: Any, output: Tensor) -> Tensor:
+        """Mean KL(policy of the reference ‖ policy now) of whole actions, without a graph."""
+        with torch.no_grad():
+            return joint_kl(reference, prediction(action_distribution(self.policy, output))).mean()
 
     def log_probs(self, output: Tensor, actions: Tensor) -> Tensor:
         """Computes log π(a|s), [N], without a graph."""
@@ -79,9 +84,16 @@ class Head:
 class CategoricalHead(Head):
     """One choice among K."""
 
-    def prediction(self, output: Tensor) -> torch_distributions.Distribution:
-        """See :class:`Head`."""
-        return torch_distributions.Categorical(logits=output, validate_args=False)
+    def reference(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """The probabilities and their logarithms."""
+        log_p = output.log_softmax(1)
+        return log_p.exp(), log_p
+
+    def kl(self, reference: tuple[Tensor, Tensor], output: Tensor) -> Tensor:
+        """mean p · (log p − log q)."""
+        p, log_p = reference
+        ratio = log_p - output.log_softmax(1)
+        return torch.dot(p.view(-1), ratio.view(-1)) / len(output)
 
     def log_probs(self, output: Tensor, actions: Tensor) -> Tensor:
         """See :class:`Head`; what is not finite is left to the distribution's own checks."""
@@ -106,11 +118,17 @@ class CategoricalHead(Head):
 class GaussianHead(Head):
     """Independent Gaussians whose deviations are parameters."""
 
-    def prediction(self, output: Tensor) -> torch_distributions.Distribution:
-        """See :class:`Head`."""
-        deviations = torch.exp(self.policy.log_std.detach()).expand_as(output)
-        coordinates = torch_distributions.Normal(output, deviations, validate_args=False)
-        return torch_distributions.Independent(coordinates, 1, validate_args=False)
+    def reference(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and log standard deviations."""
+        return output.clone(), self.policy.log_std.detach().clone()
+
+    def kl(self, reference: tuple[Tensor, Tensor], output: Tensor) -> Tensor:
+        """½ Σ (σ_p² + mean (μ_p − μ_q)²) / σ_q² − 1 − log σ_p² / σ_q²."""
+        means, log_std = reference
+        ratio = log_std - self.policy.log_std.detach()
+        precision = torch.exp(2 * (ratio - log_std))
+        shifts = (means - output).square_().mean(0)
+        return 0.5 * (torch.expm1(2 * ratio) + shifts * precision).sum() - ratio.sum()
 
     def log_probs(self, output: Tensor, actions: Tensor) -> Tensor:
         """See :class:`Head`; what is not finite is left to the distribution's own checks."""
