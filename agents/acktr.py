@@ -173,21 +173,24 @@ class ACKTR(ActorCritic):
                 f'shared_curvature must be "joint" or "actor", got {self.shared_curvature!r}'
             )
 
-    def _build_optimizers(self) -> None:
-        self._by_hand: PlainActorCritic | None = None
-        self._update: KFACUpdate | None = None
-        actor, critic, shared = self.parts.actor, self.parts.critic, self.parts.shared
-        joint = bool(shared) and self.shared_curvature == "joint"
-        if joint and self.critic_steps > 1:
+    def _check_critic_steps(self) -> None:
+        if self.critic_optimizer is None and self.critic_steps > 1:
             raise ConfigurationError(
                 f"critic_steps={self.critic_steps} would move features that the actor reads: with "
                 'shared features take critic_steps=1, or shared_curvature="actor"'
             )
+
+    def _build_optimizers(self) -> None:
+        self._by_hand: PlainActorCritic | None = None
+        self._update: KFACUpdate | None = None
+        actor, critic, shared = self.parts.actor, self.parts.critic, self.parts.shared
+        self._shared = self.shared_curvature if shared else None
         both = dict.fromkeys([*actor, *critic])
-        self.actor_optimizer = self._kfac(both if joint else actor, 0)
+        self.actor_optimizer = self._kfac(both if self._shared == "joint" else actor, 0)
         known = {id(p) for p in self.actor_optimizer.tensors()}
         own = [p for p in critic if id(p) not in known]
         self.critic_optimizer = self._kfac(own, 1) if own else None
+        self._check_critic_steps()
         normalises = any(getattr(m, "track_running_stats", False) for m in self.policy.modules())
         self._buffers = list(self.policy.buffers()) if normalises else []
 
@@ -223,8 +226,12 @@ class ACKTR(ActorCritic):
         return self.lr_schedule(self._current_progress_remaining) * factor
 
     def _follow_attributes(self) -> None:
-        """Hands on what callbacks and load() may have changed since the last update."""
+        """Hands on what callbacks and load() may have changed since the last update.
+
+        ``shared_curvature`` is not among it: it chooses what was built.
+        """
         self._check_values()
+        self._check_critic_steps()
         rate = self.lr_schedule(self._current_progress_remaining)
         check_not_negative(learning_rate=rate)
         clip = self.kl_clip
@@ -271,7 +278,7 @@ class ACKTR(ActorCritic):
             self.critic_optimizer,
             samples,
             self._by_hand,
-            self.shared_curvature if self.parts.shared else None,
+            self._shared,
             self._buffers,
         )
         losses = update.actor_pass(self.ent_coef, self.vf_coef)
@@ -307,7 +314,7 @@ class ACKTR(ActorCritic):
         self.logger.record("train/step_size", self.actor_optimizer.param_groups[0]["lr"])
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_by_hand", "_update", "_buffers", "actor_optimizer", "critic_optimizer"]
+        own = ["_by_hand", "_update", "_shared", "_buffers", "actor_optimizer", "critic_optimizer"]
         return [*super()._excluded_save_params(), *own]
 
     def learn(

@@ -235,6 +235,10 @@ def test_further_critic_steps_cannot_move_shared_features() -> None:
     kwargs = {"features_extractor_class": SharedMlp}
     with pytest.raises(ConfigurationError, match=r'critic_steps=2.*shared_curvature="actor"'):
         acktr(critic_steps=2, policy_kwargs=kwargs)
+    model = acktr(policy_kwargs=kwargs).learn(32)
+    model.critic_steps = 2
+    with pytest.raises(ConfigurationError, match="critic_steps=2"):
+        model.learn(32)
 
 
 def test_whose_curvature_the_shared_features_have() -> None:
