@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-import agents.acktr
+import agents.kfac_actor_critic
 from agents import ACKTR
 from agents.rollout import batch
 from tests.agents.helpers import (
@@ -172,7 +172,7 @@ def test_the_written_passes_make_the_update_of_autograd(actions, monkeypatch) ->
     for by_hand in (True, False):
         model.set_parameters(start)
         if not by_hand:
-            monkeypatch.setattr(agents.acktr, "plain_actor_critic", lambda *_: None)
+            monkeypatch.setattr(agents.kfac_actor_critic, "plain_actor_critic", lambda *_: None)
         model.train()
         assert (model._by_hand is not None) == by_hand
         ends.append((parameters(model), dict(model.logger.name_to_value)))
