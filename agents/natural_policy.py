@@ -7,7 +7,7 @@ distribution a prediction, and :class:`npg.optim.NaturalGradient` does the step.
 import math
 import warnings
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -55,6 +55,7 @@ class NaturalPolicyGradient(OnPolicy):
         curvature: FisherInverse,
         critic: CriticKind,
         critic_steps: int,
+        cg_preconditioner: Literal["kfac"] | None = None,
         **base: Any,
     ) -> None:
         super().__init__(policy, env, ent_coef=0.0, vf_coef=0.0, max_grad_norm=0.0, **base)
@@ -68,6 +69,7 @@ class NaturalPolicyGradient(OnPolicy):
         self.curvature = curvature
         self.critic = critic
         self.critic_steps = critic_steps
+        self.cg_preconditioner = cg_preconditioner
 
     def _check_values(self) -> None:
         """Refuses arguments that cannot work, by name."""
@@ -118,7 +120,11 @@ class NaturalPolicyGradient(OnPolicy):
 
     def _build_optimizers(self) -> None:
         self.actor_optimizer = NaturalGradient(
-            self.parts.actor, curvature=self.curvature, **self._actor_settings()
+            self.policy,
+            parameters=self.parts.actor,
+            curvature=self.curvature,
+            cg_preconditioner=self.cg_preconditioner,
+            **self._actor_settings(),
         )
         self.critic_fit: Critic = (
             AdamCritic(self.policy, self.parts, self.n_critic_updates, self.batch_size)

@@ -47,7 +47,8 @@ class NPG(NaturalPolicyGradient):
         seed: Seeds everything.
         device: "cpu", "cuda", "auto".
         _init_setup_model: Whether to build the networks at once.
-        curvature: "fisher-cg", or "fisher-dense" for policies of a few thousand parameters.
+        curvature: "fisher-cg", "fisher-dense" for policies of a few thousand parameters, or "kfac":
+            the direction from Kronecker factors, without conjugate gradient.
         critic: "adam" minibatches, or "gauss-newton" steps on the whole rollout.
         critic_steps: Gauss–Newton steps per update.
 

@@ -59,7 +59,8 @@ class TRPO(NaturalPolicyGradient):
             ``target_kl`` and ``cg_damping`` count per action dimension, so that a Box of 6
             coordinates moves as far as under a joint target 6 times as large. Default: joint, with
             one warning where the two differ.
-        curvature: "fisher-cg", or "fisher-dense" for policies of a few thousand parameters.
+        curvature: "fisher-cg", "fisher-dense" for policies of a few thousand parameters, or "kfac":
+            the direction from Kronecker factors, without conjugate gradient.
         critic: "adam" minibatches, or "gauss-newton" steps on the whole rollout: faster.
         critic_steps: Gauss–Newton steps per update.
         step_norm: "fisher" starts the line search on the boundary of the trust region, "damped" a
@@ -67,6 +68,8 @@ class TRPO(NaturalPolicyGradient):
         kl_annealing: Last share of the training over which ``target_kl`` falls linearly, to a tenth
             at the end: 0 never, 0.5 in its second half. Small last steps leave a policy that is
             steadier and better when it acts without noise.
+        cg_preconditioner: "kfac" preconditions conjugate gradient by Kronecker factors, for fewer
+            products per update.
 
     Raises:
         ConfigurationError: If an argument cannot work; the message says which and why.
@@ -112,6 +115,7 @@ class TRPO(NaturalPolicyGradient):
         critic_steps: int = 2,
         step_norm: StepNorm = "fisher",
         kl_annealing: float = 0.0,
+        cg_preconditioner: Literal["kfac"] | None = None,
     ) -> None:
         super().__init__(
             policy,
@@ -140,6 +144,7 @@ class TRPO(NaturalPolicyGradient):
             curvature=curvature,
             critic=critic,
             critic_steps=critic_steps,
+            cg_preconditioner=cg_preconditioner,
         )
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter

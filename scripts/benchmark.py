@@ -13,7 +13,7 @@ from typing import Literal
 
 import tyro
 
-Part = Literal["throughput", "rollout", "fisher", "kfac", "kl", "returns"]
+Part = Literal["throughput", "rollout", "fisher", "kfac", "autoencoder", "kl", "returns"]
 
 
 @dataclass
@@ -30,6 +30,10 @@ class Options:
     """Whose returns are compared."""
     retuned: bool = False
     """Whether returns trains the peer under our presets too, where they differ from rl-zoo's."""
+    seconds: float = 60.0
+    """Of each optimizer, for the autoencoder."""
+    data_dir: Path = Path("/usr/share/datasets/fashion-mnist")
+    """Fashion-MNIST's files, for the autoencoder; Debian's dataset-fashion-mnist puts them here."""
     jobs: int = 2
     """Training runs at a time, one thread each."""
 
@@ -37,7 +41,15 @@ class Options:
 def main(options: Options) -> None:
     """Runs the parts asked for."""
     try:
-        from benchmarks import fisher_products, kfac_steps, kl_bound, returns, rollouts, throughput
+        from benchmarks import (
+            autoencoder,
+            fisher_products,
+            kfac_steps,
+            kl_bound,
+            returns,
+            rollouts,
+            throughput,
+        )
     except ImportError as error:
         raise SystemExit(f"{error}: install the peers with `pip install .[benchmark]`") from error
 
@@ -48,9 +60,13 @@ def main(options: Options) -> None:
         "kfac": kfac_steps.run,
         "kl": kl_bound.run,
     }
-    for name in [*parts, "returns"] if options.part == "all" else [options.part]:
+    every = [*parts, "autoencoder", "returns"]
+    for name in every if options.part == "all" else [options.part]:
         command = f"python scripts/benchmark.py {name}"
-        if name == "returns":
+        if name == "autoencoder":
+            command += f" --seconds {options.seconds:g}"
+            autoencoder.run(options.seconds, options.data_dir, command)
+        elif name == "returns":
             command += f" --agent {options.agent}" if options.agent != "trpo" else ""
             command += " --retuned" if options.retuned else ""
             returns.run(options.agent, options.returns_dir, options.jobs, options.retuned, command)

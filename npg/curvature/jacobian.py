@@ -48,7 +48,7 @@ class GraphBlock:
         # A gradient without a graph is zero for every probe: torch.round's, for instance.
         used = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
         self.used = [i for i, _ in used]
-        if len(self.used) < len(gradients) and _reaches(self.outputs, "CheckpointFunctionBackward"):
+        if len(self.used) < len(gradients) and reaches(self.outputs, "CheckpointFunctionBackward"):
             raise ConfigurationError(
                 "reentrant checkpointing hides the parameters inside it: "
                 "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
@@ -77,7 +77,7 @@ class GraphBlock:
             into[i].add_(product)
 
 
-def _reaches(outputs: Sequence[Tensor], name: str) -> bool:
+def reaches(outputs: Sequence[Tensor], name: str) -> bool:
     """Whether the outputs' graph has a node of this name."""
     todo = [output.grad_fn for output in outputs]
     seen = set()

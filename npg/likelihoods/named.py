@@ -9,7 +9,7 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Independen
 from npg.errors import ConfigurationError
 
 NAMED: dict[str, Callable[[Tensor], Distribution]] = {
-    "categorical": lambda output: Categorical(logits=output, validate_args=False),
+    "categorical": lambda output: _categorical(output),
     "bernoulli": lambda output: Independent(
         Bernoulli(logits=output, validate_args=False), max(output.ndim - 1, 0), validate_args=False
     ),
@@ -17,6 +17,16 @@ NAMED: dict[str, Callable[[Tensor], Distribution]] = {
     # ‖f − y‖²/d, the mean over outputs, is −log p of a variance d/2, up to a constant.
     "mse": lambda output: _unit_normal(output, variance=output.shape[1:].numel() / 2),
 }
+
+
+def _categorical(logits: Tensor) -> Categorical:
+    if logits.ndim < 2 or logits.shape[-1] < 2:
+        raise ConfigurationError(
+            f'"categorical" needs logits of shape [samples, ..., classes] with two classes or '
+            f"more, got {list(logits.shape)}: let the model return them so, or for one number per "
+            'sample use "bernoulli" (its logit), "normal" or "mse" (a mean)'
+        )
+    return Categorical(logits=logits, validate_args=False)
 
 
 def _unit_normal(output: Tensor, variance: float) -> Distribution:
@@ -41,13 +51,19 @@ def as_distribution(
         The distribution.
 
     Raises:
-        ConfigurationError: If the prediction is a tensor and ``family`` does not say what it means.
+        ConfigurationError: If the prediction is a tensor and ``family`` does not say what it
+            means, or does not fit its shape.
     """
     if isinstance(prediction, Distribution):
         return prediction
     if callable(family):
         return family(prediction)
     if family in NAMED:
+        if prediction.ndim == 0:
+            raise ConfigurationError(
+                f"likelihood={family!r} reads one sample per entry of dimension 0, and the "
+                "prediction is a single number: return the model's output, not its loss"
+            )
         return NAMED[family](prediction)
     raise ConfigurationError(
         f"the prediction is a tensor and likelihood={family!r} does not say what it parametrises: "

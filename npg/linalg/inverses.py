@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from npg.linalg.kronecker import symmetrised
+
 JITTERS = (0.0, 1e-8, 1e-6, 1e-4)
 
 
@@ -24,11 +26,6 @@ class Ladder:
 
     rung: int = 0
     failed: bool = False
-
-
-def symmetrised(matrix: Tensor) -> Tensor:
-    """(M + Mᵀ) / 2."""
-    return 0.5 * (matrix + matrix.mT)
 
 
 def positive_inverse(matrices: Tensor) -> tuple[Tensor, list[Ladder]]:
@@ -53,9 +50,14 @@ def positive_inverse(matrices: Tensor) -> tuple[Tensor, list[Ladder]]:
 
 def _cholesky_inverse(matrices: Tensor) -> tuple[Tensor, Tensor]:
     factors, info = torch.linalg.cholesky_ex(matrices)
-    inverses = torch.cholesky_inverse(factors)
-    # A tiny pivot passes the factorisation and leaves no digit in the inverse.
-    good = (info == 0) & torch.isfinite(inverses.diagonal(dim1=-2, dim2=-1).sum(-1))
+    # A factorisation that broke off may have left a zero pivot, over which the inverse raises.
+    unit = torch.eye(factors.shape[-1], dtype=factors.dtype, device=factors.device)
+    inverses = torch.cholesky_inverse(torch.where((info == 0)[..., None, None], factors, unit))
+    # A tiny pivot passes the factorisation and leaves no digit in the inverse: the largest
+    # entries of both bound the condition number from below.
+    largest = matrices.diagonal(dim1=-2, dim2=-1).amax(-1)
+    condition = largest * inverses.diagonal(dim1=-2, dim2=-1).amax(-1)
+    good = (info == 0) & (condition < 1 / torch.finfo(matrices.dtype).eps)
     return inverses, good
 
 
@@ -84,6 +86,8 @@ def positive_eigenbasis(matrix: Tensor) -> tuple[tuple[Tensor, Tensor] | None, L
 
 
 def _one_eigenbasis(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
+    if matrix.device.type != "meta" and not bool(torch.isfinite(matrix.sum())):
+        return None
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except RuntimeError:  # torch.linalg.LinAlgError is one
@@ -101,6 +105,8 @@ def _joined_eigenbasis(matrix: Tensor) -> Tensor | None:
 def _climb(matrix: Tensor, attempt: Callable[[Tensor], Tensor | None]) -> tuple[Tensor, Ladder]:
     """Tries the rungs above the first."""
     double = symmetrised(matrix.double())
+    if not bool(torch.isfinite(double.sum())):  # LAPACK may not come back from these
+        return matrix, Ladder(len(JITTERS), failed=True)
     scale = double.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     unit = torch.eye(double.shape[-1], dtype=double.dtype, device=double.device)
     for rung, jitter in enumerate(JITTERS, start=1):

@@ -9,19 +9,31 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from npg.curvature import Fisher, math_attention
+from npg.curvature.kronecker import KroneckerFisher
 from npg.errors import ConfigurationError, NumericalError
 from npg.likelihoods import as_distribution, detached, joint_kl
 from npg.optim.base import Closure, FunctionOptimizer, Prediction, StepReport
-from npg.preconditioners import DENSE_LIMIT, ConjugateGradientInverse, DenseInverse, Inverse
+from npg.preconditioners import (
+    DENSE_LIMIT,
+    ConjugateGradientInverse,
+    DenseInverse,
+    FactoredInverse,
+    Inverse,
+    KroneckerInverse,
+)
 from npg.steps import Trial, TrustRegion, kl_step_length
 
-FisherInverse = Literal["fisher-cg", "fisher-dense"]
+FisherInverse = Literal["fisher-cg", "fisher-dense", "kfac"]
 StepNorm = Literal["fisher", "damped"]
 
 # Where a prediction is nearly deterministic F vanishes and the step of the quadratic model is
 # arbitrarily long; without a line search only this stands between it and a KL of dozens of nats.
 OVERSHOOT = 10.0
 FULL_STEP_HALVINGS = 30
+# Weight of earlier steps in the Kronecker factors: a policy's change little from one to the next.
+FACTOR_DECAY = 0.9
+# Factors of few samples are singular: they are damped even where the system is not.
+LEAST_FACTOR_DAMPING = 1e-4
 
 
 class NaturalGradient(FunctionOptimizer):
@@ -48,7 +60,11 @@ class NaturalGradient(FunctionOptimizer):
             ``None`` takes the step ``lr`` (F + λI)⁻¹ g whatever its KL.
         damping: λ, in the units of the Fisher matrix. High values turn towards the gradient.
         curvature: ``"fisher-cg"`` solves by conjugate gradient; ``"fisher-dense"`` forms the
-            matrix, for models of up to a few thousand parameters.
+            matrix, for models of up to a few thousand parameters; ``"kfac"`` takes Kronecker
+            factors, running means over the steps, instead: the direction is K-FAC's, its length
+            still that of the exact matrix. It needs the module.
+        cg_preconditioner: ``"kfac"`` has the same factors precondition conjugate gradient, which
+            then needs fewer iterations. None: no preconditioner.
         step_norm: ``"fisher"`` puts the first trial on the boundary. ``"damped"`` measures it by
             xᵀ(F + λI)x, as TRPO's first implementation and sb3-contrib's do: a shorter step, and
             the shorter the less curvature there is along it.
@@ -61,7 +77,8 @@ class NaturalGradient(FunctionOptimizer):
         likelihood: What a tensor prediction parametrises, see
             :func:`npg.likelihoods.as_distribution`; not needed where the closure returns
             a Distribution.
-        fisher: ``"exact"``, ``"sampled"``, as in :class:`npg.curvature.Fisher`.
+        fisher: ``"exact"``, ``"sampled"``, as in :class:`npg.curvature.Fisher`. Kronecker factors
+            are sampled in any case.
         seed: Seeds the generator of sampled labels.
         parameters: Restricts a module to a part of its parameters.
 
@@ -78,6 +95,7 @@ class NaturalGradient(FunctionOptimizer):
         target_kl: float | None = 0.01,
         damping: float = 0.1,
         curvature: FisherInverse = "fisher-cg",
+        cg_preconditioner: Literal["kfac"] | None = None,
         step_norm: StepNorm = "fisher",
         cg_max_steps: int = 15,
         cg_tolerance: float = 1e-5,
@@ -89,9 +107,17 @@ class NaturalGradient(FunctionOptimizer):
         seed: int = 0,
         parameters: Iterable[Tensor] | None = None,
     ) -> None:
-        if curvature not in ("fisher-cg", "fisher-dense"):
+        if curvature not in ("fisher-cg", "fisher-dense", "kfac"):
             raise ConfigurationError(
-                f'curvature must be "fisher-cg" or "fisher-dense", got {curvature!r}'
+                f'curvature must be "fisher-cg", "fisher-dense" or "kfac", got {curvature!r}'
+            )
+        if cg_preconditioner not in (None, "kfac"):
+            raise ConfigurationError(
+                f'cg_preconditioner must be "kfac" or None, got {cg_preconditioner!r}'
+            )
+        if cg_preconditioner is not None and curvature != "fisher-cg":
+            raise ConfigurationError(
+                f'cg_preconditioner={cg_preconditioner!r} goes with curvature="fisher-cg"'
             )
         if fisher not in ("exact", "sampled"):
             raise ConfigurationError(f'fisher must be "exact" or "sampled", got {fisher!r}')
@@ -117,12 +143,40 @@ class NaturalGradient(FunctionOptimizer):
         self.curvature = curvature
         self.likelihood = likelihood
         self.fisher = fisher
+        factored = "kfac" in (curvature, cg_preconditioner)
         device = self.tensors()[0].device
         self.generator = (
             torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)
-            if fisher == "sampled"
+            if fisher == "sampled" or factored
             else None
         )
+        self.factors: KroneckerFisher | None = None
+        if factored:
+            if not isinstance(model, nn.Module):
+                raise ConfigurationError(
+                    "Kronecker factors listen to layers: pass the module as model, and parameters= "
+                    "for a part of it"
+                )
+            self._factorise(model)
+
+    def _factorise(self, model: nn.Module) -> None:
+        """Begins to gather Kronecker factors of what the groups hold now."""
+        self.factors = KroneckerFisher(
+            model, self.tensors(), kind="sampled", generator=self.generator, in_evaluation=True
+        )
+        self.factors.pause()  # hooks keep others from passing the modules by
+        self.factored = KroneckerInverse(self.factors.blocks)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters; Kronecker factors are gathered anew.
+
+        Args:
+            param_group: ``params`` and what differs from the defaults.
+        """
+        super().add_param_group(param_group)
+        if getattr(self, "factors", None) is not None:
+            assert self.factors is not None
+            self._factorise(self.factors.model)
 
     def step(  # type: ignore[override]
         self,
@@ -151,19 +205,19 @@ class NaturalGradient(FunctionOptimizer):
         _check(settings)
         target_kl, damping = settings["target_kl"], float(settings["damping"])
         parameters = self.tensors()
+        if self.factors is not None:
+            self.factors.listen()
         start = self.start(closure)
         loss, norm = start.loss, start.gradient_norm
         if start.obstacle:
+            if self.factors is not None:
+                self.factors.pause()
             return self.skip(loss, start.obstacle, gradient_norm=norm)
         with torch.enable_grad():
             old = as_distribution(start.prediction, self.likelihood)
 
         matrix = self._matrix(parameters, old, prediction, weights)
-        inverse: Inverse = (
-            DenseInverse()
-            if self.curvature == "fisher-dense"
-            else ConjugateGradientInverse(settings["cg_max_steps"], settings["cg_tolerance"])
-        )
+        inverse = self._inverse(parameters, old, weights, settings)
         solution = inverse.solve(matrix, damping, start.gradient)
         known: dict[str, Any] = {
             "gradient_norm": norm,
@@ -212,6 +266,30 @@ class NaturalGradient(FunctionOptimizer):
             **known,
         )
 
+    def _inverse(
+        self,
+        parameters: list[Tensor],
+        prediction: Distribution,
+        weights: Tensor | None,
+        settings: dict[str, Any],
+    ) -> Inverse:
+        """The way to solve for the direction, its factors brought up to date."""
+        if self.curvature == "fisher-dense":
+            return DenseInverse()
+        factored = None
+        if self.factors is not None:
+            self.factors.observe(prediction, None if weights is None else weights > 0)
+            if bool(self.factors.finite()):
+                self.factors.update(FACTOR_DECAY)
+            self.factors.pause()
+            self.factored.refresh(max(float(settings["damping"]), LEAST_FACTOR_DAMPING))
+            factored = FactoredInverse(self.factored, parameters)
+            if self.curvature == "kfac":
+                return factored
+        return ConjugateGradientInverse(
+            settings["cg_max_steps"], settings["cg_tolerance"], preconditioner=factored
+        )
+
     def _matrix(
         self,
         parameters: list[Tensor],
@@ -230,15 +308,20 @@ class NaturalGradient(FunctionOptimizer):
         state = super().state_dict()
         if self.generator is not None:
             state["generator"] = self.generator.get_state()
+        if self.factors is not None:
+            state["factors"] = self.factors.state()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave."""
         own = dict(state_dict)
         generator_state = own.pop("generator", None)
+        factors = own.pop("factors", None)
         super().load_state_dict(own)
         if generator_state is not None and self.generator is not None:
             self.generator.set_state(generator_state)
+        if factors is not None and self.factors is not None:
+            self.factors.load(factors)
 
 
 class _Measure:

@@ -3,6 +3,7 @@
 from npg.preconditioners.chain import ChainInverse
 from npg.preconditioners.chain_check import ChainCheck
 from npg.preconditioners.ekfac import EigenbasisInverse
+from npg.preconditioners.factored import FactoredInverse
 from npg.preconditioners.implicit import (
     DENSE_LIMIT,
     ConjugateGradientInverse,
@@ -21,6 +22,7 @@ __all__ = [
     "ConjugateGradientInverse",
     "DenseInverse",
     "EigenbasisInverse",
+    "FactoredInverse",
     "Inverse",
     "KroneckerInverse",
     "KroneckerPreconditioner",

@@ -195,7 +195,7 @@ def test_a_truncated_minibatch_is_announced(agent) -> None:
     ("settings", "named"),
     [
         ({"critic": "sgd"}, "critic"),
-        ({"curvature": "kfac"}, "curvature"),
+        ({"curvature": "shampoo"}, "curvature"),
         ({"target_kl": 0}, "target_kl"),
         ({"target_kl": -1}, "target_kl"),
         ({"target_kl": "0.01"}, "target_kl"),

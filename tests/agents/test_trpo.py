@@ -45,6 +45,23 @@ CASES = {
     "shared-mlp": (VECTOR, BOX, "MlpPolicy", {"features_extractor_class": SharedMlp}, {}),
     "subsampled": (VECTOR, BOX, "MlpPolicy", {}, {"sub_sampling_factor": 4}),
     "dense": (VECTOR, BOX, "MlpPolicy", {}, {"curvature": "fisher-dense"}),
+    "kfac": (VECTOR, BOX, "MlpPolicy", {}, {"curvature": "kfac"}),
+    "kfac-discrete": (VECTOR, MULTI_DISCRETE, "MlpPolicy", {}, {"curvature": "kfac"}),
+    "kfac-cnn": (
+        IMAGE,
+        DISCRETE,
+        "CnnPolicy",
+        {"features_extractor_class": SmallCnn},
+        {"curvature": "kfac"},
+    ),
+    "preconditioned": (VECTOR, BOX, "MlpPolicy", {}, {"cg_preconditioner": "kfac"}),
+    "preconditioned-mlp": (
+        VECTOR,
+        BOX,
+        "MlpPolicy",
+        {"features_extractor_class": SharedMlp},
+        {"cg_preconditioner": "kfac"},
+    ),
     "bold": (VECTOR, MULTI_DISCRETE, "MlpPolicy", {}, {"target_kl": 0.3, "cg_damping": 1e-4}),
 }
 LIVELY = {"n_critic_updates": 8, "learning_rate": 0.02}  # a critic that would break a weak bound
@@ -204,6 +221,54 @@ def test_line_search_arguments_reach_the_search(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("annealing", "shares"),
+    [
+        (0.0, [1, 1, 1, 1, 1]),
+        (0.5, [1, 1, 1, 0.5, 0.1]),  # 2 x what remains, from the half on; a tenth is the floor
+        (1.0, [1, 0.75, 0.5, 0.25, 0.1]),
+    ],
+)
+def test_annealing_shrinks_the_trust_region_towards_the_end(annealing, shares) -> None:
+    agent = small(TRPO, vector_env(Toy), kl_annealing=annealing, target_kl=0.02)
+    targets = []
+    for remaining in (1.0, 0.75, 0.5, 0.25, 0.0):
+        agent._current_progress_remaining = remaining
+        targets.append(agent._step_rule()["target_kl"])
+    assert targets == pytest.approx([0.02 * share for share in shares])
+
+
+def test_annealed_updates_stay_within_what_is_left_of_the_target() -> None:
+    agent = small(TRPO, vector_env(Toy), kl_annealing=1.0, n_steps=64)
+    divergences = record_kl(agent)
+    agent.learn(64 * 8)
+    # Update k of 8 sees 1 - k/8 of the training before it, so is the bound.
+    bounds = [agent.target_kl * max(0.1, 1 - k / 8) for k in range(1, 9)]
+    assert all(kl <= bound for kl, bound in zip(divergences, bounds, strict=True))
+    assert divergences[-1] > 0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"curvature": "kfac"}, {"cg_preconditioner": "kfac"}], ids=["instead", "beside"]
+)
+def test_kronecker_factors_hook_the_policy_during_the_update_alone(settings, tmp_path) -> None:
+    """A hook would keep rollouts from passing the modules by; factors are in the checkpoint."""
+    agent = small(TRPO, vector_env(lambda: Toy(VECTOR, BOX)), n_steps=64, **settings)
+    agent.learn(64 * 2)
+    assert not any(m._forward_hooks for m in agent.policy.modules())
+    agent.save(tmp_path / "agent")
+    loaded = TRPO.load(tmp_path / "agent")
+    saved, restored = (
+        [block.moments for block in each.actor_optimizer.factors.blocks] for each in (agent, loaded)
+    )
+    assert all(
+        updates == 2 for updates in (b.updates for b in loaded.actor_optimizer.factors.blocks)
+    )
+    assert len(saved) == 3  # two layers and log_std
+    for first, second in zip(saved, restored, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
     ("settings", "named"),
     [
         ({"target_kl": 0.0}, "target_kl"),
@@ -212,6 +277,10 @@ def test_line_search_arguments_reach_the_search(monkeypatch) -> None:
         ({"target_kl": float("inf")}, "target_kl"),
         ({"target_kl": None}, "target_kl"),
         ({"kl_reduction": "mean"}, "kl_reduction"),
+        ({"kl_annealing": 1.5}, "kl_annealing"),
+        ({"kl_annealing": -0.1}, "kl_annealing"),
+        ({"cg_preconditioner": "jacobi"}, "cg_preconditioner"),
+        ({"cg_preconditioner": "kfac", "curvature": "kfac"}, "cg_preconditioner"),
         ({"line_search_shrinking_factor": 1.0}, "line_search_shrinking_factor"),
         ({"line_search_max_iter": 0}, "line_search_max_iter"),
     ],

@@ -119,6 +119,17 @@ class TestAsDistribution:
         with pytest.raises(ConfigurationError, match=r"likelihood=.*categorical"):
             as_distribution(torch.randn(6, 2), family)
 
+    @pytest.mark.parametrize("shape", [(), (6,), (6, 1), (6, 2, 1), (1,)])
+    def test_logits_without_classes_are_refused(self, shape):
+        with pytest.raises(ConfigurationError, match=r"classes|single number") as error:
+            as_distribution(torch.randn(shape), "categorical")
+        assert shape == () or '"bernoulli"' in str(error.value)
+
+    @pytest.mark.parametrize("name", ["bernoulli", "normal", "mse"])
+    def test_a_single_number_is_no_batch(self, name):
+        with pytest.raises(ConfigurationError, match="not its loss"):
+            as_distribution(torch.tensor(1.0), name)
+
     @pytest.mark.parametrize("name", ["bernoulli", "normal", "mse"])
     def test_an_empty_batch_is_no_index_error(self, name):
         assert as_distribution(torch.zeros(0, 3), name).batch_shape == (0,)

@@ -7,7 +7,8 @@ S samples (S = N unless every position is one), and R positions:
     expand:  A = Σₙᵣ a aᵀ / (N R),   G = Σₙᵣ δ δᵀ / S
     reduce:  A = Σₙ ā āᵀ / N,        G = Σₙ (Σᵣ δ)(Σᵣ δ)ᵀ / S,   ā the mean of a over r
 
-Both factors stay the same when every row of the batch is doubled.
+Both factors stay the same when every row of the batch is doubled. Positions that a mask leaves
+out, and padding indices, count in neither.
 
 Reference:
     Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature",
@@ -25,6 +26,13 @@ from torch import Tensor, nn
 
 from npg.curvature.kronecker.layers import MatrixLayer
 from npg.curvature.kronecker.normalisation import NormalisationLayer
+from npg.curvature.kronecker.positions import (
+    at_least_single,
+    averaged,
+    counted,
+    kept_positions,
+    second_moment,
+)
 from npg.errors import ConfigurationError
 
 Sharing = Literal["expand", "reduce"]
@@ -36,18 +44,33 @@ WHOLE_FREE = 32
 
 
 @dataclass
+class Batch:
+    """What all calls of one forward pass share.
+
+    Attributes:
+        samples: Their number; entries of the first layer's input until something better is known.
+    """
+
+    samples: int = 0
+
+
+@dataclass
 class Call:
     """One call of a layer in a forward pass.
 
     Attributes:
         module: The layer.
         inputs: What it got, outside the graph.
+        part: Which of the module's matrices, where it has several.
+        batch: The forward pass.
         gradients: ∇ log p in its output, one tensor per label that was drawn or column of the
             output's Fisher matrix.
     """
 
     module: nn.Module
     inputs: Tensor
+    part: str = ""
+    batch: Batch = field(default_factory=Batch)
     gradients: list[Tensor] = field(default_factory=list)
 
 
@@ -68,13 +91,23 @@ class Block:
         self.updates = 0
         self.weight = 1.0
         self.sums: list[Tensor] = []
-        self.counts: list[float] = []
+        self.counts: list[float | Tensor] = []
 
-    def measure(self, calls: Sequence[Call], samples: int) -> None:
-        """Adds the moments of one batch of so many samples."""
+    def measure(self, calls: Sequence[Call], samples: int, mask: Tensor | None = None) -> None:
+        """Adds the moments of one batch.
+
+        Args:
+            calls: Calls of the block's layers, with gradients.
+            samples: Number of samples that count.
+            mask: Which samples these are, of the prediction's batch shape. Default: all.
+        """
         raise NotImplementedError
 
-    def _add(self, sums: Sequence[Tensor], counts: Sequence[float]) -> None:
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the sums."""
+        raise NotImplementedError
+
+    def _add(self, sums: Sequence[Tensor], counts: Sequence[float | Tensor]) -> None:
         if not self.sums:
             self.sums, self.counts = list(sums), list(counts)
             return
@@ -125,23 +158,42 @@ class MatrixBlock(Block):
         self.keep_rows = keep_rows
         self.rows: list[tuple[Tensor, list[Tensor], int]] = []
 
-    def measure(self, calls: Sequence[Call], samples: int) -> None:
+    def measure(self, calls: Sequence[Call], samples: int, mask: Tensor | None = None) -> None:
         """Adds Σ a aᵀ and Σ δ δᵀ."""
-        rows = self._joined([self.layer.rows(call.module, call.inputs) for call in calls])
+        parts = [self.layer.rows(call.module, call.inputs) for call in calls]
+        weights = self._weights(calls, parts, mask)
+        rows = self._joined(parts)
         columns = [
             self._joined([self.layer.signals(c.module, c.gradients[i], c.inputs) for c in calls])
             for i in range(len(calls[0].gradients))
         ]
         if self.sharing == "reduce" and not self.layer.one_hot:
-            rows = rows.mean(1, keepdim=True)
+            rows, weights = averaged(rows, weights)
             columns = [signals.sum(1, keepdim=True) for signals in columns]
-        count = rows.shape[0] * rows.shape[1]
-        inputs = self._frequencies(rows, calls) if self.layer.one_hot else _second_moment(rows)
-        signals = sum(_second_moment(column) for column in columns)
-        assert isinstance(signals, Tensor)
+        count: float | Tensor
+        if self.layer.one_hot:
+            inputs = self._frequencies(rows, weights, calls)
+            count = inputs.sum().clamp(min=1)
+        else:
+            count, inputs = counted(rows, weights)
+        signals = torch.stack([second_moment(column) for column in columns]).sum(0)
         self._add([inputs, signals], [count, samples])
         if self.keep_rows:
             self.rows.append((rows, columns, samples))
+
+    def _weights(
+        self, calls: Sequence[Call], parts: list[Tensor], mask: Tensor | None
+    ) -> Tensor | None:
+        """1 for rows that count, else 0, [N, R] or [N, R, g]; None if all do."""
+        weights = []
+        for call, rows in zip(calls, parts, strict=True):
+            weight = self.layer.present(call.inputs)
+            if mask is not None:
+                kept = kept_positions(rows, mask).to(call.gradients[0].dtype)
+                weight = kept if weight is None else weight * kept.unsqueeze(-1)
+            if weight is not None:
+                weights.append(weight)
+        return self._joined(weights) if weights else None
 
     def _joined(self, parts: list[Tensor]) -> Tensor:
         """Several calls are further positions of the same weights."""
@@ -156,12 +208,23 @@ class MatrixBlock(Block):
             parts = [part.flatten(0, 1).unsqueeze(0) for part in parts]
         return torch.cat(parts, 1)
 
-    def _frequencies(self, indices: Tensor, calls: Sequence[Call]) -> Tensor:
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of ΣA and ΣG."""
+        matrix = self.layer.matrix([p.detach() for p in self.parameters])
+        *groups, outputs, inputs = matrix.shape
+        if self.layer.one_hot:
+            return [(inputs,), (outputs, outputs)]
+        return [(*groups, inputs, inputs), (*groups, outputs, outputs)]
+
+    def _frequencies(
+        self, indices: Tensor, weights: Tensor | None, calls: Sequence[Call]
+    ) -> Tensor:
         """Diagonal [V] of the second moment of one-hot rows."""
         assert self.layer.weight is not None
         counts = self.layer.weight.new_zeros(self.layer.weight.shape[0])
         flat = indices.flatten()
-        counts.index_add_(0, flat, counts.new_ones(1).expand(len(flat)))
+        ones = counts.new_ones(1).expand(len(flat)) if weights is None else weights.flatten()
+        counts.index_add_(0, flat, ones.to(counts.dtype))
         padding = getattr(calls[0].module, "padding_idx", None)
         if padding is not None:
             counts[padding] = 0
@@ -185,16 +248,22 @@ class VectorBlock(Block):
         self.layer = layer
         self.whole = sum(p.numel() for p in layer.parameters) <= WHOLE_NORMALISATION
 
-    def measure(self, calls: Sequence[Call], samples: int) -> None:
-        """Adds Σ g gᵀ, or Σ g²."""
+    def measure(self, calls: Sequence[Call], samples: int, mask: Tensor | None = None) -> None:
+        """Adds Σ g gᵀ, or Σ g²; the gradients of samples that do not count are 0."""
         total: Tensor | None = None
         for i in range(len(calls[0].gradients)):
             parts = [self.layer.per_sample(c.module, c.inputs, c.gradients[i]) for c in calls]
-            gradients = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+            alike = len({len(part) for part in parts}) == 1
+            gradients = at_least_single(torch.stack(parts).sum(0) if alike else torch.cat(parts))
             moment = gradients.T @ gradients if self.whole else gradients.square().sum(0)
             total = moment if total is None else total + moment
         assert total is not None
         self._add([total], [samples])
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shape of the sum."""
+        size = sum(p.numel() for p in self.parameters)
+        return [(size, size) if self.whole else (size,)]
 
 
 class FreeBlock(Block):
@@ -208,15 +277,21 @@ class FreeBlock(Block):
         super().__init__([parameter])
         self.whole = parameter.numel() <= WHOLE_FREE
 
-    def measure_exactly(self, fisher: Tensor) -> None:
-        """Takes the block [P, P] of one batch, a mean over samples."""
-        self._add([fisher], [1])
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shape of the sum."""
+        size = self.parameters[0].numel()
+        return [(size, size) if self.whole else (size,)]
+
+    def measure_exactly(self, fisher: Tensor, samples: int) -> None:
+        """Takes the block [P, P] of one batch, a mean over so many samples."""
+        self._add([fisher * samples], [samples])
 
     def measure_total(self, gradient: Tensor, samples: int) -> None:
         """Takes Σₙ ∇ log pₙ at labels that the model drew.
 
         Scores of different samples are independent and have mean 0, so that the outer product of
-        their sum is an unbiased estimate of the sum of their outer products.
+        their sum is an unbiased estimate of the sum of their outer products. Scores at labels of
+        the user's, the empirical kind, have another mean: with these it is an upper estimate.
 
         Args:
             gradient: The sum, of the parameter's shape.
@@ -224,11 +299,3 @@ class FreeBlock(Block):
         """
         flat = gradient.flatten()
         self._add([torch.outer(flat, flat) if self.whole else flat.square()], [samples])
-
-
-def _second_moment(rows: Tensor) -> Tensor:
-    """Σ x xᵀ over N and R: [N, R, d] to [d, d], [N, R, g, d] to [g, d, d]."""
-    flat = rows.flatten(0, 1)
-    if flat.ndim == 3:
-        flat = flat.transpose(0, 1)
-    return flat.mT @ flat

@@ -1,6 +1,7 @@
 """A block-diagonal estimate of the Fisher matrix of a model, gathered while it trains."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -8,19 +9,17 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from npg.curvature.fisher import Fisher
-from npg.curvature.kronecker.blocks import (
-    Block,
-    Call,
-    FreeBlock,
-    MatrixBlock,
-    Sharing,
-    VectorBlock,
+from npg.curvature.kronecker.assignment import assign
+from npg.curvature.kronecker.blocks import Call, FreeBlock, Sharing
+from npg.curvature.kronecker.capture import (
+    Capture,
+    Pass,
+    back_propagate,
+    connected,
+    refuse_reentrant_checkpoint,
 )
-from npg.curvature.kronecker.capture import Capture, Pass, back_propagate
-from npg.curvature.kronecker.layers import MATRIX_LAYERS, MatrixLayer
-from npg.curvature.kronecker.normalisation import NORMALISATIONS, NormalisationLayer
+from npg.curvature.kronecker.collective import average
 from npg.curvature.kronecker.roots import fisher_columns
-from npg.curvature.matrix import math_attention
 from npg.errors import ConfigurationError
 from npg.likelihoods import as_distribution, detached, likelihood, score
 
@@ -35,6 +34,10 @@ Family = str | Callable[[Tensor], Distribution] | None
 class KroneckerFisher:
     """Second moments of every layer of a model, K-FAC's view of its Fisher matrix.
 
+    The batch is dimension 0 of every layer's input; attention layers know theirs. Sequences that
+    come first count as entries: that is no harm to "expand", but "reduce" and normalisation layers
+    would average over the batch instead, so let such models be ``batch_first``.
+
     Args:
         model: Module to listen to; a DistributedDataParallel wrapper is looked through.
         parameters: Restricts it to a part of the model's parameters. Frozen ones are left out.
@@ -43,14 +46,21 @@ class KroneckerFisher:
             :meth:`observe`.
         kind: ``"exact"`` propagates all columns of the output's Fisher matrix, ``"sampled"`` one
             label per sample from the model's own prediction, ``"empirical"`` takes the gradients
-            of the user's loss.
+            of the user's loss. Exact columns get a random sign per sample, which changes nothing
+            while samples do not meet in the model, and makes the estimate unbiased where they do:
+            attention between positions that are predicted, batch normalisation.
         reduction: How the user's loss averages over samples; only the empirical kind asks.
         sharing: ``"expand"`` or ``"reduce"``, see :mod:`npg.curvature.kronecker.blocks`.
-        generator: Source of labels.
+        generator: Source of labels and signs. Default: torch's global one.
         keep_rows: Whether blocks keep each step's rows, for moments in another basis.
+        distributed: Whether :meth:`finite` and :meth:`update` first add up the sums of all ranks
+            of ``torch.distributed``. All ranks have to call them together; one that measured
+            nothing takes part with zeros.
+        in_evaluation: Whether to listen in evaluation mode, too, as a policy's update wants it.
 
     Attributes:
         blocks: One per layer, in the order of the model's modules, then free parameters.
+        seen: Batches measured since the last update.
 
     Raises:
         ConfigurationError: If nothing of the model can be trained, or the arguments do not fit.
@@ -67,6 +77,8 @@ class KroneckerFisher:
         sharing: Sharing = "expand",
         generator: torch.Generator | None = None,
         keep_rows: bool = False,
+        distributed: bool = False,
+        in_evaluation: bool = False,
     ) -> None:
         self.family = family
         self.kind = kind
@@ -74,23 +86,41 @@ class KroneckerFisher:
         self.sharing: Sharing = sharing
         self.generator = generator
         self.keep_rows = keep_rows
-        self.model = model
-        self.blocks, self._owner = self._find(model, parameters)
-        self.seen = 0  # batches measured since the last update
+        self.distributed = distributed
+        self.in_evaluation = in_evaluation
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        self.model: nn.Module = model
+        self.blocks, self._owner = assign(model, parameters, sharing, keep_rows)
+        self.seen = 0
         self._calls: list[Call] = []
-        self._samples = 0
+        self._averaged = False
         self.listen()
 
     def listen(self) -> None:
         """Hooks the model; a copy or a loaded estimator must begin anew with its own."""
+        self.paused = False
         empirical = self.kind == "empirical"
+        layers = {module for module, _ in self._owner}
+        heard = layers | {
+            module
+            for module in self.model.modules()  # whose output projection is heard through it
+            if isinstance(module, nn.MultiheadAttention) and module.out_proj in layers
+        }
         self.capture = Capture(
             self.model,
-            (module for module in self.model.modules() if module in self._owner),
+            (module for module in self.model.modules() if module in heard),
             on_pass=self._at_pass if empirical else None,
             on_output=None if empirical or self.family is None else self._at_output,
             on_gradient=self._at_gradient if empirical else None,
+            in_evaluation=self.in_evaluation,
         )
+
+    def pause(self) -> None:
+        """Takes the hooks off the model until :meth:`listen`, and forgets what they caught."""
+        self.clear()
+        self.capture.remove()
+        self.paused = True
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the hooks and what they caught."""
@@ -100,60 +130,8 @@ class KroneckerFisher:
         """Restores, and listens."""
         self.__dict__.update(state)
         self.listen()
-
-    def _find(
-        self, model: nn.Module, parameters: Iterable[Tensor] | None
-    ) -> tuple[list[Block], dict[nn.Module, Block]]:
-        """Sorts the parameters into blocks; a weight that several layers share has one."""
-        wanted = {id(p) for p in (model.parameters() if parameters is None else parameters)}
-
-        def trained(module: nn.Module, name: str) -> Tensor | None:
-            parameter = module._parameters.get(name)
-            if parameter is None or not parameter.requires_grad or id(parameter) not in wanted:
-                return None
-            return parameter
-
-        uses: dict[int, list[nn.Module]] = {}
-        for module in model.modules():
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    uses.setdefault(id(parameter), []).append(module)
-        blocks: list[Block] = []
-        owner: dict[nn.Module, Block] = {}
-        placed: set[int] = set()
-        for module in model.modules():
-            kind = layer_kind(module)
-            weight, bias = trained(module, "weight"), trained(module, "bias")
-            own = [p for p in (weight, bias) if p is not None]
-            if kind is None or not own or any(id(p) in placed for p in own):
-                continue
-            sharers = {m for p in own for m in uses[id(p)]}
-            # Layers may share all they have, in the same way; anything else stays free.
-            alike = all(
-                layer_kind(m) is kind
-                and trained(m, "weight") is weight
-                and trained(m, "bias") is bias
-                for m in sharers
-            )
-            if not alike:
-                continue
-            layer = kind(module, weight, bias)
-            block: Block = (
-                MatrixBlock(layer, self.sharing, self.keep_rows)
-                if isinstance(layer, MatrixLayer)
-                else VectorBlock(layer)
-            )
-            blocks.append(block)
-            placed |= {id(p) for p in own}
-            owner.update(dict.fromkeys(sharers, block))
-        blocks += [
-            FreeBlock(p)
-            for p in model.parameters()
-            if p.requires_grad and id(p) in wanted and id(p) not in placed
-        ]
-        if not blocks:
-            raise ConfigurationError("none of the model's parameters can be trained")
-        return blocks, owner
+        if self.paused:
+            self.pause()
 
     @property
     def _free(self) -> list[FreeBlock]:
@@ -168,17 +146,34 @@ class KroneckerFisher:
             mask: Which samples count, bool of shape ``batch_shape``. Default: all.
 
         Raises:
-            ConfigurationError: If the prediction has no graph, or the kind is empirical.
+            ConfigurationError: If the prediction has no graph, nothing of the model was noted that
+                it could come from, the mask does not fit, or the kind is empirical.
         """
         if not self.capture.active:
             return
         if self.kind == "empirical":
             raise ConfigurationError('fisher="empirical" observes no prediction: leave it out')
-        if not any(t.requires_grad for t in likelihood(prediction).tensors(prediction)):
+        tensors = [t for t in likelihood(prediction).tensors(prediction) if t.requires_grad]
+        if not tensors:
             raise ConfigurationError(
                 "the prediction has no graph: compute it in training mode, with gradients"
             )
-        self._measure(self.capture.take(), prediction, mask)
+        if mask is not None and mask.shape != prediction.batch_shape:
+            raise ConfigurationError(
+                f"mask must have one entry per sample, shape {tuple(prediction.batch_shape)}, "
+                f"got {tuple(mask.shape)}"
+            )
+        noted = self.capture.take()
+        if noted.hidden:
+            refuse_reentrant_checkpoint(tensors)
+        if self._owner and not noted.noted:
+            raise ConfigurationError(
+                "none of the model's layers was called in training mode, with gradients, since the "
+                "last prediction: call model.train() before the prediction is computed, and "
+                "observe each one once; with likelihood=, outputs that are tensors need no observe"
+            )
+        self._measure(noted, prediction, mask)
+        self.capture.put_back(item for item in noted.noted if not item.call.gradients)
 
     def _at_output(self, noted: Pass, output: Tensor) -> None:
         """Measures when the user's backward pass reaches the model's output."""
@@ -195,12 +190,18 @@ class KroneckerFisher:
         samples = prediction.batch_shape.numel() if mask is None else int(mask.sum())
         if samples == 0:
             return
-        outside = detached(prediction)
-        with self.capture.suspended(), math_attention():
-            estimated = [block for block in self._free if not self._exact(block, prediction, mask)]
+        outside = _without_nan(detached(prediction))
+        with self.capture.suspended():
+            estimated = [
+                block for block in self._free if not self._exact(block, prediction, mask, samples)
+            ]
             if self.kind == "exact":
-                for column in fisher_columns(outside):
-                    self._propagate(noted, tensors, column, mask, [])
+                # Tensors that no layer computes, a policy's σ, would cost passes for nothing.
+                above = [t.requires_grad and connected(noted.noted, t) for t in tensors]
+                reached = [t for t, layers in zip(tensors, above, strict=True) if layers]
+                for column in fisher_columns(outside, above):
+                    signed = self._signed(column, prediction.batch_shape)
+                    self._propagate(noted, reached, signed, mask, [])
             if self.kind == "sampled" or estimated:
                 drawn = score(outside, family.sample(outside, self.generator))
                 nodes = noted if self.kind == "sampled" else Pass()
@@ -208,7 +209,17 @@ class KroneckerFisher:
                 for block, total in zip(estimated, totals, strict=True):
                     if total is not None:
                         block.measure_total(total, samples)
-        self._collect([item.call for item in noted.noted if item.call.gradients], samples)
+        self._collect([item.call for item in noted.noted if item.call.gradients], samples, mask)
+
+    def _signed(self, column: Iterable[Tensor], batch: torch.Size) -> list[Tensor]:
+        """Gives every sample's entries a sign, so that samples that meet have no cross terms."""
+        column = list(column)
+        if batch.numel() < 2 or not column:
+            return column
+        device = None if self.generator is None else self.generator.device
+        drawn = torch.randint(2, batch, generator=self.generator, device=device)
+        signs = (2 * drawn - 1).to(column[0])
+        return [c * signs.reshape(signs.shape + (1,) * (c.ndim - signs.ndim)) for c in column]
 
     def _propagate(
         self,
@@ -219,7 +230,8 @@ class KroneckerFisher:
         free: list[FreeBlock],
     ) -> list[Tensor | None]:
         pairs = [
-            (tensor, _masked(cotangent, mask))
+            # What is not a number has no gradient that is one: the sums must show it.
+            (tensor, _masked(torch.where(tensor.isnan(), torch.nan, cotangent), mask))
             for tensor, cotangent in zip(tensors, cotangents, strict=True)
             if tensor.requires_grad
         ]
@@ -230,7 +242,9 @@ class KroneckerFisher:
             [block.parameters[0] for block in free],
         )
 
-    def _exact(self, block: FreeBlock, prediction: Distribution, mask: Tensor | None) -> bool:
+    def _exact(
+        self, block: FreeBlock, prediction: Distribution, mask: Tensor | None, samples: int
+    ) -> bool:
         """Measures a free block by products with the Fisher matrix, where these are cheap."""
         if not block.whole:
             return False
@@ -238,15 +252,19 @@ class KroneckerFisher:
             matrix = Fisher(block.parameters, prediction, weights=mask)
         except ConfigurationError:  # it takes no part in this prediction
             return True
-        cheap = matrix.jacobian.recognised or matrix.shape[0] <= FEW_PRODUCTS
-        if cheap:
-            block.measure_exactly(matrix.to_dense())
-        return cheap
+        if not (matrix.jacobian.recognised or matrix.shape[0] <= FEW_PRODUCTS):
+            return False
+        try:
+            dense = matrix.to_dense()
+        except RuntimeError:  # fused kernels above it cannot be differentiated twice
+            return False
+        block.measure_exactly(dense, samples)
+        return True
 
     def _at_pass(self, noted: Pass, output: Tensor) -> None:
         """Counts the samples of a forward pass, for the empirical Fisher."""
-        known = self.family is not None
-        self._samples += self._read(output).batch_shape.numel() if known else noted.entries
+        if self.family is not None:
+            noted.batch.samples = self._read(output).batch_shape.numel()
 
     def _at_gradient(self, call: Call, gradient: Tensor) -> None:
         """Takes a call's gradient of the user's loss, for the empirical Fisher."""
@@ -256,27 +274,35 @@ class KroneckerFisher:
             call.gradients.append(gradient.detach())
             self._calls.append(call)
 
-    def _collect(self, calls: list[Call], samples: int) -> None:
+    def _collect(self, calls: list[Call], samples: int, mask: Tensor | None = None) -> None:
         by_block: dict[int, list[Call]] = {}
         for call in calls:
-            by_block.setdefault(id(self._owner[call.module]), []).append(call)
+            block = self._owner.get((call.module, call.part))
+            if block is not None:  # else a frozen projection beside one that is not
+                by_block.setdefault(id(block), []).append(call)
         for block in self.blocks:
             if id(block) in by_block:
-                block.measure(by_block[id(block)], samples)
+                block.measure(by_block[id(block)], samples, mask)
         self.seen += 1
+        self._averaged = False
 
     def finish(self) -> None:
         """Measures what only the end of all backward passes tells: the empirical Fisher."""
         calls, self._calls = self._calls, []
-        left, samples = self.capture.take(), self._samples
-        self._samples = 0
+        self.capture.take()
         if not calls:
             return
-        samples = samples or left.entries
+        # Passes that no backward pass reached do not count.
+        batches = {id(call.batch): call.batch.samples for call in calls}
+        samples = sum(batches.values())
         scale = samples if self.reduction == "mean" else 1
+        by_batch: dict[int, list[Call]] = {batch: [] for batch in batches}
         for call in calls:
-            call.gradients = [gradient * scale for gradient in call.gradients]
-        self._collect(calls, samples)
+            scaled = [gradient * scale for gradient in call.gradients]
+            by_batch[id(call.batch)].append(replace(call, gradients=scaled))
+            call.gradients.clear()  # a later backward pass through the same graph begins anew
+        for batch, own in by_batch.items():
+            self._collect(own, batches[batch])
         for block in self._free:
             gradient = block.parameters[0].grad
             if gradient is not None:
@@ -284,14 +310,25 @@ class KroneckerFisher:
 
     def finite(self) -> Tensor:
         """Whether all sums of this step are finite, as a tensor on the device."""
+        self._average()
         traces = [trace for block in self.blocks for trace in block.traces()]
+        if not traces:
+            return torch.ones((), dtype=torch.bool, device=self.blocks[0].parameters[0].device)
         return torch.isfinite(torch.stack([trace.float() for trace in traces])).all()
 
     def update(self, decay: float) -> None:
         """Lets this step's sums enter the running means."""
+        self._average()
         for block in self.blocks:
             block.update(decay)
         self.seen = 0
+        self._averaged = False
+
+    def _average(self) -> None:
+        """Adds up the sums of all ranks, once."""
+        if self.distributed and not self._averaged:
+            average(self.blocks)
+            self._averaged = True
 
     def clear(self) -> None:
         """Forgets this step's sums."""
@@ -299,7 +336,7 @@ class KroneckerFisher:
             block.clear()
         self.seen = 0
         self._calls = []
-        self._samples = 0
+        self._averaged = False
         self.capture.take()
 
     def state(self) -> list[dict[str, Any]]:
@@ -318,15 +355,12 @@ class KroneckerFisher:
             block.updates = int(entry["updates"])
 
 
-def layer_kind(module: nn.Module) -> type[MatrixLayer] | type[NormalisationLayer] | None:
-    """What a module is to K-FAC; None where its forward pass is not that of a known layer."""
-    forward = type(module).forward
-    for cls, kind in MATRIX_LAYERS.items():
-        if isinstance(module, cls) and forward is cls.forward:
-            return kind
-    if isinstance(module, NORMALISATIONS):
-        return NormalisationLayer
-    return None
+def _without_nan(prediction: Distribution) -> Distribution:
+    """Samplers and factorisations raise on these, in the middle of the user's backward pass."""
+    family = likelihood(prediction)
+    tensors = tuple(torch.where(t.isnan(), 1.0, t) for t in family.tensors(prediction))
+    rebuilt: Distribution = family.rebuild(prediction, tensors)
+    return rebuilt
 
 
 def _masked(cotangent: Tensor, mask: Tensor | None) -> Tensor:

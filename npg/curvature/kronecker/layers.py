@@ -45,6 +45,10 @@ class MatrixLayer:
         """Gradients [N, ...] in the outputs of one call as [N, R, o], or [N, R, g, o]."""
         raise NotImplementedError
 
+    def present(self, inputs: Tensor) -> Tensor | None:
+        """1 for rows that there are, 0 for those that only fill up, [N, R, g]; None if all are."""
+        return None
+
     def matrix(self, gradients: Sequence[Tensor]) -> Tensor:
         """Puts gradients of :attr:`parameters` into one matrix [o, d], or [g, o, d]."""
         columns = []
@@ -98,14 +102,18 @@ class LinearLayer(MatrixLayer):
 
 
 class ConvolutionLayer(MatrixLayer):
-    """nn.Conv1d, Conv2d, Conv3d: a linear layer on patches."""
+    """nn.Conv1d, Conv2d, Conv3d: a linear layer on patches.
+
+    Columns are ordered kernel first, channels last: what lies side by side in a patch then does so
+    in the image, and copying patches out of it takes a quarter of the time.
+    """
 
     def __init__(self, module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> None:
         super().__init__(module, weight, bias)
         self.groups: int = module.groups  # type: ignore[assignment]
 
     def rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
-        """Patches [N, positions, (g,) channels · kernel]."""
+        """Patches [N, positions, (g,) kernel · channels]."""
         assert isinstance(module, CONVOLUTIONS)
         inputs = _batched(inputs, len(module.kernel_size))
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -116,12 +124,11 @@ class ConvolutionLayer(MatrixLayer):
         return self._with_ones(self._grouped(patches))
 
     def _grouped(self, patches: Tensor) -> Tensor:
-        """[N, channels, positions, kernel] to [N, positions, (g,) channels · kernel]."""
-        n, channels, positions, kernel = patches.shape
+        """[N, positions, kernel, channels] to [N, positions, (g,) kernel · channels]."""
         if self.groups == 1:
-            return patches.transpose(1, 2).reshape(n, positions, channels * kernel)
-        grouped = patches.reshape(n, self.groups, channels // self.groups, positions, kernel)
-        return grouped.permute(0, 3, 1, 2, 4).flatten(3)
+            return patches.flatten(2)
+        grouped: Tensor = patches.unflatten(-1, (self.groups, -1))
+        return grouped.transpose(2, 3).flatten(3)
 
     def signals(self, module: nn.Module, gradients: Tensor, inputs: Tensor) -> Tensor:
         """[N, positions, (g,) channels]."""
@@ -130,14 +137,15 @@ class ConvolutionLayer(MatrixLayer):
         return flat if self.groups == 1 else flat.unflatten(-1, (self.groups, -1))
 
     def weight_matrix(self, weight: Tensor) -> Tensor:
-        """[o, c, *k] to [(g,) o/g, c · k]."""
-        flat = weight.flatten(1)
+        """[o, c, *k] to [(g,) o/g, k · c]."""
+        flat = weight.movedim(1, -1).flatten(1)
         return flat if self.groups == 1 else flat.unflatten(0, (self.groups, -1))
 
     def weight_from_matrix(self, matrix: Tensor) -> Tensor:
         """The inverse of :meth:`weight_matrix`."""
         assert self.weight is not None
-        return matrix.reshape(self.weight.shape)
+        outputs, channels, *kernel = self.weight.shape
+        return matrix.reshape(outputs, *kernel, channels).movedim(-1, 1)
 
     def bias_column(self, bias: Tensor) -> Tensor:
         """[(g,) o/g, 1]."""
@@ -149,7 +157,7 @@ class TransposedConvolutionLayer(ConvolutionLayer):
     """nn.ConvTranspose1d … 3d: the flipped kernel over inputs that are spread by zeros."""
 
     def rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
-        """Patches [N, positions, (g,) channels · kernel]."""
+        """Patches [N, positions, (g,) kernel · channels]."""
         assert isinstance(module, TRANSPOSED_CONVOLUTIONS)
         dimensions = len(module.kernel_size)
         inputs = _batched(inputs, dimensions)
@@ -170,18 +178,18 @@ class TransposedConvolutionLayer(ConvolutionLayer):
         return self._with_ones(self._grouped(patches))
 
     def weight_matrix(self, weight: Tensor) -> Tensor:
-        """[c, o/g, *k] to [(g,) o/g, c/g · k]."""
+        """[c, o/g, *k] to [(g,) o/g, k · c/g]."""
         kernel = tuple(range(2, weight.ndim))
         grouped = weight.flip(kernel).reshape(self.groups, -1, *weight.shape[1:])
-        flat = grouped.transpose(1, 2).flatten(2)
+        flat = grouped.movedim(1, -1).flatten(2)
         return flat[0] if self.groups == 1 else flat
 
     def weight_from_matrix(self, matrix: Tensor) -> Tensor:
         """The inverse of :meth:`weight_matrix`."""
         assert self.weight is not None
         channels, per_group, *kernel = self.weight.shape
-        grouped = matrix.reshape(self.groups, per_group, channels // self.groups, *kernel)
-        weight = grouped.transpose(1, 2).reshape(self.weight.shape)
+        grouped = matrix.reshape(self.groups, per_group, *kernel, channels // self.groups)
+        weight = grouped.movedim(-1, 1).reshape(self.weight.shape)
         return weight.flip(tuple(range(2, weight.ndim)))
 
 
@@ -192,15 +200,16 @@ class EmbeddingLayer(MatrixLayer):
 
     def rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
         """Indices [N, R]."""
-        return inputs.reshape(len(inputs), -1)
+        return inputs.reshape(entries(module, inputs), -1)
 
     def signals(self, module: nn.Module, gradients: Tensor, inputs: Tensor) -> Tensor:
         """[N, R, o]; a padding index is no parameter, and gets none."""
         assert isinstance(module, nn.Embedding)
-        flat = gradients.reshape(len(inputs), -1, gradients.shape[-1])
+        n = entries(module, inputs)
+        flat = gradients.reshape(n, -1, gradients.shape[-1])
         if module.padding_idx is None:
             return flat
-        return flat * (inputs.reshape(len(inputs), -1, 1) != module.padding_idx)
+        return flat * (inputs.reshape(n, -1, 1) != module.padding_idx)
 
     def weight_matrix(self, weight: Tensor) -> Tensor:
         """[V, o] to [o, V]."""
@@ -209,6 +218,19 @@ class EmbeddingLayer(MatrixLayer):
     def weight_from_matrix(self, matrix: Tensor) -> Tensor:
         """The inverse of :meth:`weight_matrix`."""
         return matrix.T
+
+
+def entries(module: nn.Module, inputs: Tensor) -> int:
+    """Entries of the batch that a layer got; an input without a batch is one."""
+    if isinstance(module, nn.Embedding):
+        unbatched = 0
+    elif isinstance(module, CONVOLUTIONS + TRANSPOSED_CONVOLUTIONS):
+        unbatched = len(module.kernel_size) + 1
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        unbatched = len(module.normalized_shape)
+    else:
+        unbatched = 1
+    return 1 if inputs.ndim <= unbatched else len(inputs)
 
 
 def _positions(values: Tensor) -> Tensor:
@@ -226,13 +248,14 @@ def _batched(values: Tensor, dimensions: int) -> Tensor:
 def _patches(
     inputs: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
-    """Windows of padded inputs [N, c, *size] as a view [N, c, positions, window]."""
-    windows = inputs
+    """Windows of padded inputs [N, c, *size] as [N, positions, window, c]."""
+    dimensions = len(kernel)
+    windows = inputs.movedim(1, -1).contiguous()
     for i, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
-        windows = windows.unfold(2 + i, (k - 1) * d + 1, s)[..., ::d]
-    n, channels = windows.shape[:2]
-    positions = prod(windows.shape[2 : 2 + len(kernel)])
-    return windows.reshape(n, channels, positions, prod(kernel))
+        windows = windows.unfold(1 + i, (k - 1) * d + 1, s)[..., ::d]
+    n, channels = inputs.shape[:2]
+    positions = prod(windows.shape[1 : 1 + dimensions])
+    return windows.movedim(1 + dimensions, -1).reshape(n, positions, prod(kernel), channels)
 
 
 MATRIX_LAYERS: dict[type[nn.Module], type[MatrixLayer]] = {

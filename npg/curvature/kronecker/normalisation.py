@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+# SyncBatchNorm is none of these: what it subtracts is not known here.
 NORMALISATIONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _BatchNorm)
 
 
@@ -35,7 +36,8 @@ class NormalisationLayer:
         """[N, ...] to [N, parameters of one kind]."""
         if isinstance(module, nn.LayerNorm | nn.RMSNorm):  # parameters along the last dimensions
             size = self.parameters[0].numel()
-            return values.reshape(len(values), -1, size).sum(1)
+            entries = 1 if values.ndim == len(module.normalized_shape) else len(values)
+            return values.reshape(entries, -1, size).sum(1)
         return values.flatten(2).sum(2) if values.ndim > 2 else values  # along dimension 1
 
 

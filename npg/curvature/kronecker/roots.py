@@ -1,6 +1,6 @@
 """Columns of the Fisher matrix of a prediction in its own tensors: F = Σ_c r_c r_cᵀ per sample."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,22 +10,29 @@ from npg.errors import ConfigurationError
 from npg.likelihoods import likelihood
 
 
-def fisher_columns(prediction: Distribution) -> Iterator[tuple[Tensor, ...]]:
-    """Factorises every sample's Fisher matrix.
+def fisher_columns(
+    prediction: Distribution, wanted: Sequence[bool] | None = None
+) -> Iterator[tuple[Tensor, ...]]:
+    """Factorises every sample's Fisher matrix, or a principal block of it.
 
     Args:
         prediction: Distribution of ``batch_shape`` (...), outside the graph.
+        wanted: Which of the distribution's tensors the block is over. Default: all.
 
     Yields:
-        Vectors r_c, one tensor per tensor of the distribution, with Σ_c r_c r_cᵀ = F for every
-        sample.
+        Vectors r_c, one tensor per wanted tensor of the distribution, with Σ_c r_c r_cᵀ = F for
+        every sample.
 
     Raises:
         ConfigurationError: If the tensors' leading dimensions are not the batch's.
     """
     family = likelihood(prediction)
-    tensors = family.tensors(prediction)
+    every = family.tensors(prediction)
+    chosen = [wanted is None or wanted[i] for i in range(len(every))]
+    tensors = tuple(t for t, yes in zip(every, chosen, strict=True) if yes)
     batch = prediction.batch_shape
+    if not tensors:
+        return
     if any(t.shape[: len(batch)] != batch for t in tensors):
         raise ConfigurationError(
             f'fisher="exact" needs tensors with one row per sample, batch_shape {tuple(batch)}; '
@@ -38,7 +45,16 @@ def fisher_columns(prediction: Distribution) -> Iterator[tuple[Tensor, ...]]:
     for i in range(total):
         unit.zero_()
         unit[..., i] = 1
-        product = family.fisher_product(prediction, _split(unit, tensors, sizes))
+        pieces = iter(_split(unit, tensors, sizes))
+        tangents = tuple(
+            next(pieces) if yes else torch.zeros_like(t)
+            for t, yes in zip(every, chosen, strict=True)
+        )
+        product = [
+            p
+            for p, yes in zip(family.fisher_product(prediction, tangents), chosen, strict=True)
+            if yes
+        ]
         columns.append(torch.cat([p.reshape(*batch, -1) for p in product], -1))
     matrix = torch.stack(columns, -1)
     values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.mT))

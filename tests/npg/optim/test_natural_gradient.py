@@ -295,7 +295,7 @@ class TestSettings:
             ({"damping": math.nan}, "damping must not be negative"),
             ({"damping": math.inf}, "damping must not be negative"),
             ({"step_norm": "l2"}, "step_norm must be"),
-            ({"curvature": "kfac"}, "curvature must be"),
+            ({"curvature": "shampoo"}, "curvature must be"),
             ({"fisher": "empirical"}, "fisher must be"),
             ({"line_search_shrinking_factor": 1.0}, "between 0 and 1"),
             ({"line_search_shrinking_factor": 0.0}, "between 0 and 1"),

@@ -27,15 +27,21 @@ SETTINGS = {
     "sgd": {"lr": 0.2},
 }
 OF_TORCH = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-# Those that listen to layers.
-NEEDS_MODULE = {"kfac", "ekfac"}
 VARIANTS = [
     *((name, SETTINGS.get(name, {})) for name in names()),
     ("kfac", {"likelihood": "categorical", "damping": 0.01, "momentum": 0.9, "kl_clip": 0.1}),
     ("kfac", {"fisher": "empirical", "damping": 0.01, "statistics_interval": 3}),
     ("natural-gradient", {"likelihood": "categorical", "fisher": "sampled", "seed": 3}),
     ("natural-gradient", {"likelihood": "categorical", "curvature": "fisher-dense"}),
+    ("natural-gradient", {"likelihood": "categorical", "curvature": "kfac"}),
+    ("natural-gradient", {"likelihood": "categorical", "cg_preconditioner": "kfac"}),
 ]
+
+
+def listens(variant):
+    """Whether it hears layers, and so must be given the module."""
+    name, settings = variant
+    return "kfac" in (name, *settings.values()) or name == "ekfac"
 
 
 def described(variant):
@@ -176,8 +182,9 @@ class TestGroups:
     def test_groups_can_be_added(self, variant, data):
         model = mlp()
         last = list(model[4].parameters())
-        of_module = variant[0] in NEEDS_MODULE
-        optimizer = make(variant, model, parameters=last) if of_module else make(variant, last)
+        optimizer = (
+            make(variant, model, parameters=last) if listens(variant) else make(variant, last)
+        )
         start = snapshot(model)
         train(optimizer, model, data, 1)
         assert torch.equal(snapshot(model)[:41], start[:41])
