@@ -169,6 +169,7 @@ class KFAC(FunctionOptimizer):
             "reduction": reduction,
             "sharing": sharing,
             "keep_rows": eigenbasis or tridiagonal,
+            "distributed": self.distributed,
         }
         self._inverse: type[KroneckerInverse] = (
             ChainInverse if tridiagonal else EigenbasisInverse if eigenbasis else KroneckerInverse
