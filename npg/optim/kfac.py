@@ -413,5 +413,10 @@ class KFAC(FunctionOptimizer):
         self.fisher.clear()
         self._listen_if_due()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a copy, which listens when this one would have."""
+        super().__setstate__(state)
+        self._listen_if_due()
+
     def _in_order(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]

@@ -222,11 +222,13 @@ class TestWrongStates:
 
 class TestCopies:
     @pytest.mark.parametrize("how", ["pickle", "deepcopy"])
-    @pytest.mark.parametrize("kind", ["ekfac", "closure", "empirical"])
-    def test_go_on_alike(self, how, kind, data):
+    @pytest.mark.parametrize("kind", ["ekfac", "closure", "empirical", "burn-in"])
+    @pytest.mark.parametrize("steps", [3, 4])
+    def test_go_on_alike(self, how, kind, steps, data):
+        """Between two batches of statistics as well as at one."""
         model = Mixed()
         optimizer = make(model, kind)
-        train(optimizer, model, data, kind, 4)
+        train(optimizer, model, data, kind, steps)
         pair = (model, optimizer)
         twin, other = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
         train(optimizer, model, data, kind, 4)
