@@ -12,7 +12,8 @@ from npg.errors import ConfigurationError
 from npg.likelihoods import as_distribution
 from npg.linalg import assign_, flatten, split
 from npg.optim.base import CLOSURE_ADVICE, Closure, Prediction, StepReport
-from npg.optim.kfac_plain import shrinking
+from npg.optim.kfac_curvature import update_curvature
+from npg.optim.kfac_plain import motion, shrinking
 from npg.optim.quadratic import QuadraticModel, rank_mean
 from npg.steps import SameConditions, minimise_quadratic
 
@@ -99,7 +100,7 @@ class ClosureStep:
             optimizer.fisher.clear()
             optimizer.count()
             return optimizer.skip(loss, obstacle, gradient_norm=norm)
-        optimizer.update_curvature(self.damping)
+        update_curvature(optimizer, self.damping)
         if optimizer.extra["steps"] < optimizer.burn_in:
             optimizer.count()
             return StepReport(loss, loss, accepted=False, reason="burn-in", kl=0.0)
@@ -174,11 +175,11 @@ class ClosureStep:
         """Moves the parameters; returns the predicted change and the step length."""
         if model is not None and self.exact:
             return self._exact_step(model, natural)
-        motion = self.optimizer.motion(gradients, natural)
+        ready = motion(self.optimizer, gradients, natural)
         predicted = math.nan
         if model is not None:
-            predicted = model.change(flatten(motion.displacement()))
-        motion.take()
+            predicted = model.change(flatten(ready.displacement()))
+        ready.take()
         return predicted, 1.0
 
     def _exact_step(

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -145,6 +146,23 @@ class TestMissing:
             return
         train(optimizer, model, data, 30)
         assert float(F.cross_entropy(model(data[0]), data[1]).detach()) < before
+
+    def test_calls_of_a_layer_whose_weight_is_used(self, data):
+        class Functional(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
+
+            def forward(self, x):
+                return self.head(torch.tanh(F.linear(x, self.body.weight, self.body.bias)))
+
+        model = Functional()
+        optimizer = KFAC(model, likelihood="categorical", inverse_interval=1)
+        with pytest.warns(UserWarning, match=r"body\.weight, body\.bias have gradients, and"):
+            train(optimizer, model, data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # once is enough
+            train(optimizer, model, data)
 
     def test_sparse_gradients(self):
         model = nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Linear(4, 3))
