@@ -73,7 +73,9 @@ class KFAC(FunctionOptimizer):
         eigenbasis: Whether to measure second moments in the factors' eigenbasis (EKFAC).
         damping: λ, added to F̂ as factored Tikhonov damping. High values turn towards the
             gradient. A number, or a ``LevenbergMarquardt`` to adapt a copy of. None:
-            Levenberg–Marquardt from 1 where steps get a closure, 0.01 where they do not.
+            Levenberg–Marquardt from 1 where steps get a closure, 0.01 where they do not. With an
+            adapted λ and exact steps the factors' damping goes its own way from there: whenever
+            they are inverted, the damped model's reduction chooses among it and its neighbours.
         kl_clip: δ, nats, of F̂ with its damping; ``math.inf`` never clips. None: 0.01, and no clip
             with an exact step. High values trust F̂ where it was not measured.
         momentum: μ in [0, 1), or ``"quadratic"`` for the exact step, which needs a closure. None:
@@ -152,6 +154,7 @@ class KFAC(FunctionOptimizer):
             if isinstance(damping, LevenbergMarquardt)
             else LevenbergMarquardt(1.0, factor=1 / 0.95, interval=5)
         )
+        self.extra["factor_damping"] = self.schedule.damping
         self.likelihood = likelihood
         self.decoupled_weight_decay = decoupled_weight_decay
         self.statistics_interval = statistics_interval

@@ -12,6 +12,7 @@ from npg.errors import ConfigurationError
 from npg.likelihoods import as_distribution
 from npg.linalg import assign_, flatten, split
 from npg.optim.base import CLOSURE_ADVICE, Closure, Prediction, StepReport
+from npg.optim.factor_damping import choose_factor_damping, exact_directions
 from npg.optim.kfac_curvature import update_curvature
 from npg.optim.kfac_plain import motion, shrinking
 from npg.optim.quadratic import QuadraticModel, rank_mean
@@ -36,6 +37,8 @@ class ClosureStep:
         self.exact = settings["momentum"] == "quadratic" or (known and settings["momentum"] is None)
         self.adaptive = optimizer.adaptive or (known and settings["damping"] is None)
         self.damping = optimizer.schedule.damping if self.adaptive else optimizer.fixed_damping()
+        # λ of the model is one thing, the damping of the factors another where it can be judged.
+        self.judged = self.exact and self.adaptive
         self.checked = self.adaptive and optimizer.schedule.due(int(optimizer.extra["steps"]) + 1)
         self.conditions = SameConditions(optimizer.model) if self.checked else None
 
@@ -100,7 +103,8 @@ class ClosureStep:
             optimizer.fisher.clear()
             optimizer.count()
             return optimizer.skip(loss, obstacle, gradient_norm=norm)
-        update_curvature(optimizer, self.damping)
+        factor_damping = optimizer.extra["factor_damping"] if self.judged else self.damping
+        inverted = update_curvature(optimizer, factor_damping)
         if optimizer.extra["steps"] < optimizer.burn_in:
             optimizer.count()
             return StepReport(loss, loss, accepted=False, reason="burn-in", kl=0.0)
@@ -108,16 +112,17 @@ class ClosureStep:
             optimizer.count()
             return optimizer.skip(loss, "no statistics were finite yet", gradient_norm=norm)
 
-        natural = optimizer.preconditioner.apply(gradients)
         model = None
         if prediction is not None:
             model = QuadraticModel(
                 parameters, prediction, gradient, decay, distributed=optimizer.distributed
             )
+            if inverted and self.judged:
+                choose_factor_damping(optimizer, model, gradients, self.damping)
         before = [p.clone() for p in parameters]
         after, ratio, accepted = math.nan, math.nan, True
         try:
-            predicted, length = self._move(model, gradients, natural)
+            predicted, length = self._move(model, gradients)
             if model is not None and self.conditions is not None:
                 accepted = False
                 after = self._again(closure)
@@ -170,12 +175,11 @@ class ClosureStep:
         self,
         model: QuadraticModel | None,
         gradients: dict[Tensor, Tensor],
-        natural: dict[Tensor, Tensor],
     ) -> tuple[float, float]:
         """Moves the parameters; returns the predicted change and the step length."""
         if model is not None and self.exact:
-            return self._exact_step(model, natural)
-        ready = motion(self.optimizer, gradients, natural)
+            return self._exact_step(model, gradients)
+        ready = motion(self.optimizer, gradients, self.optimizer.preconditioner.apply(gradients))
         predicted = math.nan
         if model is not None:
             predicted = model.change(flatten(ready.displacement()))
@@ -183,16 +187,12 @@ class ClosureStep:
         return predicted, 1.0
 
     def _exact_step(
-        self, model: QuadraticModel, natural: dict[Tensor, Tensor]
+        self, model: QuadraticModel, gradients: dict[Tensor, Tensor]
     ) -> tuple[float, float]:
         """Moves by the minimum of the quadratic model on the span of F̂⁻¹g and the last step."""
         optimizer = self.optimizer
         parameters = model.parameters
-        directions = [flatten(natural[p] for p in parameters)]
-        last = [optimizer.state[p].get("velocity") for p in parameters]
-        if all(v is not None for v in last):
-            directions.append(flatten(v for v in last if v is not None))
-        span = torch.stack(directions)
+        span = exact_directions(optimizer, parameters, gradients)
         curvature, gram, slope = model.restricted(span)
         found = minimise_quadratic(curvature, gram, slope, damping=self.damping)
         step = found.coefficients.to(span) @ span

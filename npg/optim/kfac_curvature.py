@@ -10,12 +10,15 @@ if TYPE_CHECKING:
     from npg.optim.kfac import KFAC
 
 
-def update_curvature(optimizer: "KFAC", damping: float) -> None:
+def update_curvature(optimizer: "KFAC", damping: float) -> bool:
     """Takes this step's statistics in, and inverts, where either is due.
 
     Args:
         optimizer: Whose curvature it is.
         damping: λ, to which the L2 term's curvature is added.
+
+    Returns:
+        Whether it inverted.
 
     Raises:
         ConfigurationError: If no statistics were ever captured.
@@ -31,9 +34,11 @@ def update_curvature(optimizer: "KFAC", damping: float) -> None:
         raise ConfigurationError(nothing_captured(optimizer.likelihood, fisher.kind))
     past = int(extra["steps"]) - optimizer.burn_in
     due = past % optimizer.inverse_interval == 0 or not optimizer.preconditioner.ready
-    if measured and due and past >= 0:
-        optimizer.preconditioner.refresh(damping + _l2(optimizer))
+    inverts = measured and due and past >= 0
+    if inverts:
+        optimizer.preconditioner.refresh(damping + l2_curvature(optimizer))
         _tell_of_unseen(optimizer)
+    return inverts
 
 
 def _tell_of_unseen(optimizer: "KFAC") -> None:
@@ -56,7 +61,7 @@ def _tell_of_unseen(optimizer: "KFAC") -> None:
         optimizer.told |= unseen
 
 
-def _l2(optimizer: "KFAC") -> float:
+def l2_curvature(optimizer: "KFAC") -> float:
     """The curvature of the L2 term: a layer may have parameters of several groups."""
     if optimizer.decoupled_weight_decay:
         return 0.0

@@ -86,7 +86,7 @@ def motion(
     inner = torch.stack(terms).sum()
     finite = torch.isfinite(inner).to(inner.dtype)
     factor = finite if clip == math.inf else kl_clip_factor(inner, clip)
-    # What is not finite is multiplied by zero, which takes a number.
+    # What is not finite is multiplied by zero, which takes a number; and these are copies.
     steps = [torch.nan_to_num(u, nan=0.0, posinf=0.0, neginf=0.0) for u in steps]
     if uniform:
         torch._foreach_mul_(steps, factor * ((momentum - 1) * rates[0]))

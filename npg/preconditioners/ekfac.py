@@ -81,6 +81,14 @@ class EigenbasisInverse(KroneckerInverse):
                 self._diagonalise(i, block, damping)
         super().refresh(damping)
 
+    def redamp(self, damping: float) -> None:
+        """Takes another λ in the present bases.
+
+        Args:
+            damping: λ, above 0.
+        """
+        super().refresh(damping)
+
     def _factors(self, block: Block, damping: float) -> list[Tensor]:
         return [] if _has_basis(block) else super()._factors(block, damping)
 

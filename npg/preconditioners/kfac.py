@@ -50,6 +50,14 @@ class KroneckerInverse:
         """Whether there is anything to precondition by."""
         return self.damping > 0
 
+    def redamp(self, damping: float) -> None:
+        """Inverts what is inverted now with another λ.
+
+        Args:
+            damping: λ, above 0.
+        """
+        self.refresh(damping)
+
     def refresh(self, damping: float) -> None:
         """Inverts the blocks' present moments; equal shapes go through one call.
 

@@ -47,8 +47,11 @@ class DenseExact:
         logits = torch.func.functional_call(self.model, unflatten(vector, self.model), (x,))
         return float(F.cross_entropy(logits, y) + (self.decay * vector**2).sum() / 2)
 
-    def step(self, x, y, damping):
-        """Returns the step, and what the model without λ says of it."""
+    def step(self, x, y, damping, candidates=None):
+        """Returns the step, and what the model without λ says of it.
+
+        Of several dampings of the factors it takes the one with which the damped model falls most.
+        """
         theta = snapshot(self.model)
         logits = self.model(x)
         gradient = flat(torch.autograd.grad(F.cross_entropy(logits, y), self.kfac.parameters))
@@ -56,14 +59,18 @@ class DenseExact:
         matrix = categorical_fisher(functional_jacobian(self.model, x), logits.detach())
         matrix = matrix + torch.diag(self.decay)
         self.kfac.statistics(x)
-        self.kfac.blocks = damped_blocks(self.kfac.moments, damping + float(self.decay.max()))
-        pieces = list(unflatten(gradient, self.model).values())
-        natural = flat(self.kfac.natural(pieces))
-        span = [natural] if self.last is None else [natural, self.last]
-        v = torch.stack(span, 1)
         damped = matrix + damping * torch.eye(len(matrix))
-        self.weights = torch.linalg.solve(v.T @ damped @ v, -v.T @ gradient)
-        step = self.lr * (v @ self.weights)
+        least = math.inf
+        for candidate in candidates or [damping]:
+            self.kfac.blocks = damped_blocks(self.kfac.moments, candidate + float(self.decay.max()))
+            pieces = list(unflatten(gradient, self.model).values())
+            natural = flat(self.kfac.natural(pieces))
+            v = torch.stack([natural] if self.last is None else [natural, self.last], 1)
+            weights = torch.linalg.solve(v.T @ damped @ v, -v.T @ gradient)
+            value = float(gradient @ v @ weights / 2)  # the damped model's at its minimum
+            if value < least:
+                least, best, self.weights, self.factor_damping = value, v, weights, candidate
+        step = self.lr * (best @ self.weights)
         self.last = step
         return step.detach(), float(gradient @ step + step @ matrix @ step / 2)
 
@@ -121,11 +128,16 @@ class TestExactStep:
         optimizer = exactly(model, damping=rule, parameters=grouped(model, decay, lr))
         dense = DenseExact(twin, decay, lr)
         damping, rejected, ratios = 0.01, 0, []
+        dense.factor_damping = 0.01
+        chosen = set()
         for i, (x, y) in enumerate(batches * 2):
             before = dense.loss(x, y, snapshot(twin))
-            step, predicted = dense.step(x, y, damping)
+            present = dense.factor_damping
+            step, predicted = dense.step(x, y, damping, [present, present / 10, present * 10])
             report = optimizer.step(objective(model, x, y))
             assert report.damping == pytest.approx(damping)
+            assert optimizer.extra["factor_damping"] == pytest.approx(dense.factor_damping)
+            chosen.add(dense.factor_damping)
             dense.move(step)
             if i % 2:
                 change = dense.loss(x, y, snapshot(twin)) - before
@@ -141,6 +153,7 @@ class TestExactStep:
                     dense.last, rejected = None, rejected + 1
             torch.testing.assert_close(snapshot(model), snapshot(twin), **TIGHT)
         assert optimizer.extra["rejected"] == rejected
+        assert len(chosen) > 1
         assert rule.damping == 0.01, "the user's own object stays as it was"
 
     def test_decoupled_decay_shrinks_beside_it(self, batches):

@@ -55,6 +55,26 @@ class TestNotFinite:
         assert made.skipped == 1
         assert torch.isfinite(snapshot(model)).all()
 
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    @pytest.mark.parametrize("clip", [0.01, math.inf])
+    def test_products_of_finite_gradients(self, bad, clip, data, monkeypatch):
+        """F̂⁻¹g may overflow where g does not: a step without its largest entries is none."""
+        model = mlp()
+        optimizer = KFAC(model, likelihood="categorical", kl_clip=clip)
+        train(optimizer, model, data)
+        start = snapshot(model)
+        apply = optimizer.preconditioner.apply
+
+        def overflows(gradients):
+            natural = apply(gradients)
+            natural[model[2].bias][0] = bad
+            return natural
+
+        monkeypatch.setattr(optimizer.preconditioner, "apply", overflows)
+        train(optimizer, model, data)
+        assert torch.equal(snapshot(model), start)
+        assert optimizer.skipped == 1
+
     @pytest.mark.parametrize("optimizer", [KFAC, EKFAC])
     def test_statistics_never_enter(self, optimizer, data):
         model = mlp()
