@@ -14,7 +14,7 @@ from npg.errors import ConfigurationError
 from npg.optim.base import Closure, FunctionOptimizer, Protocol, StepReport
 from npg.optim.kfac_closure import ClosureStep
 from npg.optim.kfac_curvature import update_curvature
-from npg.optim.kfac_plain import Motion, motion
+from npg.optim.kfac_plain import motion
 from npg.optim.kfac_settings import (
     PLAIN_DAMPING,
     check_choices,
@@ -161,6 +161,7 @@ class KFAC(FunctionOptimizer):
         self.inverse_interval = inverse_interval
         self.statistics_decay = statistics_decay
         self.burn_in = burn_in
+        self.told: set[int] = set()  # which parameters a warning was about
         self._skipped: Tensor | int = 0  # on the device: reading it would wait for the step
         device = self.tensors()[0].device
         self.generator = torch.Generator("cpu" if device.type == "meta" else device)
@@ -172,6 +173,7 @@ class KFAC(FunctionOptimizer):
             "reduction": reduction,
             "sharing": sharing,
             "keep_rows": eigenbasis or tridiagonal,
+            "distributed": self.distributed,
         }
         self._inverse: type[KroneckerInverse] = (
             ChainInverse if tridiagonal else EigenbasisInverse if eigenbasis else KroneckerInverse
@@ -275,10 +277,10 @@ class KFAC(FunctionOptimizer):
                 "pass a closure that runs the forward pass and returns (loss, prediction)"
             )
         gradients = self.gradients()
-        self.update_curvature(self.fixed_damping())
+        update_curvature(self, self.fixed_damping())
         if self.extra["steps"] >= self.burn_in:
             if self.preconditioner.ready:
-                self.move(gradients, self.preconditioner.apply(gradients))
+                motion(self, gradients, self.preconditioner.apply(gradients)).take()
             else:  # nothing finite was seen yet
                 self.extra["skipped"] += 1
         self.count()
@@ -326,40 +328,6 @@ class KFAC(FunctionOptimizer):
                 "step() found no gradients: call loss.backward() first, or pass a closure"
             )
         return found
-
-    def update_curvature(self, damping: float) -> bool:
-        """Takes this step's statistics in, and inverts, where either is due.
-
-        Args:
-            damping: λ, to which the L2 term's curvature is added.
-
-        Returns:
-            Whether it inverted.
-        """
-        return update_curvature(self, damping)
-
-    def motion(self, gradients: dict[Tensor, Tensor], natural: dict[Tensor, Tensor]) -> Motion:
-        """Takes F̂⁻¹g into the velocity: the step, not yet taken.
-
-        Args:
-            gradients: g by parameter.
-            natural: F̂⁻¹g by parameter.
-
-        Returns:
-            The step, which is none where the gradient is not finite.
-        """
-        return motion(self, gradients, natural)
-
-    def move(self, gradients: dict[Tensor, Tensor], natural: dict[Tensor, Tensor]) -> None:
-        """Moves the parameters by v, without reading from the device.
-
-        A gradient that is not finite leaves parameters and v as they were.
-
-        Args:
-            gradients: g by parameter.
-            natural: F̂⁻¹g by parameter.
-        """
-        self.motion(gradients, natural).take()
 
     def leave_out(self, finite: Tensor) -> None:
         """Counts a step as skipped where ``finite`` is 0, on the device."""
@@ -416,6 +384,11 @@ class KFAC(FunctionOptimizer):
         self.generator.set_state(own["generator"].cpu())
         self.schedule.damping = self.extra["damping"]
         self.fisher.clear()
+        self._listen_if_due()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a copy, which listens when this one would have."""
+        super().__setstate__(state)
         self._listen_if_due()
 
     def _in_order(self) -> list[Tensor]:

@@ -13,7 +13,8 @@ from npg.likelihoods import as_distribution
 from npg.linalg import assign_, flatten, split
 from npg.optim.base import CLOSURE_ADVICE, Closure, Prediction, StepReport
 from npg.optim.factor_damping import choose_factor_damping, exact_directions
-from npg.optim.kfac_plain import shrinking
+from npg.optim.kfac_curvature import update_curvature
+from npg.optim.kfac_plain import motion, shrinking
 from npg.optim.quadratic import QuadraticModel, rank_mean
 from npg.steps import SameConditions, minimise_quadratic
 
@@ -103,7 +104,7 @@ class ClosureStep:
             optimizer.count()
             return optimizer.skip(loss, obstacle, gradient_norm=norm)
         factor_damping = optimizer.extra["factor_damping"] if self.judged else self.damping
-        inverted = optimizer.update_curvature(factor_damping)
+        inverted = update_curvature(optimizer, factor_damping)
         if optimizer.extra["steps"] < optimizer.burn_in:
             optimizer.count()
             return StepReport(loss, loss, accepted=False, reason="burn-in", kl=0.0)
@@ -178,11 +179,11 @@ class ClosureStep:
         """Moves the parameters; returns the predicted change and the step length."""
         if model is not None and self.exact:
             return self._exact_step(model, gradients)
-        motion = self.optimizer.motion(gradients, self.optimizer.preconditioner.apply(gradients))
+        ready = motion(self.optimizer, gradients, self.optimizer.preconditioner.apply(gradients))
         predicted = math.nan
         if model is not None:
-            predicted = model.change(flatten(motion.displacement()))
-        motion.take()
+            predicted = model.change(flatten(ready.displacement()))
+        ready.take()
         return predicted, 1.0
 
     def _exact_step(

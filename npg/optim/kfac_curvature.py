@@ -1,5 +1,6 @@
 """K-FAC's F̂ kept up while it trains: statistics and inverses, each when it is due."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 from npg.errors import ConfigurationError
@@ -36,7 +37,28 @@ def update_curvature(optimizer: "KFAC", damping: float) -> bool:
     inverts = measured and due and past >= 0
     if inverts:
         optimizer.preconditioner.refresh(damping + l2_curvature(optimizer))
+        _tell_of_unseen(optimizer)
     return inverts
+
+
+def _tell_of_unseen(optimizer: "KFAC") -> None:
+    """Warns of layers that get gradients and were never called: their step is the gradient's."""
+    unseen = {
+        id(p)
+        for block in optimizer.fisher.blocks
+        if not block.updates
+        for p in block.parameters
+        if p.grad is not None
+    }
+    if unseen - optimizer.told:
+        names = [n for n, p in optimizer.model.named_parameters() if id(p) in unseen]
+        warnings.warn(
+            f"{', '.join(names)} have gradients, and their layers were not called in the forward "
+            "pass: they move along the bare gradient. Call the layers instead of their weights, "
+            "or leave them to another optimizer by parameters=",
+            stacklevel=2,
+        )
+        optimizer.told |= unseen
 
 
 def l2_curvature(optimizer: "KFAC") -> float:

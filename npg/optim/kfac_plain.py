@@ -78,8 +78,7 @@ def motion(
     uniform = len(set(rates)) == 1
     if not (uniform or clip == math.inf):
         _check_rates(optimizer, dict(zip(parameters, rates, strict=True)))
-    # What is not finite will be multiplied by zero, which takes a number.
-    steps = [torch.nan_to_num(u, nan=0.0, posinf=0.0, neginf=0.0) for u in natural.values()]
+    steps = [u.contiguous() for u in natural.values()]
     terms = [
         _wide(torch.dot(gradients[p].flatten(), u.view(-1))) * rate**2
         for p, u, rate in zip(parameters, steps, rates, strict=True)
@@ -87,6 +86,8 @@ def motion(
     inner = torch.stack(terms).sum()
     finite = torch.isfinite(inner).to(inner.dtype)
     factor = finite if clip == math.inf else kl_clip_factor(inner, clip)
+    # What is not finite is multiplied by zero, which takes a number; and these are copies.
+    steps = [torch.nan_to_num(u, nan=0.0, posinf=0.0, neginf=0.0) for u in steps]
     if uniform:
         torch._foreach_mul_(steps, factor * ((momentum - 1) * rates[0]))
     else:

@@ -114,8 +114,14 @@ def nothing_captured(likelihood: object, kind: str) -> str:
             "cross-entropy), call observe(distribution) before backward(), or choose "
             'fisher="empirical", which takes the gradients of the loss instead'
         )
+    if kind == "empirical":
+        return (
+            "no statistics were captured: the model must run in training mode, with gradients, "
+            'before backward(), and have a layer of a known kind: fisher="empirical" takes the '
+            "gradients there; other parameters need a likelihood"
+        )
     return (
-        "no statistics were captured: the model must run in training mode, with gradients, before "
-        "backward(), and its output must reach the loss unchanged in place; for several or "
-        "changed outputs call observe(distribution) before backward()"
+        "no statistics were captured: the model must be called in training mode, with gradients, "
+        "before backward(), and return a tensor that reaches the loss; for other outputs call "
+        "observe(distribution) before backward()"
     )

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from npg.curvature.kronecker import Block, MatrixBlock
+from npg.curvature.kronecker import Block
 from npg.errors import ConfigurationError
 
 
@@ -44,13 +43,12 @@ def check_state(
     for i, (block, entry, inverse) in enumerate(
         zip(blocks, saved["fisher"], inverses, strict=True)
     ):
-        expected = moment_shapes(block)
         for matrices in (entry["moments"], inverse):
             found = [tuple(matrix.shape) for matrix in matrices]
-            if found and found not in expected:
+            if found and found != block.shapes():
                 raise ConfigurationError(
                     f"the state is of another model: block {i} of it has matrices of shape "
-                    f"{found}, here they are {expected[0]}"
+                    f"{found}, here they are {block.shapes()}"
                 )
     for i, entry in state["state"].items():
         velocity = entry.get("velocity")
@@ -59,22 +57,3 @@ def check_state(
                 f"the state is of another model: parameter {i} of it has shape "
                 f"{tuple(velocity.shape)}, here it is {tuple(parameters[i].shape)}"
             )
-
-
-def moment_shapes(block: Block) -> list[list[tuple[int, ...]]]:
-    """Shapes that a block's moments may have: those of whole matrices, or of diagonals.
-
-    Args:
-        block: The block.
-
-    Returns:
-        The likelier one first.
-    """
-    if not isinstance(block, MatrixBlock):
-        size = sum(p.numel() for p in block.parameters)
-        return [[(size, size)], [(size,)]]
-    *groups, outputs, inputs = block.layer.matrix(
-        [torch.empty(p.shape, device="meta") for p in block.parameters]
-    ).shape
-    signals = (*groups, outputs, outputs)
-    return [[(inputs,) if block.layer.one_hot else (*groups, inputs, inputs), signals]]

@@ -65,6 +65,35 @@ class TestConditions:
             assert report.loss_after == report.loss
             assert report.accepted
 
+    @pytest.mark.parametrize("explicit", [False, True])
+    def test_attention_is_computed_in_the_same_way(self, explicit, data):
+        """Also where the first evaluation takes statistics, and with dropout inside the kernel."""
+
+        fused = []
+
+        class Attentive(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inside = nn.MultiheadAttention(4, 2, dropout=0.3, batch_first=True)
+                self.project, self.head = nn.Linear(3, 8), nn.Linear(4, 3)
+
+            def forward(self, x):
+                fused.append(torch.backends.cuda.flash_sdp_enabled())
+                hidden = self.project(x).unflatten(1, (2, 4))
+                if explicit:
+                    return self.head(self.inside(hidden, hidden, hidden)[0].mean(1))
+                kernel = F.scaled_dot_product_attention
+                return self.head(kernel(hidden, hidden, hidden, dropout_p=0.3).mean(1))
+
+        model = Attentive()
+        if not explicit:
+            model.inside.requires_grad_(False)
+        optimizer = make(model, lr=0.0)
+        for _ in range(3):
+            report = optimizer.step(objective(model, *data))
+            assert report.loss_after == pytest.approx(report.loss, rel=1e-12)
+        assert fused == [False] * 6
+
     def test_running_statistics_move_once_a_step(self, data):
         model = noisy()
         twin = copy.deepcopy(model)

@@ -1,0 +1,123 @@
+"""K-FAC in two processes with half of the batch each, against one with all of it."""
+
+import math
+import socket
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from npg.optim import KFAC
+from npg.steps import LevenbergMarquardt
+from tests.npg.optim.helpers import objective, snapshot
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="torch was built without it"
+)
+STEPS = 3
+# Options, and whether steps get a forward-only closure.
+VARIANTS = {
+    "plain": ({"kl_clip": 1e-3}, False),
+    "plain ekfac": ({"eigenbasis": True, "inverse_interval": 2}, False),
+    "plain chain": ({"inverse": "block-tridiagonal", "kl_clip": 1e-3}, False),
+    "exact step": ({"damping": LevenbergMarquardt(0.1), "weight_decay": 0.01}, True),
+    "ekfac": ({"damping": LevenbergMarquardt(1e-3), "eigenbasis": True}, True),
+    "fixed momentum": ({"damping": LevenbergMarquardt(0.1), "momentum": 0.5}, True),
+}
+
+
+def make(model, name):
+    options, _ = VARIANTS[name]
+    return KFAC(
+        model, likelihood="categorical", fisher="exact", **{"inverse_interval": 1, **options}
+    )
+
+
+def model_and_data():
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(10, 3, generator=generator)
+    return model, x, torch.randint(3, (10,), generator=generator)
+
+
+def train(optimizer, model, x, y, closures):
+    reports = []
+    for _ in range(STEPS):
+        if closures:
+            reports.append(optimizer.step(objective(model, x, y)))
+            continue
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return [[r.loss, r.loss_after, r.damping, r.reduction_ratio] for r in reports]
+
+
+def _process(rank: int, port: int, results: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    found = {}
+    for name, (_, closures) in VARIANTS.items():
+        model, x, y = model_and_data()
+        wrapped = DistributedDataParallel(model)
+        optimizer = make(wrapped, name)
+        own = slice(0, 5) if rank == 0 else slice(5, 10)
+        reports = train(optimizer, wrapped, x[own], y[own], closures)
+        found[name] = (snapshot(model), reports)
+    # A batch that is bad on one rank is left out on both, and a loss that is stops both.
+    for closures in (False, True):
+        model, x, y = model_and_data()
+        wrapped = DistributedDataParallel(model)
+        optimizer = KFAC(wrapped, likelihood="categorical")
+        train(optimizer, wrapped, x, y, closures)
+        before = snapshot(model)
+        bad = x.clone()
+        if rank == 0:
+            bad[0, 0] = math.inf
+        train(optimizer, wrapped, bad, y, closures)
+        kept = torch.equal(snapshot(model), before)
+        found[f"bad {closures}"] = (kept, optimizer.skipped, dict(optimizer.extra))
+    torch.save(found, f"{results}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(_process, args=(_free_port(), str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_is_one_process_with_the_whole_batch(name, results):
+    model, x, y = model_and_data()
+    reports = train(make(model, name), model, x, y, VARIANTS[name][1])
+    first, second = (found[name] for found in results)
+    assert torch.equal(first[0], second[0]), "ranks do not drift apart"
+    torch.testing.assert_close(first[0], snapshot(model), rtol=1e-6, atol=1e-9)
+    for ours, theirs in zip(reports, first[1], strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-6)
+
+
+@pytest.mark.parametrize("closures", [False, True])
+def test_ranks_agree_on_what_is_not_finite(closures, results):
+    (kept, skipped, extra), (other_kept, other_skipped, other_extra) = (
+        found[f"bad {closures}"] for found in results
+    )
+    assert kept
+    assert other_kept
+    assert skipped == other_skipped == STEPS
+    assert extra == pytest.approx(other_extra)
