@@ -207,8 +207,9 @@ class KFACActorCritic(ActorCritic):
                 adapted = KLAdaptive(self.target_kl, maximum=max(LARGEST_STEP, rate))
                 actor.extra["step_factor"] = adapted.update(self.step_size, self._kl) / rate
             self._kl, fraction = update.acting.stay_near(update.near, self._kl, self.target_kl)
-            if fraction < 1:  # momentum goes on with the step that was made
-                torch._foreach_mul_([actor.state[p]["velocity"] for p in actor.state], fraction)
+            velocity = [state["velocity"] for state in actor.state.values() if state]
+            if fraction < 1 and velocity:  # momentum goes on with the step that was made
+                torch._foreach_mul_(velocity, fraction)
         for i in range(self.critic_steps if critic is not None else 0):
             if i > 0:
                 update.critic_pass()

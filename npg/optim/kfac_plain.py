@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from npg.errors import ConfigurationError
+from npg.linalg import flatten, split
 from npg.optim.kfac_settings import PLAIN_KL_CLIP, PLAIN_MOMENTUM
 from npg.preconditioners import ChainInverse
 from npg.steps import kl_clip_factor
@@ -78,26 +79,37 @@ def motion(
     uniform = len(set(rates)) == 1
     if not (uniform or clip == math.inf):
         _check_rates(optimizer, dict(zip(parameters, rates, strict=True)))
-    steps = [u.contiguous() for u in natural.values()]
-    terms = [
-        _wide(torch.dot(gradients[p].flatten(), u.view(-1))) * rate**2
-        for p, u, rate in zip(parameters, steps, rates, strict=True)
-    ]
-    inner = torch.stack(terms).sum()
+    # One vector of all: a small network's step is a matter of calls, not of arithmetic.
+    flat = flatten(natural.values())
+    slope = flatten(gradients[p] for p in parameters)
+    if not uniform:
+        slope = slope * _per_entry([rate**2 for rate in rates], parameters, slope)
+    inner = _wide(torch.dot(slope, flat)) * (rates[0] ** 2 if uniform else 1.0)
     finite = torch.isfinite(inner).to(inner.dtype)
     factor = finite if clip == math.inf else kl_clip_factor(inner, clip)
-    # What is not finite is multiplied by zero, which takes a number; and these are copies.
-    steps = [torch.nan_to_num(u, nan=0.0, posinf=0.0, neginf=0.0) for u in steps]
-    if uniform:
-        torch._foreach_mul_(steps, factor * ((momentum - 1) * rates[0]))
+    # What is not finite will be multiplied by zero, which takes a number.
+    flat = torch.nan_to_num_(flat, nan=0.0, posinf=0.0, neginf=0.0)
+    flat.mul_(factor * ((momentum - 1) * (rates[0] if uniform else 1.0)))
+    if not uniform:
+        flat.mul_(_per_entry(rates, parameters, flat))
+    velocity = split(flat, parameters)
+    if momentum > 0:
+        last = [_velocity(optimizer, p) for p in parameters]
+        torch._foreach_mul_(last, 1 + finite * (momentum - 1))
+        torch._foreach_add_(last, velocity)
+        velocity = last
     else:
-        torch._foreach_mul_(steps, [(momentum - 1) * rate for rate in rates])
-        torch._foreach_mul_(steps, factor)
-    velocity = [_velocity(optimizer, p) for p in parameters]
-    torch._foreach_mul_(velocity, 1 + finite * (momentum - 1))
-    torch._foreach_add_(velocity, steps)
+        for p in parameters:
+            optimizer.state.pop(p, None)
     optimizer.leave_out(finite)
     return Motion(parameters, velocity, finite, shrinking(optimizer, parameters))
+
+
+def _per_entry(values: list[float], parameters: list[Tensor], like: Tensor) -> Tensor:
+    """One number per parameter, for each of its entries [P]."""
+    return torch.cat(
+        [like.new_full((p.numel(),), value) for value, p in zip(values, parameters, strict=True)]
+    )
 
 
 def _check_rates(optimizer: "KFAC", rates: Mapping[Tensor, float]) -> None:

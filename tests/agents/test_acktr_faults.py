@@ -15,7 +15,7 @@ from agents.kfac_update import KFACUpdate
 from agents.listening import statistics_due
 from npg.curvature.kronecker import KroneckerFisher
 from npg.errors import CheckpointError, NumericalError
-from npg.optim import KFAC
+from npg.optim.kfac_plain import Motion
 from tests.agents.checkpoints import equal_states
 from tests.agents.helpers import (
     BOX,
@@ -77,11 +77,11 @@ FAULTS = {
     "actor's statistics": (KroneckerFisher, "observe", 1),
     "critic's statistics": (KroneckerFisher, "observe", 2),
     "inverse": (npg.preconditioners.kfac.KroneckerInverse, "refresh", 1),
-    "actor's step": (KFAC, "move", 1),
+    "actor's step": (Motion, "take", 1),
     "measuring": (ActingPolicy, "kl", 1),
-    "critic's step": (KFAC, "move", 2),
+    "critic's step": (Motion, "take", 2),
     "critic's last pass": (KFACUpdate, "critic_pass", 3),
-    "critic's last step": (KFAC, "move", 4),
+    "critic's last step": (Motion, "take", 4),
     "logging": (ACKTR, "_log", 1),
 }
 
