@@ -152,6 +152,10 @@ class TestSteps:
         with pytest.raises(NumericalError, match="3 times in a row: not positive"):
             train(optimizer, model, batches[:1])
         assert torch.equal(snapshot(model), start)
+        monkeypatch.undo()
+        train(optimizer, model, batches[:1])
+        monkeypatch.setattr("npg.preconditioners.chain.TridiagonalInverse", fails)
+        train(optimizer, model, batches[:2])  # counted from the start again
 
 
 class TestState:
