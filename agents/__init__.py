@@ -8,7 +8,8 @@ TRPO("MlpPolicy", "CartPole-v1", seed=0).learn(50_000, progress_bar=True)
 """
 
 from agents.a2c import A2C
+from agents.acktr import ACKTR
 from agents.npg import NPG
 from agents.trpo import TRPO
 
-__all__ = ["A2C", "NPG", "TRPO"]
+__all__ = ["A2C", "ACKTR", "NPG", "TRPO"]

@@ -1,60 +1,47 @@
 """ACKTR: actor-critic with K-FAC in a trust region."""
 
-import math
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from torch.distributions import Distribution, Normal
 
-from agents.actor_critic import ActorCritic
-from agents.arguments import check_fractions, check_not_negative, check_whole
-from agents.critics import Snapshot
-from agents.plain_actor_critic import Losses, PlainActorCritic, plain_actor_critic
-from agents.predictions import prediction
-from agents.rollout import Batch
-from npg.errors import ConfigurationError
-from npg.likelihoods import Product, detached, joint_kl
-from npg.optim import KFAC
-from npg.steps import KLAdaptive
-
-# The rate may grow so far while the measured KL stays below its target.
-LARGEST_STEP = 100.0
-# Times that a step is shortened before it is taken back.
-SHORTENINGS = 4
+from agents.kfac_actor_critic import KFACActorCritic
+from agents.kfac_update import SharedCurvature
 
 
-class ACKTR(ActorCritic):
+class ACKTR(KFACActorCritic):
     """A2C's objective, each step preconditioned by Kronecker-factored curvature.
 
     Actor and critic have a K-FAC optimizer each; the critic's Fisher matrix is that of a Gaussian
-    of unit variance around the value. Where they share features, one optimizer has the joint
-    Fisher matrix of both. No step is longer than a KL divergence of ``kl_clip`` by the
-    curvature's model, and the actor's rate follows the divergence that was measured: it grows by
-    half while that is below half of ``target_kl``, and shrinks by a third while it is above twice.
+    of unit variance around the value. No step is longer than a KL divergence of ``kl_clip`` by the
+    curvature's model. What the model does not see is measured: after each update the actor's rate
+    grows by half if the divergence was below half of ``target_kl``, and shrinks by a third if it
+    was above twice; a step above twice is shortened, at worst to nothing.
 
     Args:
         policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a policy class.
         env: Gymnasium id, environment, or vector of environments; ``envs.make`` makes fast ones.
-        learning_rate: First rate of the actor, and the critic's rate; a number or a schedule of
-            the remaining progress. 1 is the natural gradient's own length.
+        learning_rate: The critic's rate and, times a factor that starts at 1 and follows the
+            measured divergence, the actor's; a number or a schedule of the remaining progress. 1
+            is the natural gradient's own length.
         n_steps: Steps per environment and update. More make a better gradient and fewer updates.
         gamma: Discount factor.
         gae_lambda: 0 trusts the critic (low variance), 1 the returns (no bias).
         ent_coef: Weight of the entropy: higher explores longer.
-        vf_coef: Weight of the value loss; it matters only where features are shared.
+        vf_coef: Weight of the value loss in what the actor's optimizer steps on where features are
+            shared; 0.5 fits the curvature. A critic of its own has a loss of its own.
         target_kl: KL(old ‖ new) that an update of the actor should have, nats, averaged over the
-            rollout. None keeps the rate.
-        kl_clip: Longest step by the curvature's model, nats. None: twice ``target_kl``, or 0.0005
-            without one.
+            rollout. None leaves the rate to ``learning_rate`` and bounds nothing by measurement.
+        kl_clip: Longest step by the curvature's model, nats, of actor and critic alike. None: twice
+            ``target_kl``, or 0.0005 without one.
         damping: Added to the curvature: high values turn towards the plain gradient.
-        momentum: Share of the last step in the next.
-        statistics_interval: Updates from one batch of statistics to the next.
-        inverse_interval: Updates from one inversion to the next.
-        statistics_decay: Weight of the past in the curvature's running means.
+        momentum: Share of the last step in the next, below 1.
+        statistics_interval: Steps from one batch of statistics to the next. The critic takes
+            ``critic_steps`` steps per update, the actor one.
+        inverse_interval: Steps from one inversion to the next.
+        statistics_decay: Weight of the past in the curvature's running means, below 1.
         critic_steps: Steps of the critic per rollout, on the whole of it.
         normalize_advantage: Whether advantages get mean 0 and deviation 1.
         use_sde: Whether to explore by gSDE.
@@ -68,13 +55,19 @@ class ACKTR(ActorCritic):
         seed: Seeds everything.
         device: "cpu", "cuda", "auto".
         _init_setup_model: Whether to build the networks at once.
+        shared_curvature: Whose Fisher matrix the features have that actor and critic share.
+            "joint" is that of action and value together: one step then moves everything, and
+            directions that only the value sees are known to be curved. "actor" is the policy's
+            alone: the clip counts nothing but the policy's divergence, the critic's head takes
+            steps of its own, and in those directions damping alone holds the features.
 
     Raises:
         ConfigurationError: If an argument cannot work; the message says which and why.
 
     Reference:
         Wu et al., "Scalable trust-region method for deep reinforcement learning using
-        Kronecker-factored approximation", 2017.
+        Kronecker-factored approximation", 2017. The adapted rate is that of the code published
+        with it.
     """
 
     _mark = "inverse_interval"
@@ -109,6 +102,7 @@ class ACKTR(ActorCritic):
         seed: int | None = None,
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        shared_curvature: SharedCurvature = "joint",
     ) -> None:
         super().__init__(
             policy,
@@ -119,7 +113,6 @@ class ACKTR(ActorCritic):
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
             vf_coef=vf_coef,
-            max_grad_norm=math.inf,
             normalize_advantage=normalize_advantage,
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
@@ -131,146 +124,18 @@ class ACKTR(ActorCritic):
             verbose=verbose,
             seed=seed,
             device=device,
+            target_kl=target_kl,
+            kl_clip=kl_clip,
+            damping=damping,
+            momentum=momentum,
+            statistics_interval=statistics_interval,
+            inverse_interval=inverse_interval,
+            statistics_decay=statistics_decay,
+            critic_steps=critic_steps,
+            shared_curvature=shared_curvature,
         )
-        self.target_kl = target_kl
-        self.kl_clip = kl_clip
-        self.damping = damping
-        self.momentum = momentum
-        self.statistics_interval = statistics_interval
-        self.inverse_interval = inverse_interval
-        self.statistics_decay = statistics_decay
-        self.critic_steps = critic_steps
         if _init_setup_model:
             self._setup_model()
-
-    def _check_settings(self) -> None:
-        super()._check_settings()
-        check_whole(
-            statistics_interval=self.statistics_interval,
-            inverse_interval=self.inverse_interval,
-            critic_steps=self.critic_steps,
-        )
-        check_fractions(momentum=self.momentum, statistics_decay=self.statistics_decay)
-        positive = {"damping": self.damping, "target_kl": self.target_kl, "kl_clip": self.kl_clip}
-        for name, value in positive.items():
-            if value is not None:
-                check_not_negative(**{name: value})
-                if not value > 0:
-                    raise ConfigurationError(f"{name} must be positive, got {value}")
-
-    def _build_optimizers(self) -> None:
-        self._by_hand: PlainActorCritic | None = None
-        self.joint = bool(self.parts.shared)
-        both = [*self.parts.actor, *self.parts.critic]
-        self.actor_optimizer = self._kfac(dict.fromkeys(both) if self.joint else self.parts.actor)
-        self.critic_optimizer = None if self.joint else self._kfac(self.parts.critic)
-        self.step_size = self.lr_schedule(1.0)
-
-    def _kfac(self, parameters: Any) -> KFAC:
-        clip = self.kl_clip
-        if clip is None:
-            clip = 5e-4 if self.target_kl is None else 2 * self.target_kl
-        return KFAC(
-            self.policy,
-            lr=self.lr_schedule(1.0),
-            damping=self.damping,
-            momentum=self.momentum,
-            kl_clip=clip,
-            statistics_interval=self.statistics_interval,
-            inverse_interval=self.inverse_interval,
-            statistics_decay=self.statistics_decay,
-            seed=0 if self.seed is None else self.seed,
-            parameters=list(parameters),
-        )
-
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        found: dict[str, torch.optim.Optimizer] = {"actor": self.actor_optimizer}
-        if self.critic_optimizer is not None:
-            found["critic"] = self.critic_optimizer
-        return found
-
-    def _gradients(self, samples: Batch) -> tuple[Losses, float]:
-        """Takes statistics along where they are due, through autograd; else by hand."""
-        if not self.actor_optimizer.fisher.capture.active:
-            self._by_hand = plain_actor_critic(self.policy, len(samples.returns), self._by_hand)
-            if self._by_hand is not None:
-                weight = self.vf_coef if self.joint else 0.5
-                return self._by_hand.gradients(samples, self.ent_coef, weight, math.inf)
-        policy = self.policy
-        policy.set_training_mode(True)
-        policy.zero_grad()
-        distribution = policy.get_distribution(samples.observations)
-        values = policy.predict_values(samples.observations).flatten()
-        log_probs, entropy = distribution.log_prob(samples.actions), distribution.entropy()
-        policy_loss = -(samples.advantages * log_probs).mean()
-        entropy_loss = log_probs.mean() if entropy is None else -entropy.mean()
-        value_loss = F.mse_loss(values, samples.returns)
-        action = prediction(distribution)
-        value = Normal(values, torch.ones_like(values), validate_args=False)
-        if self.critic_optimizer is None:
-            self.actor_optimizer.observe(Product([action, value]))
-        else:
-            self.actor_optimizer.observe(action)
-            self.critic_optimizer.observe(value)
-        weight = self.vf_coef if self.joint else 0.5
-        (policy_loss + self.ent_coef * entropy_loss + weight * value_loss).backward()
-        losses = torch.stack([policy_loss, value_loss, entropy_loss]).tolist()
-        squares = [p.grad.square().sum() for p in policy.parameters() if p.grad is not None]
-        return Losses(*losses), float(torch.stack(squares).sum().sqrt())
-
-    def _step(self, samples: Batch) -> None:
-        actor, critic = self.actor_optimizer, self.critic_optimizer
-        rate = self.lr_schedule(self._current_progress_remaining)
-        actor.param_groups[0]["lr"] = rate if self.target_kl is None else self.step_size
-        start = Snapshot(actor.tensors())
-        before = detached(self._prediction(samples))
-        actor.step()
-        self.kl = self._kl(before, samples)
-        if self.target_kl is not None:
-            self.step_size = KLAdaptive(self.target_kl, maximum=LARGEST_STEP).update(
-                self.step_size, self.kl
-            )
-            self._stay_near(start, before, samples)
-        if critic is not None:
-            critic.param_groups[0]["lr"] = rate
-            critic.step()
-            for _ in range(self.critic_steps - 1):
-                self._critic_step(critic, samples)
-
-    @torch.no_grad()
-    def _prediction(self, samples: Batch) -> Distribution:
-        return prediction(self.policy.get_distribution(samples.observations))
-
-    def _kl(self, before: Distribution, samples: Batch) -> float:
-        return float(joint_kl(before, self._prediction(samples)).mean())
-
-    def _stay_near(self, start: Snapshot, before: Distribution, samples: Batch) -> None:
-        """Shortens a step that went further than twice the target, whatever the model said."""
-        assert self.target_kl is not None
-        for _ in range(SHORTENINGS):
-            if self.kl <= 2 * self.target_kl:
-                return
-            fraction = math.sqrt(self.target_kl / self.kl) if math.isfinite(self.kl) else 0.0
-            start.shorten(fraction)
-            self.kl = self._kl(before, samples)
-        if not self.kl <= 2 * self.target_kl:
-            start.restore()
-            self.kl = 0.0
-
-    def _critic_step(self, critic: KFAC, samples: Batch) -> None:
-        critic.zero_grad()
-        values = self.policy.predict_values(samples.observations).flatten()
-        critic.observe(Normal(values, torch.ones_like(values), validate_args=False))
-        (0.5 * F.mse_loss(values, samples.returns)).backward()
-        critic.step()
-
-    def _log(self, losses: Losses) -> None:
-        super()._log(losses)
-        self.logger.record("train/kl_divergence", self.kl)
-        self.logger.record("train/step_size", self.step_size)
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_by_hand", "actor_optimizer", "critic_optimizer"]
 
     def learn(
         self,

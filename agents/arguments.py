@@ -32,6 +32,23 @@ def check_not_negative(**arguments: Any) -> None:
             raise ConfigurationError(f"{name} must not be negative, and finite, got {value!r}")
 
 
+def check_positive(**arguments: Any) -> None:
+    """Refuses what is not above 0, and what is not finite."""
+    for name, value in arguments.items():
+        if not (isinstance(value, Real) and 0 < value < math.inf):
+            raise ConfigurationError(f"{name} must be positive, and finite, got {value!r}")
+
+
+def check_below_one(**arguments: Any) -> None:
+    """Refuses weights of the past that are not in [0, 1)."""
+    for name, value in arguments.items():
+        if not (isinstance(value, Real) and 0 <= value < 1):
+            raise ConfigurationError(
+                f"{name} must be at least 0 and below 1 (at 1 nothing new would count), got "
+                f"{value!r}"
+            )
+
+
 def check_samples_to_normalise(n_steps: int, num_envs: int) -> None:
     """Refuses rollouts of one sample, whose advantage has no deviation to divide by.
 

@@ -17,7 +17,7 @@ from agents.backpropagation import (
     hooked,
     trained_parameters,
 )
-from agents.plain_heads import HEADS, head_of
+from agents.plain_heads import HEADS, Differentiated, head_of
 from agents.plain_networks import Layers, plain_features, plain_layers
 from agents.rollout import Batch
 
@@ -93,22 +93,51 @@ class PlainActorCritic:
             The terms of the loss, and the norm before the clipping.
         """
         features = plain_features(self.policy, samples.observations)
-        actor = self.head.differentiate(self.actor.forward(features), samples, ent_coef)
-        self.actor.backward(actor.output)
-        for gradient in self.log_std_gradient:
-            self.policy.log_std.grad = gradient.copy_(actor.log_std)
-
-        residual = self.critic.forward(features).sub_(samples.returns.unsqueeze(1))
-        flat = residual.view(-1)
-        value_loss = float(torch.dot(flat, flat)) / len(flat)
-        self.critic.backward(residual.mul_(2 * vf_coef / len(flat)))
-
+        actor = self.actor_gradients(self.actor.forward(features), samples, ent_coef)
+        value_loss = self.critic_gradients(features, samples.returns, vf_coef)
         for parameter in self.others:
             parameter.grad = None
         norm = float(torch.linalg.vector_norm(self.flat))
         if norm > max_norm:
             self.flat.mul_(max_norm / (norm + 1e-6))
-        return Losses(float(actor.policy_loss), value_loss, float(actor.entropy_loss)), norm
+        terms = (actor.policy_loss, value_loss, actor.entropy_loss)
+        return Losses(*map(float, terms)), norm
+
+    @torch.no_grad()
+    def actor_gradients(self, output: Tensor, samples: Batch, ent_coef: float) -> Differentiated:
+        """Leaves the gradients of the actor's loss in its ``grad``.
+
+        Args:
+            output: Of the actor's last forward pass, [N, K].
+            samples: The rollout's.
+            ent_coef: Weight of the entropy loss.
+
+        Returns:
+            The losses; the gradients in it are used up.
+        """
+        actor = self.head.differentiate(output, samples, ent_coef)
+        self.actor.backward(actor.output)
+        for gradient in self.log_std_gradient:
+            self.policy.log_std.grad = gradient.copy_(actor.log_std)
+        return actor
+
+    @torch.no_grad()
+    def critic_gradients(self, features: Tensor, returns: Tensor, vf_coef: float) -> Tensor:
+        """Leaves the gradients of ``vf_coef`` mean (V − R)² in the critic's ``grad``.
+
+        Args:
+            features: What the critic's layers start from, [N, D].
+            returns: R, [N].
+            vf_coef: Weight of the value loss.
+
+        Returns:
+            mean (V − R)².
+        """
+        residual = self.critic.forward(features).sub_(returns.unsqueeze(1))
+        flat = residual.view(-1)
+        value_loss = torch.dot(flat, flat) / len(flat)
+        self.critic.backward(residual.mul_(2 * vf_coef / len(flat)))
+        return value_loss
 
 
 def _parameters(policy: ActorCriticPolicy, actor: Layers, critic: Layers) -> list[Tensor]:

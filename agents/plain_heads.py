@@ -10,7 +10,7 @@ a Gaussian's mean and log standard deviation
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from stable_baselines3.common.distributions import (
@@ -24,7 +24,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from agents.plain_networks import action_distribution
+from agents.predictions import prediction
 from agents.rollout import Batch
+from npg.likelihoods import joint_kl
 
 
 class Differentiated(NamedTuple):
@@ -53,6 +55,27 @@ class Head:
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
 
+    def reference(self, output: Tensor) -> Any:
+        """What :meth:`kl` needs to know of the policy at this moment; no view of ``output``."""
+        with torch.no_grad():
+            return prediction(action_distribution(self.policy, output.clone()))
+
+    def kl(self, reference: Any, output: Tensor) -> Tensor:
+        """Mean KL(policy of the reference ‖ policy now) of whole actions, float64, without a graph.
+
+        Small divergences are small differences of large numbers: see
+        :func:`npg.likelihoods.joint_kl`.
+
+        Args:
+            reference: What :meth:`reference` returned.
+            output: The actor's output now, [N, K].
+
+        Returns:
+            The mean, nats.
+        """
+        with torch.no_grad():
+            return joint_kl(reference, prediction(action_distribution(self.policy, output))).mean()
+
     def log_probs(self, output: Tensor, actions: Tensor) -> Tensor:
         """Computes log π(a|s), [N], without a graph."""
         with torch.no_grad():
@@ -71,6 +94,17 @@ class Head:
 
 class CategoricalHead(Head):
     """One choice among K."""
+
+    def reference(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """The probabilities and their logarithms, in float64."""
+        log_p = output.double().log_softmax(1)
+        return log_p.exp(), log_p
+
+    def kl(self, reference: tuple[Tensor, Tensor], output: Tensor) -> Tensor:
+        """mean p · (log p − log q)."""
+        p, log_p = reference
+        ratio = log_p - output.double().log_softmax(1)
+        return torch.dot(p.view(-1), ratio.view(-1)) / len(output)
 
     def log_probs(self, output: Tensor, actions: Tensor) -> Tensor:
         """See :class:`Head`; what is not finite is left to the distribution's own checks."""
@@ -94,6 +128,18 @@ class CategoricalHead(Head):
 
 class GaussianHead(Head):
     """Independent Gaussians whose deviations are parameters."""
+
+    def reference(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Means, and log standard deviations in float64."""
+        return output.clone(), self.policy.log_std.detach().to(torch.float64, copy=True)
+
+    def kl(self, reference: tuple[Tensor, Tensor], output: Tensor) -> Tensor:
+        """½ Σ (σ_p² + mean (μ_p − μ_q)²) / σ_q² − 1 − log σ_p² / σ_q²."""
+        means, log_std = reference
+        ratio = log_std - self.policy.log_std.detach()
+        precision = torch.exp(2 * (ratio - log_std))
+        shifts = (means - output).square_().mean(0, dtype=torch.float64)
+        return 0.5 * (torch.expm1(2 * ratio) + shifts * precision).sum() - ratio.sum()
 
     def log_probs(self, output: Tensor, actions: Tensor) -> Tensor:
         """See :class:`Head`; what is not finite is left to the distribution's own checks."""

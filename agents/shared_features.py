@@ -50,20 +50,11 @@ class KLBudget:
         self.tensors = [*shared, *self.buffers]
         self.start = [t.detach().clone() for t in self.tensors]
 
-    @torch.no_grad()
     def kl(self) -> float:
         """Mean KL(acting policy ‖ policy now) over the rollout, in evaluation mode."""
         if not self.tensors:
             return 0.0
-        training = self.policy.training
-        self.policy.set_training_mode(False)
-        total = count = 0.0
-        for piece, old in zip(in_chunks(self.observations), self.behaviour, strict=True):
-            divergence = joint_kl(old, prediction(self.policy.get_distribution(piece)))
-            total += float(divergence.sum())
-            count += len(divergence)
-        self.policy.set_training_mode(training)
-        return total / count
+        return mean_kl(self.policy, self.observations, self.behaviour)
 
     @torch.no_grad()
     def enforce(self) -> None:
@@ -91,3 +82,28 @@ def behaviour_of(policy: ActorCriticPolicy, observations: Observations) -> list[
     return [
         detached(prediction(policy.get_distribution(piece))) for piece in in_chunks(observations)
     ]
+
+
+@torch.no_grad()
+def mean_kl(
+    policy: ActorCriticPolicy, observations: Observations, behaviour: list[Distribution]
+) -> float:
+    """Mean KL(behaviour ‖ policy now) over a rollout, in evaluation mode, nats.
+
+    Args:
+        policy: The policy; its mode is left as it was.
+        observations: The whole rollout's, [N, ...].
+        behaviour: What :func:`behaviour_of` returned for them.
+
+    Returns:
+        The mean over all samples.
+    """
+    training = policy.training
+    policy.set_training_mode(False)
+    total = count = 0.0
+    for piece, old in zip(in_chunks(observations), behaviour, strict=True):
+        divergence = joint_kl(old, prediction(policy.get_distribution(piece)))
+        total += float(divergence.sum())
+        count += len(divergence)
+    policy.set_training_mode(training)
+    return total / count

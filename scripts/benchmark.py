@@ -26,7 +26,7 @@ class Options:
     """Interleaved rounds per figure."""
     returns_dir: Path = Path("runs/benchmark-returns")
     """Where training runs are kept; a finished one is not repeated."""
-    agent: Literal["trpo", "a2c"] = "trpo"
+    agent: Literal["trpo", "a2c", "acktr"] = "trpo"
     """Whose returns are compared."""
     retuned: bool = False
     """Whether returns trains the peer under our presets too, where they differ from rl-zoo's."""

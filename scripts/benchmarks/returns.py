@@ -32,18 +32,18 @@ class Study:
     Attributes:
         title: Of the table.
         ours: Our side.
-        peer: The other.
-        peer_name: As the table calls it.
+        peers: The others, as the table calls them; further comparisons are with the first.
         seeds: Of everything that is trained.
+        steps: Environment steps, where they are not those of STEPS.
         more_seeds: Of an environment that gets a second comparison.
         retuned: Environments on which the peer runs under our preset as well.
     """
 
     title: str
     ours: str
-    peer: str
-    peer_name: str
+    peers: Mapping[str, str]
     seeds: Mapping[str, Iterable[int]]
+    steps: Mapping[str, int] = field(default_factory=dict)
     more_seeds: Mapping[str, Mapping[str, Collection[int]]] = field(default_factory=dict)
     retuned: tuple[str, ...] = ()
 
@@ -52,21 +52,26 @@ STUDIES = {
     "trpo": Study(
         "Return at equal environment steps",
         "npg",
-        "sb3-contrib",
-        "sb3-contrib",
+        {"sb3-contrib": "sb3-contrib"},
         {"sb3-contrib": range(5), "npg": range(10), "sb3-contrib-retuned": range(5)},
         # On Hopper ten seeds of ours fall on either side of five of the peer's, so twice as many
         # of both are compared as well: all but 10 to 19, on which the preset was chosen.
-        {"Hopper-v5": {"sb3-contrib": range(10), "npg": [*range(10), *range(20, 30)]}},
+        more_seeds={"Hopper-v5": {"sb3-contrib": range(10), "npg": [*range(10), *range(20, 30)]}},
         # Where our preset differs from rl-zoo's by more than units.
-        ("HalfCheetah-v5",),
+        retuned=("HalfCheetah-v5",),
     ),
     "a2c": Study(
         "A2C's return at equal environment steps",
         "npg-a2c",
-        "sb3-a2c",
-        "stable-baselines3",
+        {"sb3-a2c": "stable-baselines3"},
         {"sb3-a2c": range(10), "npg-a2c": range(10)},
+    ),
+    "acktr": Study(
+        "ACKTR's return at equal environment steps",
+        "npg-acktr",
+        {"npg-a2c": "npg's A2C", "sb3-a2c": "stable-baselines3's A2C"},
+        dict.fromkeys(("npg-acktr", "npg-a2c", "sb3-a2c"), range(5)),
+        steps={"Pendulum-v1": 200_000},
     ),
 }
 RUN = Path(__file__).parent / "training_run.py"
@@ -84,27 +89,30 @@ def run(agent: str, directory: Path, jobs: int, retuned: bool, command: str) -> 
         command: What to write above the table.
     """
     study = STUDIES[agent]
+    lengths = {**STEPS, **study.steps}
     missing = [
-        (library, env_id, seed, directory / f"{library}_{env_id}_{seed}.json")
+        (library, env_id, seed, lengths[env_id], _file(directory, library, env_id, seed, study))
         for env_id in STEPS
         for library, seeds in {**study.seeds, **study.more_seeds.get(env_id, {})}.items()
         for seed in seeds
         if not library.endswith("-retuned") or (retuned and env_id in study.retuned)
     ]
-    missing = [job for job in missing if not job[3].exists()]
+    missing = [job for job in missing if not job[-1].exists()]
     with ThreadPoolExecutor(jobs) as pool:
         list(track(pool.map(_train, missing), "training runs", total=len(missing)))
 
     rows = []
     for env_id in STEPS:
-        text = f"{env_id}, {STEPS[env_id]:,} steps"
-        rows += _compare(directory, env_id, study, study.peer, text, study.seeds, targets=True)
+        text = f"{env_id}, {lengths[env_id]:,} steps"
+        for peer in study.peers:
+            rows += _compare(directory, env_id, study, peer, text, study.seeds, targets=True)
+    first = next(iter(study.peers))
     for env_id, seeds in study.more_seeds.items():
-        text = f"{env_id}, {len(seeds[study.ours])} seeds of ours to {len(seeds[study.peer])}"
-        rows += _compare(directory, env_id, study, study.peer, text, seeds)
+        text = f"{env_id}, {len(seeds[study.ours])} seeds of ours to {len(seeds[first])}"
+        rows += _compare(directory, env_id, study, first, text, seeds)
     for env_id in study.retuned if retuned else ():
         text = f"{env_id}, both under our preset"
-        rows += _compare(directory, env_id, study, f"{study.peer}-retuned", text, study.seeds)
+        rows += _compare(directory, env_id, study, f"{first}-retuned", text, study.seeds)
     show(study.title, rows, command)
     if agent == "trpo":
         draw(directory, list(STEPS), DOCS / "learning_curves.png")
@@ -122,10 +130,11 @@ def _compare(
     """Two rows: the interquartile means, and the probability of improvement."""
     scores = {
         library: np.array(
-            [_score(directory / f"{library}_{env_id}_{seed}.json") for seed in seeds[library]]
+            [_score(_file(directory, library, env_id, seed, study)) for seed in seeds[library]]
         )
         for library in (study.ours, peer)
     }
+    peer_name = study.peers[peer.removesuffix("-retuned")]
     (ours, our_interval), (theirs, their_interval) = (
         _interquartile_mean(values) for values in scores.values()
     )
@@ -134,7 +143,7 @@ def _compare(
     )
     figures = (
         f"IQM {ours:.0f} [{our_interval[0]:.0f}, {our_interval[1]:.0f}]",
-        f"{study.peer_name} IQM {theirs:.0f} [{their_interval[0]:.0f}, {their_interval[1]:.0f}]",
+        f"{peer_name} IQM {theirs:.0f} [{their_interval[0]:.0f}, {their_interval[1]:.0f}]",
     )
     wanted = (">= 1.0", ">= 0.5") if targets else ("", "")
     # Negative returns: the ratio turns over, so that more than 1 is better everywhere.
@@ -145,9 +154,15 @@ def _compare(
     ]
 
 
-def _train(job: tuple[str, str, int, Path]) -> None:
-    library, env_id, seed, output = job
-    arguments = [library, env_id, str(seed), str(STEPS[env_id]), str(output)]
+def _file(directory: Path, library: str, env_id: str, seed: int, study: Study) -> Path:
+    """Where a run is kept; runs of the usual length are shared between studies."""
+    length = f"_{study.steps[env_id]}" if env_id in study.steps else ""
+    return directory / f"{library}_{env_id}{length}_{seed}.json"
+
+
+def _train(job: tuple[str, str, int, int, Path]) -> None:
+    library, env_id, seed, steps, output = job
+    arguments = [library, env_id, str(seed), str(steps), str(output)]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",

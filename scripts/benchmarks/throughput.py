@@ -7,7 +7,7 @@ import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 
-from agents import A2C, TRPO
+from agents import A2C, ACKTR, TRPO
 from benchmarks.report import Row, interleaved, median_ratio, show
 from envs import make
 
@@ -40,6 +40,9 @@ A2C_CASES = [
 ]
 A2C_UPDATES = 100  # of a few milliseconds each
 
+# ACKTR against A2C at the same rollouts: (environment, environments, steps per environment).
+ACKTR_CASES = [("CartPole-v1", 8, 20), ("HalfCheetah-v5", 8, 20)]
+
 
 def run(rounds: int, command: str) -> None:
     """Trains both libraries for equal numbers of steps, in turn, with equal settings."""
@@ -66,6 +69,19 @@ def run(rounds: int, command: str) -> None:
         steps = num_envs * ours.n_steps * A2C_UPDATES
         what = f"A2C, {env_id}, {num_envs} × {ours.n_steps}, {backend}"
         rows.append(_compare(ours, theirs, steps, rounds, what, "stable-baselines3", target))
+    for env_id, num_envs, n_steps in ACKTR_CASES:
+        settings = {"n_steps": n_steps, "seed": 0, "device": "cpu"}
+        for agent, target in ((A2C, ">= 0.6"), (stable_baselines3.A2C, ">= 1.5")):
+            env = make(env_id, num_envs=num_envs, seed=0, backend="gymnasium")
+            ours = ACKTR("MlpPolicy", env, **settings)
+            if agent is A2C:
+                peer_env, peer = make(env_id, num_envs=num_envs, seed=0, backend="gymnasium"), "npg"
+            else:
+                peer_env, peer = make_vec_env(env_id, num_envs, seed=0), "stable-baselines3"
+            theirs = agent("MlpPolicy", peer_env, **settings)
+            steps = num_envs * n_steps * A2C_UPDATES
+            what = f"ACKTR, {env_id}, {num_envs} × {n_steps}, against A2C"
+            rows.append(_compare(ours, theirs, steps, rounds, what, f"{peer}'s A2C", target))
     show("Training throughput", rows, command)
 
 

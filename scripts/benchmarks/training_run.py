@@ -30,6 +30,7 @@ LIBRARIES = {
     # The peer with what our preset changes in rl-zoo's.
     "sb3-contrib-retuned": ("sb3_contrib", "TRPO", "trpo.yml"),
     "npg-a2c": ("agents", "A2C", "rl_zoo_a2c.yml"),
+    "npg-acktr": ("agents", "ACKTR", "acktr.yml"),
     "sb3-a2c": ("stable_baselines3", "A2C", "rl_zoo_a2c.yml"),
 }
 # What the peer has no argument for.

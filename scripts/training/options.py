@@ -14,10 +14,15 @@ import tyro
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tyro.constructors import PrimitiveConstructorSpec
 
-from agents import A2C, NPG, TRPO
+from agents import A2C, ACKTR, NPG, TRPO
 
 # A new agent is one line here: its arguments are read off its constructor.
-AGENTS: dict[str, type[OnPolicyAlgorithm]] = {"trpo": TRPO, "npg": NPG, "a2c": A2C}
+AGENTS: dict[str, type[OnPolicyAlgorithm]] = {
+    "trpo": TRPO,
+    "npg": NPG,
+    "a2c": A2C,
+    "acktr": ACKTR,
+}
 
 # Constructor arguments that the options of the run decide.
 SET_BY_RUN = {

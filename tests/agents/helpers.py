@@ -16,12 +16,13 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
-from agents import A2C, NPG, TRPO
+from agents import A2C, ACKTR, NPG, TRPO
 from agents.on_policy import OnPolicy
 
 AGENTS = (TRPO, NPG)
 both_agents = pytest.mark.parametrize("agent", AGENTS)  # those of the natural gradient
-every_agent = pytest.mark.parametrize("agent", [*AGENTS, A2C])
+ACTOR_CRITICS = (A2C, ACKTR)  # those that step on the plain policy gradient
+every_agent = pytest.mark.parametrize("agent", [*AGENTS, *ACTOR_CRITICS])
 every_variant = pytest.mark.parametrize(
     ("agent", "settings"),
     [
@@ -30,7 +31,7 @@ every_variant = pytest.mark.parametrize(
             for agent in AGENTS
             for critic in ("adam", "gauss-newton")
         ),
-        pytest.param(A2C, {}, id="A2C"),
+        *(pytest.param(agent, {}, id=agent.__name__) for agent in ACTOR_CRITICS),
     ],
 )
 both_critics = pytest.mark.parametrize("critic", ["adam", "gauss-newton"])
@@ -198,7 +199,7 @@ def vector_env(make: Callable[[], gym.Env], count: int = 1) -> DummyVecEnv:
 def short(agent: type[OnPolicy], **settings: Any) -> dict[str, Any]:
     """Arguments with which an update takes milliseconds, and what is given besides."""
     chosen: dict[str, Any] = {"n_steps": 64, "seed": 0, "device": "cpu"}
-    if agent is not A2C:
+    if agent not in ACTOR_CRITICS:
         chosen |= {"batch_size": 32, "n_critic_updates": 2}
     if agent is TRPO:
         chosen["kl_reduction"] = "joint"

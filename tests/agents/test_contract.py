@@ -16,9 +16,10 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 from torch import nn
 
-from agents import A2C, NPG
+from agents import A2C, ACKTR, NPG
 from envs import LeanVecEnv
 from tests.agents.helpers import (
+    ACTOR_CRITICS,
     BOX,
     DICTIONARY,
     VECTOR,
@@ -38,7 +39,7 @@ def test_it_is_an_on_policy_algorithm_with_its_learn(agent) -> None:
     assert issubclass(agent, OnPolicyAlgorithm)
     assert {"MlpPolicy", "CnnPolicy", "MultiInputPolicy"} <= agent.policy_aliases.keys()
     ours = inspect.signature(agent.learn).parameters
-    peer = stable_baselines3.A2C if agent is A2C else stable_baselines3.PPO
+    peer = stable_baselines3.A2C if agent in ACTOR_CRITICS else stable_baselines3.PPO
     theirs = inspect.signature(peer.learn).parameters
     assert list(ours) == list(theirs)
     for name in set(ours) - {"tb_log_name"}:
@@ -62,9 +63,10 @@ def test_attributes_that_others_read(agent) -> None:
     assert model.ep_info_buffer.maxlen == model.ep_success_buffer.maxlen == 7
     assert model._last_obs.shape == (2, 3)
     assert model._last_episode_starts.shape == (2,)
-    optimizer, rate, gae_lambda = (
-        (torch.optim.RMSprop, 7e-4, 1.0) if agent is A2C else (torch.optim.Adam, 1e-3, 0.95)
-    )
+    optimizer, rate, gae_lambda = {
+        A2C: (torch.optim.RMSprop, 7e-4, 1.0),
+        ACKTR: (torch.optim.Adam, 0.25, 0.95),
+    }.get(agent, (torch.optim.Adam, 1e-3, 0.95))
     assert isinstance(model.policy.optimizer, optimizer)
     assert model.lr_schedule(1.0) == model.learning_rate == rate
     assert model.get_vec_normalize_env() is model._vec_normalize_env is None
@@ -159,7 +161,7 @@ def test_image_observations(agent) -> None:
     """Channels last are transposed, NatureCNN fits 36 × 36."""
     image = spaces.Box(0, 255, (36, 36, 3), np.uint8)
     settings = {"n_steps": 16}
-    if agent is not A2C:
+    if agent not in ACTOR_CRITICS:
         settings |= {"batch_size": 16, "n_critic_updates": 1, "cg_max_steps": 2}
     features = {"features_extractor_kwargs": {"features_dim": 8}}
     model = small(

@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from agents import A2C, TRPO
 from tests.agents.helpers import (
+    ACTOR_CRITICS,
     BOX,
     VECTOR,
     Toy,
@@ -185,7 +186,8 @@ class Order(BaseCallback):
 @every_agent
 def test_callbacks_are_called_in_order(agent) -> None:
     callback = Order()
-    model = small(agent, vector_env(Toy), n_steps=4, **({} if agent is A2C else {"batch_size": 4}))
+    sizes = {} if agent in ACTOR_CRITICS else {"batch_size": 4}
+    model = small(agent, vector_env(Toy), n_steps=4, **sizes)
     train = model.train
     model.train = lambda: (callback.calls.append("train"), train())
     model.learn(8, callback=callback)

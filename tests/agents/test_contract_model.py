@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from agents import A2C, TRPO
 from tests.agents.helpers import (
+    ACTOR_CRITICS,
     BOX,
     IMAGE,
     VECTOR,
@@ -163,7 +164,7 @@ def test_convolutional_features_are_shared_and_learn(agent, settings) -> None:
 def test_the_same_seed_gives_the_same_parameters(agent, settings, count) -> None:
     def trained(seed: int) -> list[torch.Tensor]:
         env = vector_env(lambda: Toy(VECTOR, BOX), count)
-        sampling = {} if agent is A2C else {"sub_sampling_factor": 2}
+        sampling = {} if agent in ACTOR_CRITICS else {"sub_sampling_factor": 2}
         return parameters(
             small(agent, env, seed=seed, **settings, **sampling).learn(64 * count * 2)
         )

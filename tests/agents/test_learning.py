@@ -6,9 +6,10 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from agents import A2C, NPG, TRPO
+from agents import A2C, ACKTR, NPG, TRPO
 from envs import LinearQuadraticRegulator, make
 from tests.agents.helpers import (
+    AGENTS,
     DISCRETE,
     MULTI_BINARY,
     MULTI_DISCRETE,
@@ -22,12 +23,15 @@ from tests.agents.helpers import (
 
 def linear_agent(agent, env, gamma: float, **settings):
     """A policy u = −K x + b, and a value that can be quadratic."""
+    own = {"critic": "gauss-newton", "cg_damping": 1e-3}
+    if agent is ACKTR:
+        own = {"critic_steps": 5, "statistics_interval": 1, "inverse_interval": 1}
+        own["learning_rate"] = 1.0
     settings = {
         "n_steps": 50,
         "gamma": gamma,
-        "critic": "gauss-newton",
         "target_kl": 0.05,
-        "cg_damping": 1e-3,
+        **own,
         "policy_kwargs": {"net_arch": {"pi": [], "vf": [32]}, "log_std_init": -0.5},
         **settings,
     }
@@ -46,7 +50,7 @@ def cost(problem: LinearQuadraticRegulator, gain: np.ndarray) -> float:
     return float(np.trace(value))
 
 
-@both_agents
+@pytest.mark.parametrize("agent", [*AGENTS, ACKTR])
 def test_the_optimal_gain_of_a_scalar_regulator(agent) -> None:
     # x' = x + u, reward −(x² + u²), γ = 0.9: K* = 0.588, P* = 1.588; doing nothing costs
     # 1 / (1 − 0.9) = 10. The cost is flat at its minimum: P(K) = (1 + K²) / (1 − 0.9 (1 − K)²) is
@@ -75,6 +79,16 @@ def test_the_optimal_gain_of_a_cart(agent) -> None:
     model = linear_agent(agent, env, gamma=0.9)
     model.learn(16 * 50 * 60)
     np.testing.assert_allclose(gain_of(model), regulator.optimal_gain, rtol=0.25)
+    assert cost(regulator, gain_of(model)) < 1.05 * cost(regulator, regulator.optimal_gain)
+
+
+@pytest.mark.slow
+def test_acktr_comes_near_the_optimal_cost_of_a_cart() -> None:
+    problem = {"gamma": 0.9, "horizon": 25, "action_bound": 50.0}
+    regulator = LinearQuadraticRegulator(**problem)
+    env = make(LinearQuadraticRegulator, num_envs=16, seed=0, **problem)
+    model = linear_agent(ACKTR, env, gamma=0.9)
+    model.learn(16 * 50 * 100)
     assert cost(regulator, gain_of(model)) < 1.05 * cost(regulator, regulator.optimal_gain)
 
 
@@ -120,12 +134,19 @@ def test_the_identity_is_learned(agent, critic, actions) -> None:
 
 
 @pytest.mark.parametrize(
+    ("agent", "updates", "settings"),
+    [
+        pytest.param(A2C, 150, {"learning_rate": 0.005}, id="A2C"),
+        pytest.param(ACKTR, 50, {"target_kl": 0.03}, id="ACKTR"),
+    ],
+)
+@pytest.mark.parametrize(
     "actions", [DISCRETE, MULTI_DISCRETE, MULTI_BINARY], ids=["one", "many", "binary"]
 )
-def test_a2c_learns_the_identity(actions) -> None:
+def test_actor_critics_learn_the_identity(agent, updates, settings, actions) -> None:
     env = vector_env(lambda: Identity(actions), 8)
-    model = small(A2C, env, n_steps=8, gamma=0.0, learning_rate=0.005)
-    model.learn(8 * 8 * 150)
+    model = small(agent, env, n_steps=8, gamma=0.0, **settings)
+    model.learn(8 * 8 * updates)
     with pytest.warns(UserWarning, match="Monitor"):
         mean, _ = evaluate_policy(model, vector_env(lambda: Identity(actions)), n_eval_episodes=10)
     assert mean > 0.9 * 20
@@ -155,10 +176,20 @@ def test_cart_pole_is_solved(agent, critic) -> None:
     assert all(bool(torch.isfinite(p).all()) for p in model.policy.parameters())
 
 
+ACKTR_SETTINGS = {"n_steps": 32, "target_kl": 0.01, "gae_lambda": 0.98, "critic_steps": 3}
+
+
 @pytest.mark.slow
-def test_a2c_solves_cart_pole() -> None:
+@pytest.mark.parametrize(
+    ("agent", "steps", "settings"),
+    [
+        pytest.param(A2C, 200_000, {}, id="A2C"),
+        pytest.param(ACKTR, 100_000, ACKTR_SETTINGS, id="ACKTR"),
+    ],
+)
+def test_actor_critics_solve_cart_pole(agent, steps, settings) -> None:
     env = make("CartPole-v1", num_envs=8, seed=0, backend="gymnasium")
-    model = A2C("MlpPolicy", env, seed=0, device="cpu").learn(200_000)
+    model = agent("MlpPolicy", env, seed=0, device="cpu", **settings).learn(steps)
     mean, _ = evaluate_policy(
         model, make("CartPole-v1", num_envs=1, seed=1000, backend="gymnasium"), n_eval_episodes=20
     )

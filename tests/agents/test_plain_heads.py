@@ -72,3 +72,19 @@ def test_outputs_that_are_no_numbers_are_refused_as_by_torch(actions: str) -> No
     output[3, 0] = math.nan
     with pytest.raises(ValueError, match="to satisfy the constraint"):
         head.log_probs(output, samples.actions)
+
+
+@pytest.mark.parametrize("actions", ACTIONS)
+def test_the_divergence_is_that_of_torch(actions: str) -> None:
+    head, output, _ = head_and_samples(actions)
+    policy = head.policy
+    with torch.no_grad():
+        old, reference = exact(actions, policy, output.clone()), head.reference(output)
+        assert float(head.kl(reference, output)) == pytest.approx(0, abs=1e-12)
+        output.add_(0.3 * torch.randn_like(output))  # the reference is no view of it
+        if hasattr(policy, "log_std"):
+            policy.log_std.add_(0.2 * torch.randn_like(policy.log_std))
+        pairs = zip(old, exact(actions, policy, output), strict=True)
+        wanted = sum(distributions.kl_divergence(p, q) for p, q in pairs).mean()
+    assert float(wanted) > 1e-3
+    torch.testing.assert_close(head.kl(reference, output), wanted)
