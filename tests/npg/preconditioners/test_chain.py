@@ -177,6 +177,15 @@ class TestState:
         assert torch.equal(snapshot(model), snapshot(other))
         assert repr(optimizer.state_dict()) == repr(resumed.state_dict())
 
+    def test_a_saved_one_does_not_change(self, batches):
+        model = mlp()
+        optimizer = chained(model)
+        train(optimizer, model, batches)
+        state = optimizer.preconditioner.state()
+        before = repr(state)
+        train(optimizer, model, batches)
+        assert repr(state) == before
+
     def test_of_an_inverse(self):
         factors = [torch.eye(2).mul(2.0), torch.eye(3)]
         pairs = [torch.full((2, 3), 0.1)]
