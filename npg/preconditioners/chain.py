@@ -69,7 +69,8 @@ class ChainInverse(KroneckerInverse):
             decay: As the moments were updated with.
 
         Raises:
-            ConfigurationError: If a layer was used several times, or not on the whole batch.
+            ConfigurationError: If a layer was used several times, or not on the whole batch, or
+                not all samples count.
         """
         shapes = [[given.shape[:2] for given, _, _ in own] for own in rows]
         alike = all(own == shapes[0] for own in shapes)
@@ -79,11 +80,16 @@ class ChainInverse(KroneckerInverse):
                 'inverse="block-tridiagonal" is for chains of layers without weight sharing, each '
                 'used once on the whole batch: use inverse="block-diagonal"'
             )
-        sums, entries, samples = self._products(rows)
+        if any(len(given) != count for given, _, count in rows[0]):
+            raise ConfigurationError(
+                'inverse="block-tridiagonal" takes no mask: leave samples that do not count out of '
+                'the batch, or use inverse="block-diagonal"'
+            )
+        sums, samples = self._products(rows)
         if self.distributed:
-            *sums, entries, samples = sum_over_ranks([*sums, entries, samples])
+            *sums, samples = sum_over_ranks([*sums, samples])
         half = len(self.layers) - 1
-        means = [s / entries for s in sums[:half]], [s / samples for s in sums[half:]]
+        means = [s / samples for s in sums[:half]], [s / samples for s in sums[half:]]
         if self.inverse is None and not self.input_pairs:
             self.input_pairs, self.signal_pairs = means
         elif half:
@@ -91,8 +97,8 @@ class ChainInverse(KroneckerInverse):
             torch._foreach_lerp_(self.input_pairs, means[0], weight)
             torch._foreach_lerp_(self.signal_pairs, means[1], weight)
 
-    def _products(self, rows: Sequence[Rows]) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Σ a_l a_{l+1}ᵀ of all neighbours, then Σ δ_l δ_{l+1}ᵀ; entries, and samples."""
+    def _products(self, rows: Sequence[Rows]) -> tuple[list[Tensor], Tensor]:
+        """Σ a_l a_{l+1}ᵀ of all neighbours, then Σ δ_l δ_{l+1}ᵀ; and the number of samples."""
         inputs: list[Tensor] = []
         signals: list[Tensor] = []
         for i, (left, right) in enumerate(pairwise(self.layers)):
@@ -104,12 +110,8 @@ class ChainInverse(KroneckerInverse):
                 inputs[-1] += _product(x, x_next)
                 for d, e in zip(deltas, deltas_next, strict=True):
                     signals[-1] += _product(d, e)
-        like = self.layers[0].moments[0]
-        entries, samples = (
-            like.new_tensor(float(sum(counts)))
-            for counts in ([len(x) for x, _, _ in rows[0]], [count for _, _, count in rows[0]])
-        )
-        return inputs + signals, entries, samples
+        samples = self.layers[0].moments[0].new_tensor(float(sum(count for _, _, count in rows[0])))
+        return inputs + signals, samples
 
     def refresh(self, damping: float) -> None:
         """Factorises the present moments.

@@ -117,7 +117,7 @@ class TestResuming:
     def test_statistics_under_way_are_dropped(self, data):
         """A backward pass before the loading belongs to another run."""
         model = Mixed()
-        saved = make(model, "exact")
+        saved = make(model, "exact", inverse_interval=1)
         train(saved, model, data, "exact", 2)
         state = copy.deepcopy(saved.state_dict())
         expected = copy.deepcopy((model, saved))

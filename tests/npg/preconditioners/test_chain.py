@@ -152,6 +152,10 @@ class TestSteps:
         with pytest.raises(NumericalError, match="3 times in a row: not positive"):
             train(optimizer, model, batches[:1])
         assert torch.equal(snapshot(model), start)
+        monkeypatch.undo()
+        train(optimizer, model, batches[:1])
+        monkeypatch.setattr("npg.preconditioners.chain.TridiagonalInverse", fails)
+        train(optimizer, model, batches[:2])  # counted from the start again
 
 
 class TestState:
@@ -172,6 +176,15 @@ class TestState:
         train(resumed, other, batches)
         assert torch.equal(snapshot(model), snapshot(other))
         assert repr(optimizer.state_dict()) == repr(resumed.state_dict())
+
+    def test_a_saved_one_does_not_change(self, batches):
+        model = mlp()
+        optimizer = chained(model)
+        train(optimizer, model, batches)
+        state = optimizer.preconditioner.state()
+        before = repr(state)
+        train(optimizer, model, batches)
+        assert repr(state) == before
 
     def test_of_an_inverse(self):
         factors = [torch.eye(2).mul(2.0), torch.eye(3)]

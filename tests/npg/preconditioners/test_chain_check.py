@@ -190,6 +190,17 @@ class TestRefusals:
         with pytest.raises(ConfigurationError, match="without weight sharing"):
             optimizer.step()
 
+    def test_masks(self, batches):
+        """The factors of inputs leave samples out; the rows of neighbours do not say which."""
+        x, y = batches[0]
+        model = mlp()
+        optimizer = chained(model, likelihood=None)
+        logits = model(x)
+        optimizer.observe(Categorical(logits=logits), torch.arange(len(x)) > 2)
+        F.cross_entropy(logits, y).backward()
+        with pytest.raises(ConfigurationError, match="takes no mask"):
+            optimizer.step()
+
     def test_predictions_that_nobody_sees(self, batches):
         model = Dictionary()
         optimizer = chained(model, fisher="empirical", likelihood=None)
