@@ -50,9 +50,14 @@ def positive_inverse(matrices: Tensor) -> tuple[Tensor, list[Ladder]]:
 
 def _cholesky_inverse(matrices: Tensor) -> tuple[Tensor, Tensor]:
     factors, info = torch.linalg.cholesky_ex(matrices)
-    # A factorisation that broke off may have left a zero pivot, over which the inverse raises.
-    unit = torch.eye(factors.shape[-1], dtype=factors.dtype, device=factors.device)
-    inverses = torch.cholesky_inverse(torch.where((info == 0)[..., None, None], factors, unit))
+    if info.device.type != "meta" and bool(info.any()):
+        # A factorisation that broke off may have left a zero pivot, over which the inverse raises.
+        unit = torch.eye(factors.shape[-1], dtype=factors.dtype, device=factors.device)
+        factors = torch.where((info == 0)[..., None, None], factors, unit)
+    # One matrix alone is inverted faster outside a batch of one.
+    single = len(factors) == 1 and factors.ndim == 3
+    inverses = torch.cholesky_inverse(factors[0] if single else factors)
+    inverses = inverses.unsqueeze(0) if single else inverses
     # A tiny pivot passes the factorisation and leaves no digit in the inverse: the largest
     # entries of both bound the condition number from below.
     largest = matrices.diagonal(dim1=-2, dim2=-1).amax(-1)

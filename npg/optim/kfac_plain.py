@@ -51,7 +51,8 @@ class Motion:
             factors = [1 + self.finite * factor for factor in self.shrinking]
             for p, factor in zip(self.parameters, factors, strict=True):
                 p.mul_(factor)
-        torch._foreach_add_(self.parameters, torch._foreach_mul(self.velocity, self.finite))
+        for p, v in zip(self.parameters, self.velocity, strict=True):
+            p.addcmul_(v, self.finite.to(p.dtype))
 
 
 def motion(
@@ -80,7 +81,9 @@ def motion(
     if not (uniform or clip == math.inf):
         _check_rates(optimizer, dict(zip(parameters, rates, strict=True)))
     # One vector of all: a small network's step is a matter of calls, not of arithmetic.
-    flat = flatten(natural.values())
+    solved = list(natural.values())
+    flat = solved[0].new_empty(sum(u.numel() for u in solved))
+    torch._foreach_copy_(split(flat, parameters), solved)
     slope = flatten(gradients[p] for p in parameters)
     if not uniform:
         slope = slope * _per_entry([rate**2 for rate in rates], parameters, slope)

@@ -126,13 +126,16 @@ class Block:
         """
         if not self.sums:
             return
-        means = [total / count for total, count in zip(self.sums, self.counts, strict=True)]
         self.updates += 1
         self.weight = max(1 / self.updates, 1 - decay)
-        if self.moments:
-            torch._foreach_lerp_(self.moments, means, self.weight)
-        else:
-            self.moments = means
+        if not self.moments:
+            self.moments = [torch.zeros_like(total) for total in self.sums]
+        for moment, total, count in zip(self.moments, self.sums, self.counts, strict=True):
+            moment.mul_(1 - self.weight)
+            if isinstance(count, Tensor):
+                moment.add_(total * (self.weight / count))
+            else:  # without a matrix of its own for the mean
+                moment.add_(total, alpha=self.weight / count)
         self.sums, self.counts = [], []
 
     def clear(self) -> None:
