@@ -70,6 +70,9 @@ class AffineChain:
                 return None
             operations.append(softmax)
         while node is not None:
+            if node.name() == "CloneBackward0":  # a copy changes nothing
+                node = node.next_functions[0][0]
+                continue
             reader = READERS.get(node.name())
             found = None if reader is None else reader(node, shape, index)
             if found is None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from npg.errors import NumericalError
-from npg.linalg import flatten
+from npg.linalg import split
 from npg.optim.kfac_curvature import l2_curvature
 from npg.optim.quadratic import QuadraticModel
 from npg.steps import minimise_quadratic
@@ -65,11 +65,16 @@ def exact_directions(
 ) -> Tensor:
     """F̂⁻¹g and, where there was one, the last step, in rows [k, P]."""
     natural = optimizer.preconditioner.apply(gradients)
-    directions = [flatten(natural[p] for p in parameters)]
+    directions = [[natural[p] for p in parameters]]
     last = [optimizer.state[p].get("velocity") for p in parameters]
     if all(v is not None for v in last):
-        directions.append(flatten(v for v in last if v is not None))
-    return torch.stack(directions)
+        directions.append([v for v in last if v is not None])
+    # Row by row into one matrix: parameters are millions, and each further copy takes its time.
+    size = sum(p.numel() for p in parameters)
+    span = parameters[0].new_empty(len(directions), size)
+    for row, direction in zip(span, directions, strict=True):
+        torch._foreach_copy_(split(row, parameters), direction)
+    return span
 
 
 def _reduction(

@@ -83,7 +83,7 @@ class KFAC(FunctionOptimizer):
         weight_decay: Of an L2 term in the objective, which then is in the curvature as well: in
             F̂ the largest of the groups', in the exact step each its own.
         decoupled_weight_decay: Whether parameters shrink by lr · ``weight_decay`` instead.
-        statistics_interval: Steps from one batch of statistics to the next.
+        statistics_interval: Steps from one batch of statistics to the next. 1 follows closest.
         inverse_interval: Steps from one inversion to the next.
         statistics_decay: Weight of the past in the running means; 1 − 1/k in the k-th batch until
             that is above it.
@@ -119,7 +119,7 @@ class KFAC(FunctionOptimizer):
         momentum: float | Literal["quadratic"] | None = None,
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
-        statistics_interval: int = 1,
+        statistics_interval: int = 2,
         inverse_interval: int = 10,
         statistics_decay: float = 0.95,
         burn_in: int = 0,
@@ -351,7 +351,11 @@ class KFAC(FunctionOptimizer):
 
     def _listen_if_due(self) -> None:
         steps = int(self.extra["steps"])
-        self.fisher.capture.active = steps < self.burn_in or steps % self.statistics_interval == 0
+        self.fisher.capture.active = (
+            steps < self.burn_in
+            or steps % self.statistics_interval == 0
+            or not any(block.updates for block in self.fisher.blocks)  # none was finite yet
+        )
 
     @property
     def skipped(self) -> int:

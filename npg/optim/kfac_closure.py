@@ -119,7 +119,8 @@ class ClosureStep:
             )
             if inverted and self.judged:
                 choose_factor_damping(optimizer, model, gradients, self.damping)
-        before = [p.clone() for p in parameters]
+        # What is not looked at again is not taken back.
+        before = [p.clone() for p in parameters] if self.conditions is not None else []
         after, ratio, accepted = math.nan, math.nan, True
         try:
             predicted, length = self._move(model, gradients)
@@ -198,7 +199,10 @@ class ClosureStep:
         step = found.coefficients.to(span) @ span
         rates = optimizer.by_parameter("lr", parameters)
         shrink = shrinking(optimizer, parameters)
-        pieces = [piece * rate for rate, piece in zip(rates, split(step, parameters), strict=True)]
+        pieces = [
+            piece if rate == 1 else piece * rate
+            for rate, piece in zip(rates, split(step, parameters), strict=True)
+        ]
         moves = [
             piece + p * factor if factor else piece
             for p, piece, factor in zip(parameters, pieces, shrink, strict=True)

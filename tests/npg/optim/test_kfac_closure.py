@@ -88,7 +88,12 @@ def grouped(model, decay, lr=(1.0,) * 6):
 
 
 def exactly(model, **options):
-    settings = {"inverse_interval": 1, "fisher": "exact", **options}
+    settings = {
+        "statistics_interval": 1,
+        "inverse_interval": 1,
+        "fisher": "exact",
+        **options,
+    }
     return KFAC(model, likelihood="categorical", **settings)
 
 

@@ -35,7 +35,8 @@ def train(optimizer, model, batches):
 
 def exactly(model, **options):
     """K-FAC with the exact Fisher, no clip and no momentum, if not told otherwise."""
-    settings = {"kl_clip": math.inf, "momentum": 0.0, "inverse_interval": 1, **options}
+    often = {"statistics_interval": 1, "inverse_interval": 1}
+    settings = {"kl_clip": math.inf, "momentum": 0.0, **often, **options}
     return KFAC(model, likelihood="categorical", fisher="exact", **settings)
 
 
@@ -95,11 +96,15 @@ class TestDense:
         torch.testing.assert_close(snapshot(model), snapshot(twin), **TIGHT)
 
     def test_defaults(self, batches):
-        """λ 0.01, μ 0.9, δ 0.01, statistics each step, inverses each tenth, memory 0.95."""
+        """λ 0.01, μ 0.9, δ 0.01, inverses each tenth step, memory 0.95."""
         model = mlp()
         twin = copy.deepcopy(model)
         batches = [batches[i % 7] for i in range(25)]
-        train(KFAC(model, likelihood="categorical", fisher="exact"), model, batches)
+        train(
+            KFAC(model, likelihood="categorical", fisher="exact", statistics_interval=1),
+            model,
+            batches,
+        )
         oracle = DenseKFAC(
             twin, [1.0] * 6, damping=0.01, kl_clip=0.01, momentum=0.9, inverse_interval=10
         )
@@ -110,9 +115,17 @@ class TestDense:
     def test_single_precision_is_near(self, batches):
         model = mlp()
         twin = copy.deepcopy(model).float()
-        train(KFAC(model, likelihood="categorical", fisher="exact"), model, batches)
+        train(
+            KFAC(model, likelihood="categorical", fisher="exact", statistics_interval=1),
+            model,
+            batches,
+        )
         narrow = [(x.float(), y) for x, y in batches]
-        train(KFAC(twin, likelihood="categorical", fisher="exact"), twin, narrow)
+        train(
+            KFAC(twin, likelihood="categorical", fisher="exact", statistics_interval=1),
+            twin,
+            narrow,
+        )
         torch.testing.assert_close(snapshot(twin).double(), snapshot(model), rtol=1e-3, atol=1e-4)
 
     def test_the_default_type_does_not_round_wider_parameters(self, batches):
@@ -233,7 +246,8 @@ class TestLoop:
         model = mlp()
         twin = copy.deepcopy(model)
         train(exactly(model), model, batches)
-        other = KFAC(twin, fisher="exact", kl_clip=math.inf, momentum=0.0, inverse_interval=1)
+        often = {"statistics_interval": 1, "inverse_interval": 1}
+        other = KFAC(twin, fisher="exact", kl_clip=math.inf, momentum=0.0, **often)
         body = twin[:-1]  # the model itself is never called
         for x, y in batches:
             other.zero_grad()

@@ -63,7 +63,11 @@ def data():
 
 def make(model, kind, **options):
     settings, _ = KINDS[kind]
-    return KFAC(model, likelihood="categorical", **{"seed": 4, **settings, **options})
+    return KFAC(
+        model,
+        likelihood="categorical",
+        **{"seed": 4, "statistics_interval": 1, **settings, **options},
+    )
 
 
 def train(optimizer, model, data, kind, steps):

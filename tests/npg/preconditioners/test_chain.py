@@ -26,7 +26,7 @@ def batches():
 def chained(model, **options):
     settings = {"kl_clip": math.inf, "momentum": 0.0, "fisher": "exact", "inverse_interval": 1}
     named = {"likelihood": "categorical", "inverse": "block-tridiagonal"}
-    return KFAC(model, **{**named, **settings, **options})
+    return KFAC(model, **{"statistics_interval": 1, **named, **settings, **options})
 
 
 def train(optimizer, model, batches):
@@ -112,7 +112,13 @@ class TestSteps:
     @pytest.mark.parametrize("kind", ["sampled", "empirical"])
     def test_other_kinds_train(self, kind, batches):
         model = mlp()
-        optimizer = KFAC(model, likelihood="categorical", fisher=kind, inverse="block-tridiagonal")
+        optimizer = KFAC(
+            model,
+            likelihood="categorical",
+            fisher=kind,
+            inverse="block-tridiagonal",
+            statistics_interval=1,
+        )
         x, y = batches[0]
         first = float(F.cross_entropy(model(x), y).detach())
         train(optimizer, model, batches[:1] * 60)
