@@ -1,9 +1,8 @@
-"""A2C: Stable-Baselines3's update on the same rollout, other optimizers, and updates that fail."""
+"""A2C: Stable-Baselines3's update on the same rollout, and other optimizers."""
 
 import copy
 import inspect
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -14,11 +13,10 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from agents import A2C, TRPO
-from agents.arguments import BatchOfOneError
-from npg.errors import CheckpointError, ConfigurationError
+from agents import A2C
+from npg.errors import ConfigurationError
 from npg.optim import names, registry
-from tests.agents.checkpoints import equal_states
+from tests.agents.a2c import SMALL, a2c, oracle_of, train_both
 from tests.agents.helpers import (
     ACTIONS,
     BOX,
@@ -26,69 +24,13 @@ from tests.agents.helpers import (
     DISCRETE,
     IMAGE,
     MULTI_DISCRETE,
-    VECTOR,
     BatchNorm,
     SharedMlp,
     SmallCnn,
-    Toy,
-    finite,
     parameters,
     same,
-    small,
-    vector_env,
 )
 from tests.agents.rollouts import collect
-
-SMALL = {"n_steps": 5, "seed": 0, "device": "cpu"}
-
-
-def a2c(actions=BOX, observations=VECTOR, policy="MlpPolicy", count=3, **settings) -> A2C:
-    env = vector_env(lambda: Toy(observations, actions), count)
-    return A2C(policy, env, **{**SMALL, **settings})
-
-
-def oracle_of(model: A2C, **settings) -> stable_baselines3.A2C:
-    """Stable-Baselines3's A2C with the same parameters, optimizer state and rollout."""
-    policy = "MultiInputPolicy" if isinstance(model.observation_space, spaces.Dict) else "MlpPolicy"
-    policy = "CnnPolicy" if len(model.observation_space.shape or ()) == 3 else policy
-    given = {k: v for k, v in model.policy_kwargs.items() if k != "use_sde"}
-    theirs = stable_baselines3.A2C(
-        settings.pop("policy", policy),
-        model.env,
-        **{**SMALL, **settings, "policy_kwargs": given},
-    )
-    theirs.policy.load_state_dict(model.policy.state_dict())
-    theirs.policy.optimizer.load_state_dict(copy.deepcopy(model.policy.optimizer.state_dict()))
-    theirs._setup_learn(100)
-    return theirs
-
-
-def train_both(model: A2C, theirs: stable_baselines3.A2C, updates: int = 3) -> None:
-    """Some updates, each on a rollout that ours collected; compares parameters and logs."""
-    for _ in range(updates):
-        collect(model)
-        ours, buffer = model.rollout_buffer, theirs.rollout_buffer
-        buffer.reset()
-        for name in ("observations", "actions", "values", "log_probs", "advantages", "returns"):
-            setattr(buffer, name, copy.deepcopy(getattr(ours, name)))
-        buffer.pos, buffer.full = ours.pos, True
-        if hasattr(model.policy, "reset_noise") and model.use_sde:
-            theirs.policy.action_dist.exploration_mat = model.policy.action_dist.exploration_mat
-        model.train()
-        theirs.train()
-        mine = model.policy.state_dict()
-        for name, value in theirs.policy.state_dict().items():
-            torch.testing.assert_close(mine[name], value, rtol=1e-5, atol=1e-6, msg=name)
-    ours, other = (
-        [dict(agent.policy.optimizer.state.get(p, {})) for p in agent.policy.parameters()]
-        for agent in (model, theirs)
-    )
-    torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-6)
-    logged = model.logger.name_to_value
-    for name, value in theirs.logger.name_to_value.items():
-        if name.startswith("train/") and name != "train/n_updates":
-            assert logged[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
-
 
 SETTINGS = [
     {},
@@ -362,126 +304,3 @@ def test_optimizers_that_evaluate_the_objective_are_refused_with_a_remedy() -> N
     for name in functions:
         with pytest.raises(ConfigurationError, match=f"optimizer='{name}'.*optimizer=None"):
             a2c(optimizer=name)
-
-
-# --------------------------------------------------------------------------------------- arguments
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"n_steps": 0},
-        {"n_steps": 2.5},
-        {"gamma": 1.1},
-        {"gae_lambda": -0.1},
-        {"ent_coef": math.nan},
-        {"vf_coef": -1},
-        {"max_grad_norm": 0},
-        {"max_grad_norm": math.nan},
-        {"rms_prop_eps": -1e-5},
-        {"learning_rate": -1.0},
-        {"learning_rate": math.nan},
-        {"optimizer": "nothing"},
-        {"optimizer": torch.optim.Adam},
-    ],
-    ids=str,
-)
-def test_impossible_arguments_are_refused_by_name(settings) -> None:
-    with pytest.raises(ConfigurationError, match=next(iter(settings))):
-        a2c(**settings)
-
-
-def test_one_sample_cannot_be_normalised() -> None:
-    with pytest.raises(BatchOfOneError, match="n_envs"):
-        a2c(n_steps=1, count=1, normalize_advantage=True)
-    assert finite(a2c(n_steps=1, count=1).learn(10))
-
-
-# ------------------------------------------------------------------------------------------ faults
-
-
-@pytest.mark.parametrize("extractor", [None, SharedMlp, BatchNorm])
-@pytest.mark.parametrize("actions", [DISCRETE, BOX], ids=["discrete", "box"])
-def test_an_update_that_is_not_finite_is_skipped_and_counted(actions, extractor) -> None:
-    kwargs = {} if extractor is None else {"features_extractor_class": extractor}
-
-    def rewards(total: int) -> float:
-        return 1e30 if 5 < total <= 10 else float(total % 3)
-
-    env = vector_env(lambda: Toy(VECTOR, actions, reward=rewards))
-    model = A2C("MlpPolicy", env, **SMALL, policy_kwargs=kwargs)
-    states, optimizer = [], []
-    train = model.train
-
-    def watched() -> None:
-        train()
-        states.append(parameters(model))
-        optimizer.append(copy.deepcopy(model.policy.optimizer.state_dict()["state"]))
-
-    model.train = watched
-    with pytest.warns(UserWarning, match="update 2 skipped"), np.errstate(over="ignore"):
-        model.learn(15)
-    assert same(states[0], states[1])
-    assert equal_states(optimizer[0], optimizer[1])
-    assert not same(states[1], states[2])
-    assert model.skipped_updates == model.logger.name_to_value["train/skipped_updates"] == 1
-    assert model._n_updates == 3
-    assert finite(model)
-
-
-def test_one_warning_for_many_skips() -> None:
-    env = vector_env(lambda: Toy(reward=lambda _: 1e30))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = A2C("MlpPolicy", env, **SMALL).learn(15)
-    assert len([w for w in caught if "skipped" in str(w.message)]) == 1
-    assert model.skipped_updates == 3
-
-
-# ------------------------------------------------------------------------------------- checkpoints
-
-
-@pytest.mark.parametrize("kwargs", [{}, {"features_extractor_class": SharedMlp}])
-@pytest.mark.parametrize("rms_prop", [True, False])
-def test_training_goes_on_bit_for_bit_after_a_checkpoint(kwargs, rms_prop, tmp_path) -> None:
-    settings = {"policy_kwargs": kwargs, "use_rms_prop": rms_prop}
-    model = a2c(**settings).learn(60)
-    model.save(tmp_path / "model")
-    ends = []
-    for _ in range(2):
-        loaded = A2C.load(tmp_path / "model", env=vector_env(lambda: Toy(VECTOR, BOX), 3))
-        assert same(parameters(model), parameters(loaded))
-        assert equal_states(
-            model.policy.optimizer.state_dict(), loaded.policy.optimizer.state_dict()
-        )
-        loaded.env.seed(5)
-        ends.append(parameters(loaded.learn(60, reset_num_timesteps=False)))
-        assert loaded._n_updates == 8
-    # The agent that was never saved, given the generators of the file and a fresh episode.
-    A2C.load(tmp_path / "model")
-    model.set_env(vector_env(lambda: Toy(VECTOR, BOX), 3))
-    model.env.seed(5)
-    model.learn(60, reset_num_timesteps=False)
-    assert same(ends[0], ends[1])
-    assert same(ends[0], parameters(model))
-
-
-def test_a_checkpoint_of_stable_baselines3_goes_on(tmp_path) -> None:
-    env = vector_env(lambda: Toy(VECTOR, BOX), 3)
-    theirs = stable_baselines3.A2C("MlpPolicy", env, **SMALL, ent_coef=0.25).learn(60)
-    theirs.save(tmp_path / "theirs")
-    with pytest.warns(UserWarning, match="saved by another"):
-        model = A2C.load(tmp_path / "theirs", env=vector_env(lambda: Toy(VECTOR, BOX), 3))
-    assert model.ent_coef == 0.25
-    assert same(parameters(theirs), parameters(model))
-    states = (agent.policy.optimizer.state_dict()["state"] for agent in (theirs, model))
-    assert equal_states(*states)
-    train_both(model, oracle_of(model, ent_coef=0.25))
-
-
-def test_checkpoints_of_other_algorithms_are_refused(tmp_path) -> None:
-    stable_baselines3.PPO("MlpPolicy", vector_env(Toy), device="cpu").save(tmp_path / "ppo")
-    small(TRPO, vector_env(Toy)).save(tmp_path / "trpo")
-    for name in ("ppo", "trpo"):
-        with pytest.raises(CheckpointError, match="another algorithm than A2C"):
-            A2C.load(tmp_path / name)
