@@ -300,6 +300,10 @@ class KFAC(FunctionOptimizer):
         Returns:
             A number for each.
         """
+        parameters = list(parameters)
+        values = {float(group[name]) for group in self.param_groups}
+        if len(values) == 1:
+            return [*values] * len(parameters)
         known = {p: float(group[name]) for group in self.param_groups for p in group["params"]}
         return [known[p] for p in parameters]
 

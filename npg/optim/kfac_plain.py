@@ -51,8 +51,9 @@ class Motion:
             factors = [1 + self.finite * factor for factor in self.shrinking]
             for p, factor in zip(self.parameters, factors, strict=True):
                 p.mul_(factor)
+        finite = {p.dtype: self.finite.to(p.dtype) for p in self.parameters}
         for p, v in zip(self.parameters, self.velocity, strict=True):
-            p.addcmul_(v, self.finite.to(p.dtype))
+            p.addcmul_(v, finite[p.dtype])
 
 
 def motion(

@@ -159,8 +159,11 @@ class KroneckerInverse:
                 given = given_gradients(block, gradients)
                 if self.inverses[i]:  # these may be wider than the gradients
                     kind = self.inverses[i][0].dtype
-                    solved = self._solve(i, [g.to(kind) for g in given])
-                    solved = [s.to(g.dtype) for s, g in zip(solved, given, strict=True)]
+                    if all(g.dtype == kind for g in given):
+                        solved = self._solve(i, given)
+                    else:
+                        solved = self._solve(i, [g.to(kind) for g in given])
+                        solved = [s.to(g.dtype) for s, g in zip(solved, given, strict=True)]
                 else:
                     solved = given
                 result.update(zip(block.parameters, solved, strict=True))
