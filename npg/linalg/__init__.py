@@ -1,7 +1,7 @@
 """Pure tensor numerics: no module of this package knows what a model is."""
 
 from npg.linalg.conjugate_gradient import CGResult, cg
-from npg.linalg.flat import Layout, add_, assign_, flatten, inner_products, split
+from npg.linalg.flat import Layout, add_, assign_, flatten, split
 from npg.linalg.kronecker import (
     KroneckerSolver,
     factored_damping,
@@ -18,7 +18,6 @@ __all__ = [
     "cg",
     "factored_damping",
     "flatten",
-    "inner_products",
     "simultaneous_diagonalisation",
     "split",
     "symmetrised",

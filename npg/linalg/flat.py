@@ -49,31 +49,6 @@ def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return Layout(like).split(vector)
 
 
-def inner_products(left: Sequence[Sequence[Tensor]], right: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Forms the matrix of the inner products of some vectors with others.
-
-    Args:
-        left: Vectors, each a list of tensors; ``[v]`` for a flat v.
-        right: Vectors of the same tensors' shapes.
-
-    Returns:
-        Matrix [len(left), len(right)] in float64: sums over a large model lose float32's digits.
-    """
-    return torch.stack(
-        [
-            torch.stack(
-                [
-                    torch.stack(
-                        [(p.double() * q.double()).sum() for p, q in zip(u, v, strict=True)]
-                    ).sum()
-                    for v in right
-                ]
-            )
-            for u in left
-        ]
-    )
-
-
 @torch.no_grad()
 def assign_(tensors: Sequence[Tensor], values: Iterable[Tensor]) -> None:
     """Copies values into tensors, bit for bit.

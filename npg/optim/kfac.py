@@ -280,7 +280,7 @@ class KFAC(FunctionOptimizer):
         update_curvature(self, self.fixed_damping())
         if self.extra["steps"] >= self.burn_in:
             if self.preconditioner.ready:
-                self.move(gradients, self.preconditioner.apply(gradients))
+                motion(self, gradients, self.preconditioner.apply(gradients)).take()
             else:  # nothing finite was seen yet
                 self.extra["skipped"] += 1
         self.count()
@@ -332,17 +332,6 @@ class KFAC(FunctionOptimizer):
                 "step() found no gradients: call loss.backward() first, or pass a closure"
             )
         return found
-
-    def move(self, gradients: dict[Tensor, Tensor], natural: dict[Tensor, Tensor]) -> None:
-        """Moves the parameters by v, without reading from the device.
-
-        A gradient that is not finite leaves parameters and v as they were.
-
-        Args:
-            gradients: g by parameter.
-            natural: F̂⁻¹g by parameter.
-        """
-        motion(self, gradients, natural).take()
 
     def leave_out(self, finite: Tensor) -> None:
         """Counts a step as skipped where ``finite`` is 0, on the device."""

@@ -123,7 +123,11 @@ class ClosureStep:
         before = [p.clone() for p in parameters] if self.conditions is not None else []
         after, ratio, accepted = math.nan, math.nan, True
         try:
-            predicted, length = self._move(model, gradients)
+            moved = self._move(model, gradients)
+            if moved is None:  # F̂⁻¹g may overflow where g does not
+                optimizer.count()
+                return optimizer.skip(loss, "step is not finite", gradient_norm=norm)
+            predicted, length = moved
             if model is not None and self.conditions is not None:
                 accepted = False
                 after = self._again(closure)
@@ -176,8 +180,8 @@ class ClosureStep:
         self,
         model: QuadraticModel | None,
         gradients: dict[Tensor, Tensor],
-    ) -> tuple[float, float]:
-        """Moves the parameters; returns the predicted change and the step length."""
+    ) -> tuple[float, float] | None:
+        """Moves the parameters; returns the predicted change and the step length, if it did."""
         if model is not None and self.exact:
             return self._exact_step(model, gradients)
         ready = motion(self.optimizer, gradients, self.optimizer.preconditioner.apply(gradients))
@@ -189,7 +193,7 @@ class ClosureStep:
 
     def _exact_step(
         self, model: QuadraticModel, gradients: dict[Tensor, Tensor]
-    ) -> tuple[float, float]:
+    ) -> tuple[float, float] | None:
         """Moves by the minimum of the quadratic model on the span of F̂⁻¹g and the last step."""
         optimizer = self.optimizer
         parameters = model.parameters
@@ -197,6 +201,8 @@ class ClosureStep:
         curvature, gram, slope = model.restricted(span)
         found = minimise_quadratic(curvature, gram, slope, damping=self.damping)
         step = found.coefficients.to(span) @ span
+        if not bool(torch.isfinite(step.sum())):
+            return None
         rates = optimizer.by_parameter("lr", parameters)
         shrink = shrinking(optimizer, parameters)
         pieces = [

@@ -16,7 +16,6 @@ from npg.preconditioners.kfac import (
     Rows,
     given_gradients,
     on_device_of,
-    update_weight,
 )
 from npg.preconditioners.ranks import sum_over_ranks
 from npg.preconditioners.tridiagonal import TridiagonalInverse
@@ -93,7 +92,7 @@ class ChainInverse(KroneckerInverse):
         if self.inverse is None and not self.input_pairs:
             self.input_pairs, self.signal_pairs = means
         elif half:
-            weight = update_weight(self.layers[0], decay)
+            weight = self.layers[0].last_weight(decay)
             torch._foreach_lerp_(self.input_pairs, means[0], weight)
             torch._foreach_lerp_(self.signal_pairs, means[1], weight)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from npg.curvature.kronecker import Block, MatrixBlock
 from npg.linalg.inverses import positive_eigenbasis
-from npg.preconditioners.kfac import KroneckerInverse, Rows, on_device_of, update_weight
+from npg.preconditioners.kfac import KroneckerInverse, Rows, on_device_of
 from npg.preconditioners.ranks import sum_over_ranks
 
 # Per-sample gradients of layers that share weights are formed for so many numbers at a time.
@@ -59,7 +59,7 @@ class EigenbasisInverse(KroneckerInverse):
         if self.distributed:
             totals, counts = sum_over_ranks(totals), sum_over_ranks(counts)
         for (i, _, _), total, count in zip(measured, totals, counts, strict=True):
-            weight = update_weight(self.blocks[i], decay)
+            weight = self.blocks[i].last_weight(decay)
             mean = total / count
             if i not in self.scales:
                 self.scales[i] = mean

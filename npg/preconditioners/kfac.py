@@ -214,11 +214,6 @@ def _plus(moment: Tensor, damping: Tensor) -> Tensor:
     return damped
 
 
-def update_weight(block: Block, decay: float) -> float:
-    """Weight with which the last update entered a block's running means."""
-    return max(1 / block.updates, 1 - decay)
-
-
 def on_device_of(block: Block, tensor: Tensor) -> Tensor:
     """A copy of a tensor where the block's parameters are."""
     return tensor.to(block.parameters[0].device, copy=True)

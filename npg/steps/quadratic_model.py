@@ -45,7 +45,7 @@ def minimise_quadratic(
     Args:
         curvature: VᵀCV [k, k], k = 1 or 2, C the exact Gauss–Newton or Fisher matrix of the
             batch: (J v_i)ᵀ H_L (J v_j) takes one Jacobian product per direction.
-        gram: VᵀV [k, k], see :func:`npg.linalg.inner_products`.
+        gram: VᵀV [k, k].
         slope: Vᵀg [k], g the gradient of the objective, with its L2 term if it has one.
         damping: λ ≥ 0; high values shorten the step.
         weight_decay: η of an L2 term η/2 ‖θ‖² in the objective. It belongs to the objective's

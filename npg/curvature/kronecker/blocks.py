@@ -81,7 +81,6 @@ class Block:
         parameters: What the block is over.
         moments: Running means; empty before the first update.
         updates: Number of updates that entered them.
-        weight: Weight of the last of these.
         sums: Sums of this step, with what to divide each by in :attr:`counts`.
     """
 
@@ -89,7 +88,6 @@ class Block:
         self.parameters = list(parameters)
         self.moments: list[Tensor] = []
         self.updates = 0
-        self.weight = 1.0
         self.sums: list[Tensor] = []
         self.counts: list[float | Tensor] = []
 
@@ -127,16 +125,20 @@ class Block:
         if not self.sums:
             return
         self.updates += 1
-        self.weight = max(1 / self.updates, 1 - decay)
+        weight = self.last_weight(decay)
         if not self.moments:
             self.moments = [torch.zeros_like(total) for total in self.sums]
         for moment, total, count in zip(self.moments, self.sums, self.counts, strict=True):
-            moment.mul_(1 - self.weight)
+            moment.mul_(1 - weight)
             if isinstance(count, Tensor):
-                moment.add_(total * (self.weight / count))
+                moment.add_(total * (weight / count))
             else:  # without a matrix of its own for the mean
-                moment.add_(total, alpha=self.weight / count)
+                moment.add_(total, alpha=weight / count)
         self.sums, self.counts = [], []
+
+    def last_weight(self, decay: float) -> float:
+        """Weight with which the last update entered the running means."""
+        return max(1 / self.updates, 1 - decay)
 
     def clear(self) -> None:
         """Forgets this step's sums."""

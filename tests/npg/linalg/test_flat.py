@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from npg.linalg import add_, assign_, flatten, inner_products, split
+from npg.linalg import add_, assign_, flatten, split
 
 
 def tensors():
@@ -81,15 +81,3 @@ def test_a_perturbation_is_undone_by_a_copy():
     add_([parameter], [start], direction, 1.0)
     add_([parameter], [start], direction, 0.0)
     assert torch.equal(parameter, start)
-
-
-def test_inner_products():
-    """Against one product of the flat matrices; pieces of float32 are summed in float64."""
-    shapes = [(3, 2), (4,), ()]
-    left = [[torch.randn(shape) for shape in shapes] for _ in range(2)]
-    right = [[torch.randn(shape) for shape in shapes] for _ in range(3)]
-    rows = [torch.stack([flatten(v) for v in vectors]) for vectors in (left, right)]
-    torch.testing.assert_close(inner_products(left, right), rows[0] @ rows[1].T)
-    ones = torch.ones(2, dtype=torch.float32)
-    large = torch.tensor([2.0**24, 1.0], dtype=torch.float32)  # their sum is no float32
-    assert inner_products([[large]], [[ones]]).tolist() == [[2.0**24 + 1]]

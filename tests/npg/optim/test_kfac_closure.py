@@ -182,6 +182,34 @@ class TestExactStep:
         assert report.reduction_ratio == pytest.approx(change / float(predicted), rel=1e-8)
 
 
+class TestNotFinite:
+    @pytest.mark.parametrize("checked", [False, True], ids=["unchecked", "checked"])
+    def test_products_of_finite_gradients(self, checked, batches, monkeypatch):
+        """F̂⁻¹g may overflow where g does not; most steps are not evaluated a second time."""
+        x, y = batches[0]
+        model = mlp()
+        rule = LevenbergMarquardt(0.1, interval=1 if checked else 100)
+        optimizer = exactly(model, damping=rule)
+        optimizer.step(objective(model, x, y))
+        start, steps = snapshot(model), optimizer.extra["steps"]
+        apply = optimizer.preconditioner.apply
+
+        def overflows(gradients):
+            natural = apply(gradients)
+            natural[model[2].bias] = natural[model[2].bias] * math.inf
+            return natural
+
+        monkeypatch.setattr(optimizer.preconditioner, "apply", overflows)
+        report = optimizer.step(objective(model, x, y))
+        assert not report.accepted
+        assert report.reason == "step is not finite"
+        assert torch.equal(snapshot(model), start)
+        assert (optimizer.skipped, optimizer.extra["steps"]) == (1, steps + 1)
+        monkeypatch.undo()
+        assert optimizer.step(objective(model, x, y)).loss_after != 0
+        assert not torch.equal(snapshot(model), start)
+
+
 class TestFixedMomentum:
     @pytest.mark.parametrize("kind", ["chain", "layer norm", "convolution"])
     @pytest.mark.parametrize("decoupled", [False, True])

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import minimize
 
 from npg.errors import ConfigurationError
-from npg.linalg import cg, inner_products
+from npg.linalg import cg
 from npg.steps import minimise_quadratic
 
 
@@ -180,21 +180,6 @@ def test_what_is_not_finite_takes_no_step(which: int, bad: float) -> None:
     found = minimise_quadratic(*small, damping=0.1)
     assert found.coefficients.tolist() == [0.0, 0.0]
     assert float(found.predicted_change) == float(found.damped_change) == 0.0
-
-
-def test_takes_lists_of_tensors_by_their_inner_products() -> None:
-    matrix, gradient = problem()
-    directions = torch.randn(2, 12)
-    cut = [list(d.split([5, 7])) for d in directions]
-    products = [list((matrix @ d).split([5, 7])) for d in directions]
-    found = minimise_quadratic(
-        inner_products(cut, products),
-        inner_products(cut, cut),
-        inner_products(cut, [list(gradient.split([5, 7]))])[:, 0],
-        damping=0.1,
-    )
-    expected = minimise_quadratic(*reduced(matrix, gradient, directions), damping=0.1)
-    torch.testing.assert_close(found.coefficients, expected.coefficients)
 
 
 def test_reads_nothing_from_the_device() -> None:
