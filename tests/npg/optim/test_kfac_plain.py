@@ -312,3 +312,14 @@ class TestSchedules:
             train(optimizer, model, [batch])
             schedule.step()
         assert optimizer.param_groups[0]["momentum"] < 0.95
+
+
+def test_without_momentum_the_last_step_is_forgotten(batches):
+    """A velocity from before would come back as a push when momentum does."""
+    model = mlp()
+    optimizer = exactly(model, momentum=0.9)
+    train(optimizer, model, batches[:1])
+    assert all("velocity" in optimizer.state[p] for p in model.parameters())
+    optimizer.param_groups[0]["momentum"] = 0.0
+    train(optimizer, model, batches[:1])
+    assert not any(optimizer.state.values())
