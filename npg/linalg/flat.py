@@ -1,6 +1,7 @@
 """A list of tensors seen as one flat vector, and back."""
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -16,6 +17,19 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
         A vector [P], P the total number of elements; never a view of its input.
     """
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def empty_flat(like: Sequence[Tensor]) -> Tensor:
+    """Makes a vector with room for tensors, to be cut by :func:`split` and written to.
+
+    Args:
+        like: Tensors whose sizes, device and widest dtype to take.
+
+    Returns:
+        A vector [P] without values.
+    """
+    kind = reduce(torch.promote_types, (tensor.dtype for tensor in like))
+    return like[0].new_empty(sum(tensor.numel() for tensor in like), dtype=kind)
 
 
 class Layout:

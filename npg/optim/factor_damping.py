@@ -64,16 +64,14 @@ def exact_directions(
     optimizer: "KFAC", parameters: list[Tensor], gradients: Mapping[Tensor, Tensor]
 ) -> Tensor:
     """F̂⁻¹g and, where there was one, the last step, in rows [k, P]."""
-    natural = optimizer.preconditioner.apply(gradients)
-    directions = [[natural[p] for p in parameters]]
     last = [optimizer.state[p].get("velocity") for p in parameters]
-    if all(v is not None for v in last):
-        directions.append([v for v in last if v is not None])
+    moving = [v for v in last if v is not None]
+    rows = 2 if len(moving) == len(parameters) else 1
     # Row by row into one matrix: parameters are millions, and each further copy takes its time.
-    size = sum(p.numel() for p in parameters)
-    span = parameters[0].new_empty(len(directions), size)
-    for row, direction in zip(span, directions, strict=True):
-        torch._foreach_copy_(split(row, parameters), direction)
+    span = parameters[0].new_empty(rows, sum(p.numel() for p in parameters))
+    optimizer.preconditioner.flat({p: gradients[p] for p in parameters}, span[0])
+    if rows == 2:
+        torch._foreach_copy_(split(span[1], parameters), moving)
     return span
 
 

@@ -280,7 +280,7 @@ class KFAC(FunctionOptimizer):
         update_curvature(self, self.fixed_damping())
         if self.extra["steps"] >= self.burn_in:
             if self.preconditioner.ready:
-                motion(self, gradients, self.preconditioner.apply(gradients)).take()
+                motion(self, gradients).take()
             else:  # nothing finite was seen yet
                 self.extra["skipped"] += 1
         self.count()

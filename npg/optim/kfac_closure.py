@@ -184,7 +184,7 @@ class ClosureStep:
         """Moves the parameters; returns the predicted change and the step length, if it did."""
         if model is not None and self.exact:
             return self._exact_step(model, gradients)
-        ready = motion(self.optimizer, gradients, self.optimizer.preconditioner.apply(gradients))
+        ready = motion(self.optimizer, gradients)
         predicted = math.nan
         if model is not None:
             predicted = model.change(flatten(ready.displacement()))

@@ -4,7 +4,7 @@ v ← μ v − (1 − μ) ν η F̂⁻¹g,  θ ← θ + v, see :class:`npg.optim
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from npg.errors import ConfigurationError
-from npg.linalg import flatten, split
+from npg.linalg import empty_flat, split
 from npg.optim.kfac_settings import PLAIN_KL_CLIP, PLAIN_MOMENTUM
 from npg.preconditioners import ChainInverse
 from npg.steps import kl_clip_factor
@@ -28,43 +28,45 @@ class Motion:
     Attributes:
         parameters: What it moves.
         velocity: v per parameter.
-        finite: 1 or 0: whether it may be taken at all, a scalar tensor.
+        finite: 1 or 0, a scalar tensor: whether it may be taken at all. None where it is known
+            that it may.
         shrinking: What decoupled weight decay multiplies each parameter by, less 1.
     """
 
     parameters: list[Tensor]
     velocity: list[Tensor]
-    finite: Tensor
+    finite: Tensor | None
     shrinking: list[float]
 
     def displacement(self) -> list[Tensor]:
         """By how much each parameter will move."""
-        steps = torch._foreach_mul(self.velocity, self.finite)
+        allowed = 1.0 if self.finite is None else self.finite
+        steps = torch._foreach_mul(self.velocity, allowed)
         for p, step, factor in zip(self.parameters, steps, self.shrinking, strict=True):
             if factor:
-                step.add_(p * self.finite.to(p.dtype), alpha=factor)
+                step.add_(p * allowed, alpha=factor)
         return list(steps)
 
     def take(self) -> None:
         """Moves the parameters."""
+        allowed = 1.0 if self.finite is None else self.finite
         if any(self.shrinking):
-            factors = [1 + self.finite * factor for factor in self.shrinking]
-            for p, factor in zip(self.parameters, factors, strict=True):
-                p.mul_(factor)
+            for p, factor in zip(self.parameters, self.shrinking, strict=True):
+                p.mul_(1 + allowed * factor)
+        if self.finite is None:
+            torch._foreach_add_(self.parameters, self.velocity)
+            return
         finite = {p.dtype: self.finite.to(p.dtype) for p in self.parameters}
         for p, v in zip(self.parameters, self.velocity, strict=True):
             p.addcmul_(v, finite[p.dtype])
 
 
-def motion(
-    optimizer: "KFAC", gradients: Mapping[Tensor, Tensor], natural: Mapping[Tensor, Tensor]
-) -> Motion:
+def motion(optimizer: "KFAC", gradients: Mapping[Tensor, Tensor]) -> Motion:
     """Takes the natural gradient into the velocity.
 
     Args:
-        optimizer: Whose settings and velocities to use.
+        optimizer: Whose inverse, settings and velocities to use.
         gradients: g by parameter.
-        natural: F̂⁻¹g by parameter.
 
     Returns:
         The step. One of a gradient that is not finite moves nothing, and leaves v as it was.
@@ -76,36 +78,37 @@ def motion(
     given = settings["momentum"]
     momentum = PLAIN_MOMENTUM if given is None or given == "quadratic" else float(given)
     clip = PLAIN_KL_CLIP if settings["kl_clip"] is None else settings["kl_clip"]
-    parameters = list(natural)
+    parameters = list(gradients)
     rates = optimizer.by_parameter("lr", parameters)
     uniform = len(set(rates)) == 1
     if not (uniform or clip == math.inf):
         _check_rates(optimizer, dict(zip(parameters, rates, strict=True)))
     # One vector of all: a small network's step is a matter of calls, not of arithmetic.
-    solved = list(natural.values())
-    flat = solved[0].new_empty(sum(u.numel() for u in solved))
-    torch._foreach_copy_(split(flat, parameters), solved)
-    slope = flatten(gradients[p] for p in parameters)
-    if not uniform:
-        slope = slope * _per_entry([rate**2 for rate in rates], parameters, slope)
-    inner = _wide(torch.dot(slope, flat)) * (rates[0] ** 2 if uniform else 1.0)
-    finite = torch.isfinite(inner).to(inner.dtype)
-    factor = finite if clip == math.inf else kl_clip_factor(inner, clip)
-    # What is not finite will be multiplied by zero, which takes a number.
-    flat = torch.nan_to_num_(flat, nan=0.0, posinf=0.0, neginf=0.0)
-    flat.mul_(factor * ((momentum - 1) * (rates[0] if uniform else 1.0)))
+    flat = empty_flat(list(gradients.values()))
+    pieces = split(flat, parameters)
+    optimizer.preconditioner.write(gradients, dict(zip(parameters, pieces, strict=True)))
+    inner = _inner(gradients.values(), pieces, rates)
+    # In the host's memory a number can be read without waiting for it.
+    known = isinstance(inner, float) and math.isfinite(inner)
+    factor = 1.0 if clip == math.inf else kl_clip_factor(inner, clip)
+    finite = None
+    if not known:  # what is not finite will be multiplied by zero, which takes a number
+        finite = torch.isfinite(torch.as_tensor(inner)).to(flat)
+        torch.nan_to_num_(flat, nan=0.0, posinf=0.0, neginf=0.0)
+        factor = finite * factor
+        optimizer.leave_out(finite)
+    flat.mul_(factor * (-rates[0] if uniform else -1.0))
     if not uniform:
         flat.mul_(_per_entry(rates, parameters, flat))
-    velocity = split(flat, parameters)
+    velocity = pieces
     if momentum > 0:
-        last = [_velocity(optimizer, p) for p in parameters]
-        torch._foreach_mul_(last, 1 + finite * (momentum - 1))
-        torch._foreach_add_(last, velocity)
-        velocity = last
+        velocity = [_velocity(optimizer, p) for p in parameters]
+        weight = 1 - momentum if finite is None else finite * (1 - momentum)
+        for v, piece in zip(velocity, pieces, strict=True):
+            v.lerp_(piece.to(v.dtype), weight)
     else:
         for p in parameters:
             optimizer.state.pop(p, None)
-    optimizer.leave_out(finite)
     return Motion(parameters, velocity, finite, shrinking(optimizer, parameters))
 
 
@@ -154,5 +157,14 @@ def _velocity(optimizer: "KFAC", parameter: Tensor) -> Tensor:
     return velocity
 
 
-def _wide(number: Tensor) -> Tensor:
-    return number.to(torch.promote_types(number.dtype, torch.float32))
+def _inner(
+    gradients: Iterable[Tensor], natural: Sequence[Tensor], rates: Sequence[float]
+) -> Tensor | float:
+    """Σ η² gᵀF̂⁻¹g; a number where that is not to wait for the device."""
+    pairs = zip(gradients, natural, strict=True)
+    slopes = [torch.dot(g.reshape(-1), u.reshape(-1).to(g.dtype)) for g, u in pairs]
+    if type(natural[0]) is Tensor and natural[0].device.type == "cpu":
+        return sum(float(s) * rate**2 for s, rate in zip(slopes, rates, strict=True))
+    squares = [rate**2 for rate in rates]
+    inner = torch.stack([s.to(torch.promote_types(s.dtype, torch.float32)) for s in slopes])
+    return (inner * inner.new_tensor(squares)).sum()

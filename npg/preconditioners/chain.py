@@ -139,22 +139,19 @@ class ChainInverse(KroneckerInverse):
         self.damping = damping
         self.climbed += self.inverse.precision != inputs[0].dtype
 
-    def apply(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-        """Multiplies by the inverse of the whole chain.
+    def write(self, gradients: Mapping[Tensor, Tensor], out: Mapping[Tensor, Tensor]) -> None:
+        """Multiplies by the inverse of the whole chain; by 1 before the first factorisation.
 
         Args:
             gradients: A gradient per parameter; one that is missing counts as zero.
-
-        Returns:
-            F̂⁻¹g per parameter; the gradients themselves before the first factorisation.
+            out: A tensor for each of the parameters that have gradients, to write to.
         """
-        if self.inverse is None:
-            return dict(gradients)
-        matrices = [block.layer.matrix(given_gradients(block, gradients)) for block in self.layers]
-        result: dict[Tensor, Tensor] = {}
-        for block, solved in zip(self.layers, self.inverse.apply(matrices), strict=True):
-            result.update(zip(block.parameters, block.layer.gradients(solved), strict=True))
-        return {p: result[p] for p in gradients}
+        solved = dict(gradients)
+        if self.inverse is not None:
+            given = [block.layer.matrix(given_gradients(block, gradients)) for block in self.layers]
+            for block, matrix in zip(self.layers, self.inverse.apply(given), strict=True):
+                solved.update(zip(block.parameters, block.layer.gradients(matrix), strict=True))
+        torch._foreach_copy_(list(out.values()), [solved[p] for p in out])
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must go on with: tensors, numbers, lists and dictionaries of them."""

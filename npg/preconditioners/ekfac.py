@@ -111,14 +111,15 @@ class EigenbasisInverse(KroneckerInverse):
             self.scales[i] = turn_signals.square() @ self.scales[i] @ turn_inputs.square().mT
         self.inverses[i] = found
 
-    def _solve(self, i: int, gradients: Sequence[Tensor]) -> list[Tensor]:
+    def _solve(self, i: int, gradients: Sequence[Tensor], out: list[Tensor]) -> None:
         block = self.blocks[i]
-        if not _has_basis(block):
-            return super()._solve(i, gradients)
+        if not (_has_basis(block) and self.inverses[i]):
+            super()._solve(i, gradients, out)
+            return
         inputs, signals = self.inverses[i]
         inner = signals.mT @ block.layer.matrix(gradients) @ inputs
         inner = inner / (self.scales[i] + self.damping)
-        return block.layer.gradients(signals @ inner @ inputs.mT)
+        torch._foreach_copy_(out, block.layer.gradients(signals @ inner @ inputs.mT))
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must go on with; ``inverses`` holds the bases."""

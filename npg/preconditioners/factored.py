@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from npg.curvature import CurvatureMatrix
-from npg.linalg import flatten, split
+from npg.linalg import split
 from npg.preconditioners.implicit import Solution
 from npg.preconditioners.kfac import KroneckerInverse
 
@@ -29,8 +29,7 @@ class FactoredInverse:
     def __call__(self, vector: Tensor) -> Tensor:
         """Returns F̂⁻¹v for a flat v [P]."""
         pieces = dict(zip(self.parameters, split(vector, self.parameters), strict=True))
-        solved = self.factors.apply(pieces)
-        return flatten(solved[p] for p in self.parameters)
+        return self.factors.flat(pieces)
 
     def solve(self, matrix: CurvatureMatrix, damping: float, b: Tensor) -> Solution:
         """Returns x = F̂⁻¹b.

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from npg.curvature.kronecker import Block, MatrixBlock
+from npg.curvature.kronecker.layers import MatrixLayer
 from npg.errors import NumericalError
+from npg.linalg import empty_flat, split
 from npg.linalg.inverses import positive_inverse
 from npg.linalg.kronecker import factored_damping
 
@@ -153,35 +155,60 @@ class KroneckerInverse:
         Returns:
             F̂⁻¹g per parameter; the gradient itself where a block has no inverse yet.
         """
-        result: dict[Tensor, Tensor] = {}
-        for i, block in enumerate(self.blocks):
-            if any(p in gradients for p in block.parameters):
-                given = given_gradients(block, gradients)
-                if self.inverses[i]:  # these may be wider than the gradients
-                    kind = self.inverses[i][0].dtype
-                    if all(g.dtype == kind for g in given):
-                        solved = self._solve(i, given)
-                    else:
-                        solved = self._solve(i, [g.to(kind) for g in given])
-                        solved = [s.to(g.dtype) for s, g in zip(solved, given, strict=True)]
-                else:
-                    solved = given
-                result.update(zip(block.parameters, solved, strict=True))
-        return {p: result[p] for p in gradients if p in result}
+        like = list(gradients.values())
+        return dict(zip(gradients, split(self.flat(gradients), like), strict=True))
 
-    def _solve(self, i: int, gradients: Sequence[Tensor]) -> list[Tensor]:
+    def flat(self, gradients: Mapping[Tensor, Tensor], out: Tensor | None = None) -> Tensor:
+        """The same as one vector, in the order of the gradients.
+
+        Args:
+            gradients: As for :meth:`apply`.
+            out: Where to write it, [P] and contiguous. Default: a new tensor.
+
+        Returns:
+            F̂⁻¹g [P].
+        """
+        like = list(gradients.values())
+        out = empty_flat(like) if out is None else out
+        self.write(gradients, dict(zip(gradients, split(out, like), strict=True)))
+        return out
+
+    def write(self, gradients: Mapping[Tensor, Tensor], out: Mapping[Tensor, Tensor]) -> None:
+        """The same into given tensors.
+
+        Args:
+            gradients: As for :meth:`apply`.
+            out: A contiguous tensor for each of the parameters that have gradients.
+        """
+        for i, block in enumerate(self.blocks):
+            places = [out.get(p) for p in block.parameters]
+            if all(place is None for place in places):
+                continue
+            given = given_gradients(block, gradients)
+            targets = [
+                g if place is None else place for g, place in zip(given, places, strict=True)
+            ]
+            kind = self.inverses[i][0].dtype if self.inverses[i] else targets[0].dtype
+            if all(t.dtype == kind for t in [*given, *targets]):
+                self._solve(i, given, targets)
+            else:  # inverses may be wider than the gradients
+                wide = [g.to(kind) for g in given]
+                solved = [torch.empty_like(g) for g in wide]
+                self._solve(i, wide, solved)
+                torch._foreach_copy_(targets, solved)
+
+    def _solve(self, i: int, gradients: Sequence[Tensor], out: list[Tensor]) -> None:
         """Multiplies the gradients of block ``i`` by its inverse."""
         block, inverses = self.blocks[i], self.inverses[i]
-        if isinstance(block, MatrixBlock):
-            inputs, signals = inverses
-            solved = signals @ block.layer.matrix(gradients)
-            solved = solved * inputs if inputs.ndim == 1 else solved @ inputs
-            return block.layer.gradients(solved)
-        (inverse,) = inverses
-        flat = torch.cat([g.flatten() for g in gradients])
-        solved = inverse * flat if inverse.ndim == 1 else inverse @ flat
-        pieces = solved.split([p.numel() for p in block.parameters])
-        return [piece.view_as(p) for piece, p in zip(pieces, block.parameters, strict=True)]
+        if not inverses:
+            torch._foreach_copy_(out, list(gradients))
+        elif isinstance(block, MatrixBlock):
+            _sandwich(block.layer, inverses, gradients, out)
+        else:
+            (inverse,) = inverses
+            flat = torch.cat([g.flatten() for g in gradients])
+            solved = inverse * flat if inverse.ndim == 1 else inverse @ flat
+            torch._foreach_copy_(out, split(solved, block.parameters))
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must go on with: tensors, numbers, lists and dictionaries of them."""
@@ -203,6 +230,25 @@ class KroneckerInverse:
         self.damping, self.climbed, self.kept = (
             state[name] for name in ("damping", "climbed", "kept")
         )
+
+
+def _sandwich(
+    layer: MatrixLayer, inverses: list[Tensor], gradients: Sequence[Tensor], out: list[Tensor]
+) -> None:
+    """G⁻¹ V A⁻¹ without a copy of V = [W, b]: its columns go in and come out one by one."""
+    inputs, signals = inverses
+    parts = layer.columns(gradients)
+    widths = [part.shape[-1] for part in parts]
+    half = parts[0].new_empty(*parts[0].shape[:-1], inputs.shape[-1])
+    for part, target in zip(parts, torch.split_with_sizes(half, widths, -1), strict=True):
+        torch.matmul(signals, part, out=target)
+    if inputs.ndim > 1 and layer.views:
+        columns = torch.split_with_sizes(inputs, widths, -1)
+        for column, target in zip(columns, layer.columns(out), strict=True):
+            torch.matmul(half, column, out=target)
+    else:
+        solved = half * inputs if inputs.ndim == 1 else half @ inputs
+        torch._foreach_copy_(out, layer.gradients(solved))
 
 
 def _plus(moment: Tensor, damping: Tensor) -> Tensor:

@@ -28,9 +28,11 @@ class MatrixLayer:
     Attributes:
         parameters: Those of the two that are trained.
         one_hot: Whether rows are indices [N, R] that stand for one-hot vectors.
+        views: Whether :meth:`columns` copies nothing: to write to them writes to the gradients.
     """
 
     one_hot = False
+    views = True
 
     def __init__(self, module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> None:
         self.weight = weight
@@ -49,15 +51,16 @@ class MatrixLayer:
         """1 for rows that there are, 0 for those that only fill up, [N, R, g]; None if all are."""
         return None
 
+    def columns(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients of :attr:`parameters` as parts [(g,) o, d] of one matrix, side by side."""
+        rest = list(gradients)
+        parts = [] if self.weight is None else [self.weight_matrix(rest.pop(0))]
+        return parts if self.bias is None else [*parts, self.bias_column(rest.pop(0))]
+
     def matrix(self, gradients: Sequence[Tensor]) -> Tensor:
         """Puts gradients of :attr:`parameters` into one matrix [o, d], or [g, o, d]."""
-        columns = []
-        rest = list(gradients)
-        if self.weight is not None:
-            columns.append(self.weight_matrix(rest.pop(0)))
-        if self.bias is not None:
-            columns.append(self.bias_column(rest.pop(0)))
-        return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
+        parts = self.columns(gradients)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def gradients(self, matrix: Tensor) -> list[Tensor]:
         """The inverse of :meth:`matrix`."""
@@ -107,6 +110,8 @@ class ConvolutionLayer(MatrixLayer):
     Columns are ordered kernel first, channels last: what lies side by side in a patch then does so
     in the image, and copying patches out of it takes a quarter of the time.
     """
+
+    views = False
 
     def __init__(self, module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> None:
         super().__init__(module, weight, bias)

@@ -192,14 +192,14 @@ class TestNotFinite:
         optimizer = exactly(model, damping=rule)
         optimizer.step(objective(model, x, y))
         start, steps = snapshot(model), optimizer.extra["steps"]
-        apply = optimizer.preconditioner.apply
+        natural = optimizer.preconditioner.flat
 
-        def overflows(gradients):
-            natural = apply(gradients)
-            natural[model[2].bias] = natural[model[2].bias] * math.inf
-            return natural
+        def overflows(gradients, out=None):
+            solved = natural(gradients, out)
+            solved[-len(model[2].bias) :] *= math.inf
+            return solved
 
-        monkeypatch.setattr(optimizer.preconditioner, "apply", overflows)
+        monkeypatch.setattr(optimizer.preconditioner, "flat", overflows)
         report = optimizer.step(objective(model, x, y))
         assert not report.accepted
         assert report.reason == "step is not finite"
