@@ -6,7 +6,7 @@ the whole of it is
     ∂W_l = δᵀ a_l,    ∂b_l = Σ δ,    δ ← φ'(a) ⊙ (δ W_l).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -66,16 +66,25 @@ class Backpropagation:
     def backward(self, delta: Tensor) -> None:
         """Leaves the gradients of L in the parameters' ``grad``, from δ = ∂L/∂output [N, K]."""
         memory = iter(reversed(self.gradients))
-        size = len(delta)
-        for i in reversed(range(len(self.weights))):
+        for i, signal in self._descend(delta):
             weight, bias = self.weights[i]
             if bias is not None and bias.requires_grad:
-                bias.grad = torch.sum(delta, 0, out=next(memory))
+                bias.grad = torch.sum(signal, 0, out=next(memory))
             if weight.requires_grad:
-                weight.grad = torch.mm(delta.T, self.inputs[i], out=next(memory))
+                weight.grad = torch.mm(signal.T, self.inputs[i], out=next(memory))
+
+    def signals(self, delta: Tensor) -> list[Tensor]:
+        """Computes δ [N, o] in every layer's output, in memory that the next pass uses again."""
+        return [signal for _, signal in self._descend(delta)][::-1]
+
+    def _descend(self, delta: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yields every layer's number and δ, from the last layer to the first."""
+        size = len(delta)
+        for i in reversed(range(len(self.weights))):
+            yield i, delta
             if i > 0:
                 below = self.deltas[i] if size == self.rows else self.deltas[i][:size]
-                delta = torch.mm(delta, weight, out=below)
+                delta = torch.mm(delta, self.weights[i][0], out=below)
                 differentiate = self.differentiate[i - 1]
                 if differentiate is not None:
                     differentiate(delta, self.inputs[i])

@@ -17,9 +17,11 @@ from agents.batch_statistics import MovedOnce
 from agents.critics import Snapshot
 from agents.listening import KFACSnapshot, listening, statistics_due
 from agents.plain_actor_critic import PlainActorCritic
-from agents.plain_networks import Layers, action_distribution
+from agents.plain_heads import GaussianHead
+from agents.plain_networks import action_distribution
 from agents.predictions import prediction
 from agents.rollout import Batch
+from npg.curvature.kronecker.blocks import Call
 from npg.likelihoods import Product
 from npg.optim import KFAC
 
@@ -108,7 +110,9 @@ class KFACUpdate:
         """
         samples, optimizer = self.samples, self.actor
         if self.by_hand is not None:
-            self._observe_layers(optimizer, self.by_hand.layers[0])
+            if statistics_due(optimizer):
+                with _distribution_kept(self.policy):
+                    self._observe_actor(self.by_hand)
             actor = self.by_hand.actor_gradients(self.acting.output, samples, ent_coef)
             return ActorLosses(actor.policy_loss, actor.entropy_loss, None)
         self.policy.set_training_mode(True)
@@ -138,8 +142,11 @@ class KFACUpdate:
         samples, optimizer = self.samples, self.critic
         assert optimizer is not None
         if self.by_hand is not None:
-            self._observe_layers(optimizer, self.by_hand.layers[1])
-            return self.by_hand.critic_gradients(self.acting.features, samples.returns, 0.5)
+            with torch.no_grad():
+                values = self.by_hand.critic.forward(self.acting.features)
+            if statistics_due(optimizer):
+                self._observe_plain(optimizer, _around(values.flatten()), 1)
+            return self.by_hand.critic_gradients(values, samples.returns, 0.5)
         self.policy.set_training_mode(True)
         with listening(optimizer):
             values = self.policy.predict_values(samples.observations).flatten()
@@ -148,21 +155,28 @@ class KFACUpdate:
         self._differentiate(0.5 * loss, optimizer)
         return loss.detach()
 
-    def _observe_layers(self, optimizer: KFAC, layers: Layers) -> None:
-        """Takes statistics of plain layers where due, in a pass that nothing else needs."""
-        if not statistics_due(optimizer):
-            return
-        policy, is_actor = self.policy, optimizer is self.actor
-        policy.set_training_mode(True)
-        with listening(optimizer), _distribution_kept(policy):
-            output = self.acting.features
-            for linear, activation in layers:
-                output = linear(output) if activation is None else activation(linear(output))
-            optimizer.observe(
-                prediction(action_distribution(policy, output))
-                if is_actor
-                else _around(output.flatten())
-            )
+    def _observe_actor(self, by_hand: PlainActorCritic) -> None:
+        """Takes statistics of a plain actor, from the pass that it acted by."""
+        acted = action_distribution(self.policy, self.acting.output)
+        self._observe_plain(self.actor, prediction(acted), 0)
+
+    def _observe_plain(self, optimizer: KFAC, predicted: Distribution, which: int) -> None:
+        """Takes statistics of plain layers, by hand as well: their last pass is at hand."""
+        by_hand = self.by_hand
+        assert by_hand is not None
+        layers, network = by_hand.layers[which], (by_hand.actor, by_hand.critic)[which]
+
+        def calls(scores: Sequence[Tensor]) -> list[Call]:
+            # The second tensor of a Gaussian, as of the value, is no part of the output.
+            gaussian = which == 1 or isinstance(by_hand.head, GaussianHead)
+            parts = scores[:1] if gaussian else scores
+            signals = network.signals(torch.cat([s.reshape(len(s), -1) for s in parts], 1))
+            return [
+                Call(linear, inputs, gradients=[signal])
+                for (linear, _), inputs, signal in zip(layers, network.inputs, signals, strict=True)
+            ]
+
+        optimizer.fisher.observe_by_hand(predicted, calls)
 
     def _evaluate(self) -> _Evaluated:
         """The prediction, what its loss needs and, if features are shared, the values."""

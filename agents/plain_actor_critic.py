@@ -94,7 +94,7 @@ class PlainActorCritic:
         """
         features = plain_features(self.policy, samples.observations)
         actor = self.actor_gradients(self.actor.forward(features), samples, ent_coef)
-        value_loss = self.critic_gradients(features, samples.returns, vf_coef)
+        value_loss = self.critic_gradients(self.critic.forward(features), samples.returns, vf_coef)
         for parameter in self.others:
             parameter.grad = None
         norm = float(torch.linalg.vector_norm(self.flat))
@@ -122,18 +122,18 @@ class PlainActorCritic:
         return actor
 
     @torch.no_grad()
-    def critic_gradients(self, features: Tensor, returns: Tensor, vf_coef: float) -> Tensor:
+    def critic_gradients(self, values: Tensor, returns: Tensor, vf_coef: float) -> Tensor:
         """Leaves the gradients of ``vf_coef`` mean (V − R)² in the critic's ``grad``.
 
         Args:
-            features: What the critic's layers start from, [N, D].
+            values: V, of the critic's last forward pass, [N, 1]; they are used up.
             returns: R, [N].
             vf_coef: Weight of the value loss.
 
         Returns:
             mean (V − R)².
         """
-        residual = self.critic.forward(features).sub_(returns.unsqueeze(1))
+        residual = values.sub_(returns.unsqueeze(1))
         flat = residual.view(-1)
         value_loss = torch.dot(flat, flat) / len(flat)
         self.critic.backward(residual.mul_(2 * vf_coef / len(flat)))

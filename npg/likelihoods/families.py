@@ -50,6 +50,13 @@ class CategoricalLikelihood(Likelihood[Categorical]):
         drawn = torch.multinomial(rows, 1, generator=generator)
         return drawn.reshape(distribution.batch_shape)
 
+    @torch.no_grad()
+    def score(self, distribution: Categorical, value: Tensor) -> Tensors:
+        """1_k − p."""
+        chosen = value.long().expand(distribution.batch_shape).unsqueeze(-1)
+        probs = distribution.probs
+        return (probs.neg().scatter_add_(-1, chosen, torch.ones_like(probs)),)
+
 
 class BernoulliLikelihood(Likelihood[Bernoulli]):
     """Fisher in the logits: p (1 − p)."""
@@ -69,7 +76,15 @@ class BernoulliLikelihood(Likelihood[Bernoulli]):
 
     def sample(self, distribution: Bernoulli, generator: torch.Generator | None) -> Tensor:
         """Zeros and ones of shape ``batch_shape``."""
-        return torch.bernoulli(distribution.probs, generator=generator)
+        p = distribution.probs  # torch.bernoulli would draw them one by one
+        wide = torch.promote_types(p.dtype, torch.float32)
+        drawn = torch.rand(p.shape, generator=generator, dtype=wide, device=p.device)
+        return (drawn < p).to(p.dtype)
+
+    @torch.no_grad()
+    def score(self, distribution: Bernoulli, value: Tensor) -> Tensors:
+        """x − p."""
+        return (value - distribution.probs,)
 
     def check(self, distribution: Bernoulli) -> None:
         """Refuses batches of two or more dimensions."""
@@ -95,6 +110,12 @@ class NormalLikelihood(Likelihood[Normal]):
     def sample(self, distribution: Normal, generator: torch.Generator | None) -> Tensor:
         """Real numbers of shape ``batch_shape``."""
         return distribution.loc + distribution.scale * _noise(distribution.loc, generator)
+
+    @torch.no_grad()
+    def score(self, distribution: Normal, value: Tensor) -> Tensors:
+        """(z / σ, (z² − 1) / σ) with z = (x − μ) / σ."""
+        z = (value - distribution.loc) / distribution.scale
+        return (z / distribution.scale, (z.square() - 1) / distribution.scale)
 
     def check(self, distribution: Normal) -> None:
         """Refuses batches of two or more dimensions."""
@@ -152,6 +173,10 @@ class IndependentLikelihood(Likelihood["Independent[Any]"]):
         """The base's sample."""
         return family_of(distribution.base_dist).sample(distribution.base_dist, generator)
 
+    def score(self, distribution: "Independent[Any]", value: Tensor) -> Tensors:
+        """The base's score."""
+        return family_of(distribution.base_dist).score(distribution.base_dist, value)
+
     def check(self, distribution: "Independent[Any]") -> None:
         """Refuses only what the base would refuse beyond the reinterpreted dimensions."""
         says = distribution.reinterpreted_batch_ndims > 0
@@ -180,6 +205,11 @@ class ProductLikelihood(Likelihood[Product]):
         return distribution.join(
             [family_of(c).sample(c, generator) for c in distribution.components]
         )
+
+    def score(self, distribution: Product, value: Tensor) -> Tensors:
+        """The components' scores."""
+        pairs = zip(distribution.components, distribution.split(value), strict=True)
+        return tuple(t for c, x in pairs for t in family_of(c).score(c, x))
 
     def check(self, distribution: Product) -> None:
         """Refuses what a component refuses."""

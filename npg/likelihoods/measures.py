@@ -54,8 +54,5 @@ def score(distribution: Distribution, value: Tensor) -> Tensors:
     Returns:
         Tensors of the shapes of the distribution's parameter tensors, outside the graph.
     """
-    family = likelihood(distribution)
-    leaves = tuple(t.detach().requires_grad_() for t in family.tensors(distribution))
-    with torch.enable_grad():
-        log_prob = family.rebuild(distribution, leaves).log_prob(value).sum()
-    return torch.autograd.grad(log_prob, leaves)
+    scores: Tensors = likelihood(distribution).score(distribution, value)
+    return scores

@@ -32,6 +32,16 @@ class Likelihood(ABC, Generic[D]):
     def sample(self, distribution: D, generator: torch.Generator | None) -> Tensor:
         """Draws one value per sample."""
 
+    def score(self, distribution: D, value: Tensor) -> Tensors:
+        """Returns ∇ log p(value) in :meth:`tensors`, one per sample, outside the graph.
+
+        By autograd, unless a family knows better.
+        """
+        leaves = tuple(t.detach().requires_grad_() for t in self.tensors(distribution))
+        with torch.enable_grad():
+            log_prob = self.rebuild(distribution, leaves).log_prob(value).sum()
+        return torch.autograd.grad(log_prob, leaves)
+
     def check(self, distribution: D) -> None:
         """Raises ConfigurationError where it is ambiguous what one sample is."""
 

@@ -67,4 +67,5 @@ def norm_constraint_factor(inner: Tensor | float, constraint: float) -> Tensor |
         clips = inner > constraint
         return math.sqrt(constraint / inner) if clips else float(math.isfinite(inner))
     positive = inner.clamp(min=torch.finfo(inner.dtype).tiny)
-    return torch.nan_to_num((constraint / positive).sqrt().clamp(max=1), nan=0.0)
+    factor = (constraint / positive).sqrt().clamp(max=1)
+    return torch.where(torch.isfinite(inner), factor, torch.zeros_like(factor))

@@ -74,8 +74,8 @@ def failing(target, name: str, at: int, error: type[BaseException], monkeypatch)
 
 
 FAULTS = {
-    "actor's statistics": (KroneckerFisher, "observe", 1),
-    "critic's statistics": (KroneckerFisher, "observe", 2),
+    "actor's statistics": (KroneckerFisher, "observe_by_hand", 1),
+    "critic's statistics": (KroneckerFisher, "observe_by_hand", 2),
     "inverse": (npg.preconditioners.kfac.KroneckerInverse, "refresh", 1),
     "actor's step": (Motion, "take", 1),
     "measuring": (ActingPolicy, "kl", 1),

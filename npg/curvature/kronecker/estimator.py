@@ -175,6 +175,31 @@ class KroneckerFisher:
         self._measure(noted, prediction, mask)
         self.capture.put_back(item for item in noted.noted if not item.call.gradients)
 
+    def observe_by_hand(
+        self, prediction: Distribution, propagate: Callable[[Sequence[Tensor]], Sequence[Call]]
+    ) -> None:
+        """Measures where the passes are written by hand, so that there is nothing to listen to.
+
+        Args:
+            prediction: What the model predicted; all but free parameters may be outside the graph.
+            propagate: From scores in the prediction's tensors to calls of the layers, with inputs
+                and gradients. Neither is kept.
+
+        Raises:
+            ConfigurationError: If the kind is not sampled.
+        """
+        if self.kind != "sampled":
+            raise ConfigurationError('only fisher="sampled" is observed by hand')
+        samples = prediction.batch_shape.numel()
+        tensors = likelihood(prediction).tensors(prediction)
+        drawn = [_telling(t, s) for t, s in zip(tensors, self._drawn(prediction), strict=True)]
+        with torch.no_grad():
+            calls = propagate(drawn)
+        estimated = self._estimated(prediction, None, samples)
+        if estimated:
+            self._measure_drawn(Pass(), tensors, drawn, None, estimated, samples)
+        self._collect(calls, samples)
+
     def _at_output(self, noted: Pass, output: Tensor) -> None:
         """Measures when the user's backward pass reaches the model's output."""
         self._measure(noted, self._read(output), None)
@@ -185,31 +210,43 @@ class KroneckerFisher:
 
     def _measure(self, noted: Pass, prediction: Distribution, mask: Tensor | None) -> None:
         """Propagates scores of the prediction to every layer, and adds their moments."""
-        family = likelihood(prediction)
-        tensors = family.tensors(prediction)
+        tensors = likelihood(prediction).tensors(prediction)
         samples = prediction.batch_shape.numel() if mask is None else int(mask.sum())
         if samples == 0:
             return
-        outside = _without_nan(detached(prediction))
         with self.capture.suspended():
-            estimated = [
-                block for block in self._free if not self._exact(block, prediction, mask, samples)
-            ]
+            estimated = self._estimated(prediction, mask, samples)
             if self.kind == "exact":
                 # Tensors that no layer computes, a policy's σ, would cost passes for nothing.
                 above = [t.requires_grad and connected(noted.noted, t) for t in tensors]
                 reached = [t for t, layers in zip(tensors, above, strict=True) if layers]
-                for column in fisher_columns(outside, above):
+                for column in fisher_columns(_without_nan(prediction), above):
                     signed = self._signed(column, prediction.batch_shape)
                     self._propagate(noted, reached, signed, mask, [])
             if self.kind == "sampled" or estimated:
-                drawn = score(outside, family.sample(outside, self.generator))
+                drawn = self._drawn(prediction)
                 nodes = noted if self.kind == "sampled" else Pass()
-                totals = self._propagate(nodes, tensors, drawn, mask, estimated)
-                for block, total in zip(estimated, totals, strict=True):
-                    if total is not None:
-                        block.measure_total(total, samples)
+                self._measure_drawn(nodes, tensors, drawn, mask, estimated, samples)
         self._collect([item.call for item in noted.noted if item.call.gradients], samples, mask)
+
+    def _drawn(self, prediction: Distribution) -> Sequence[Tensor]:
+        """The prediction's score, in its tensors, at labels of its own."""
+        outside = _without_nan(prediction)
+        return score(outside, likelihood(outside).sample(outside, self.generator))
+
+    def _measure_drawn(
+        self,
+        noted: Pass,
+        tensors: Sequence[Tensor],
+        drawn: Sequence[Tensor],
+        mask: Tensor | None,
+        estimated: list[FreeBlock],
+        samples: int,
+    ) -> None:
+        totals = self._propagate(noted, tensors, drawn, mask, estimated)
+        for block, total in zip(estimated, totals, strict=True):
+            if total is not None:
+                block.measure_total(total, samples)
 
     def _signed(self, column: Iterable[Tensor], batch: torch.Size) -> list[Tensor]:
         """Gives every sample's entries a sign, so that samples that meet have no cross terms."""
@@ -230,8 +267,7 @@ class KroneckerFisher:
         free: list[FreeBlock],
     ) -> list[Tensor | None]:
         pairs = [
-            # What is not a number has no gradient that is one: the sums must show it.
-            (tensor, _masked(torch.where(tensor.isnan(), torch.nan, cotangent), mask))
+            (tensor, _masked(_telling(tensor, cotangent), mask))
             for tensor, cotangent in zip(tensors, cotangents, strict=True)
             if tensor.requires_grad
         ]
@@ -241,6 +277,12 @@ class KroneckerFisher:
             [cotangent for _, cotangent in pairs],
             [block.parameters[0] for block in free],
         )
+
+    def _estimated(
+        self, prediction: Distribution, mask: Tensor | None, samples: int
+    ) -> list[FreeBlock]:
+        """Measures what free blocks it can exactly, and returns the others."""
+        return [b for b in self._free if not self._exact(b, prediction, mask, samples)]
 
     def _exact(
         self, block: FreeBlock, prediction: Distribution, mask: Tensor | None, samples: int
@@ -274,7 +316,7 @@ class KroneckerFisher:
             call.gradients.append(gradient.detach())
             self._calls.append(call)
 
-    def _collect(self, calls: list[Call], samples: int, mask: Tensor | None = None) -> None:
+    def _collect(self, calls: Sequence[Call], samples: int, mask: Tensor | None = None) -> None:
         by_block: dict[int, list[Call]] = {}
         for call in calls:
             block = self._owner.get((call.module, call.part))
@@ -356,11 +398,17 @@ class KroneckerFisher:
 
 
 def _without_nan(prediction: Distribution) -> Distribution:
-    """Samplers and factorisations raise on these, in the middle of the user's backward pass."""
-    family = likelihood(prediction)
-    tensors = tuple(torch.where(t.isnan(), 1.0, t) for t in family.tensors(prediction))
-    rebuilt: Distribution = family.rebuild(prediction, tensors)
+    """A copy outside the graph: samplers raise on these, in the middle of a backward pass."""
+    outside = detached(prediction)
+    family = likelihood(outside)
+    tensors = tuple(torch.where(t.isnan(), 1.0, t) for t in family.tensors(outside))
+    rebuilt: Distribution = family.rebuild(outside, tensors)
     return rebuilt
+
+
+def _telling(tensor: Tensor, cotangent: Tensor) -> Tensor:
+    """What is not a number has no gradient that is one: the sums must show it."""
+    return torch.where(tensor.isnan(), torch.nan, cotangent)
 
 
 def _masked(cotangent: Tensor, mask: Tensor | None) -> Tensor:

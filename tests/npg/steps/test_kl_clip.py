@@ -57,6 +57,9 @@ def test_edges(inner, expected, dtype):
     assert clip.dtype == dtype
     assert clip.shape == ()
     assert float(clip) == pytest.approx(expected, rel=1e-6)
+    number = kl_clip_factor(inner, 0.005)
+    assert isinstance(number, float)
+    assert number == pytest.approx(expected, rel=1e-14)
 
 
 def test_reads_nothing_from_the_device():
