@@ -161,10 +161,12 @@ def test_the_critics_fisher_is_that_of_unit_variance() -> None:
         torch.testing.assert_close(step, 0.5 * oracle, rtol=2e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("interval", [1, 100])
 @pytest.mark.parametrize("actions", ACTIONS)
-def test_the_written_passes_make_the_update_of_autograd(actions, monkeypatch) -> None:
+def test_the_written_passes_make_the_update_of_autograd(actions, interval, monkeypatch) -> None:
+    """Statistics included, where they are due: labels are drawn in the same order."""
     env = vector_env(lambda: Toy(VECTOR, ACTIONS[actions]), 2)
-    settings = {"n_steps": 16, "statistics_interval": 100, "critic_steps": 3, "ent_coef": 0.01}
+    settings = {"n_steps": 16, "statistics_interval": interval, "critic_steps": 3, "ent_coef": 0.01}
     model = small(ACKTR, env, **settings)
     model.learn(32)
     collect(model)
@@ -175,9 +177,16 @@ def test_the_written_passes_make_the_update_of_autograd(actions, monkeypatch) ->
             monkeypatch.setattr(agents.kfac_actor_critic, "plain_actor_critic", lambda *_: None)
         model.train()
         assert (model._by_hand is not None) == by_hand
-        ends.append((parameters(model), dict(model.logger.name_to_value)))
+        optimizers = (model.actor_optimizer, model.critic_optimizer)
+        blocks = [block for optimizer in optimizers for block in optimizer.fisher.blocks]
+        moments = [moment.clone() for block in blocks for moment in block.moments]
+        assert len(moments) >= 8
+        updates = [block.updates for block in blocks]
+        tensors = [*parameters(model), *moments]
+        ends.append((tensors, dict(model.logger.name_to_value), updates))
+    assert ends[0][2] == ends[1][2]
     for a, b in zip(ends[0][0], ends[1][0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     for key in ("policy_loss", "value_loss", "entropy_loss", "kl_divergence", "step_size"):
-        written, torchs = (logged[f"train/{key}"] for _, logged in ends)
+        written, torchs = (logged[f"train/{key}"] for _, logged, _ in ends)
         assert written == pytest.approx(torchs, rel=1e-3, abs=1e-6)
