@@ -48,13 +48,14 @@ class AffineChain:
 
     @classmethod
     def recognise(
-        cls, output: Tensor, parameters: Sequence[Tensor]
+        cls, output: Tensor, parameters: Sequence[Tensor], rows: int | None = None
     ) -> "AffineChain | ScalarChain | None":
         """Reads a chain off the output's graph.
 
         Args:
             output: Tensor with a graph.
             parameters: What to differentiate with respect to.
+            rows: Restricts it to the first so many entries of the batch. Default: all.
 
         Returns:
             The chain, in the cheaper form where it has one output; or None if the graph is
@@ -84,6 +85,8 @@ class AffineChain:
         layers = [operation for operation in operations if isinstance(operation, Parametric)]
         used = [i for layer in layers for i in (layer.weight, layer.bias) if i is not None]
         if not used or len(set(used)) < len(used):
+            return None
+        if rows is not None and not all(operation.keep(rows) for operation in operations):
             return None
         operations.reverse()
         if ScalarChain.applies(operations, output):

@@ -32,6 +32,10 @@ class Operation:
         """Carries a cotangent down, adding what parameters receive to ``into``."""
         raise NotImplementedError
 
+    def keep(self, rows: int) -> bool:
+        """Forgets all but the first entries of the batch; False where these are not its rows."""
+        raise NotImplementedError
+
 
 class Parametric(Operation):
     """A layer with a weight and perhaps a bias.
@@ -51,6 +55,11 @@ class Parametric(Operation):
         self.bias = bias
         self.weight_value = weight_value.detach().clone()
         self.inputs = inputs.detach()
+
+    def keep(self, rows: int) -> bool:
+        """Keeps the first rows of what the layer saw."""
+        self.inputs = self.inputs[:rows]
+        return True
 
     def add_vjp(self, cotangent: Tensor, into: Sequence[Tensor]) -> None:
         """Adds what the layer's own parameters receive."""
@@ -165,6 +174,11 @@ class Elementwise(Operation):
         self.kernel = kernel
         self.value = value.detach()
 
+    def keep(self, rows: int) -> bool:
+        """Keeps the first rows of what φ' is computed from."""
+        self.value = self.value[:rows]
+        return True
+
     def times_derivative(self, tangent: Tensor) -> Tensor:
         """φ' ⊙ t, in place."""
         return self.kernel(tangent, self.value)
@@ -186,6 +200,12 @@ class Reshape(Operation):
     def __init__(self, below: torch.Size, above: torch.Size) -> None:
         self.shapes = below, above
 
+    def keep(self, rows: int) -> bool:
+        """Keeps the first rows of both shapes, if the view left the rows apart."""
+        below, above = self.shapes
+        self.shapes = torch.Size([rows, *below[1:]]), torch.Size([rows, *above[1:]])
+        return below[:1] == above[:1]
+
     def jvp(self, tangent: Tensor | None, pieces: Sequence[Tensor]) -> Tensor | None:
         """The same numbers in the upper shape."""
         return None if tangent is None else tangent.reshape(self.shapes[1])
@@ -200,6 +220,11 @@ class LogSoftmax(Operation):
 
     def __init__(self, probabilities: Tensor) -> None:
         self.probabilities = probabilities
+
+    def keep(self, rows: int) -> bool:
+        """Keeps the first rows of the probabilities."""
+        self.probabilities = self.probabilities[:rows]
+        return True
 
     @classmethod
     def read(cls, node: Any, output: Tensor) -> tuple["LogSoftmax | None", Any]:

@@ -34,6 +34,9 @@ class Fisher(CurvatureMatrix):
             labels. The mean is Σ w F / Σ w. Default: all equal.
         parameters: Restricts the matrix to a part of the model.
         generator: Source of the labels for ``kind="sampled"``. Default: torch's global one.
+        rows: Restricts the mean to the first so many entries of the prediction's first batch
+            dimension, for a cheaper estimate; it takes no ``targets`` and ``weights``. Default:
+            all.
 
     Raises:
         ConfigurationError: If the arguments do not fit together, or the prediction is not
@@ -54,6 +57,7 @@ class Fisher(CurvatureMatrix):
         weights: Tensor | None = None,
         parameters: Iterable[Tensor] | None = None,
         generator: torch.Generator | None = None,
+        rows: int | None = None,
     ) -> None:
         super().__init__(model, parameters)
         if kind not in ("exact", "sampled", "empirical"):
@@ -68,15 +72,23 @@ class Fisher(CurvatureMatrix):
                 prediction = prediction()
         self.family = likelihood(prediction)
         outputs = self.family.tensors(prediction)
-        self.jacobian = Jacobian(outputs, self.parameters)
-        self.prediction = detached(prediction)
+        if rows is not None and (targets is not None or weights is not None):
+            raise ConfigurationError("rows= is not for targets= and weights=: cut these as well")
+        if rows is not None and not 0 < rows <= len(outputs[0]):
+            raise ConfigurationError(f"rows= must be in [1, {len(outputs[0])}], got {rows}")
+        self.jacobian = Jacobian(outputs, self.parameters, rows)
+        self.prediction: Distribution = detached(
+            prediction
+            if rows is None
+            else self.family.rebuild(prediction, tuple(o[:rows] for o in outputs))
+        )
         self.scores: tuple[Tensor, ...] | None = None
         if kind == "sampled":
             targets = self.family.sample(self.prediction, generator)
         if targets is not None:
             self.scores = score(self.prediction, targets)
-        self.weights = _normalised(weights, prediction.batch_shape, outputs[0])
-        self._batch_shape = prediction.batch_shape
+        self._batch_shape = self.prediction.batch_shape
+        self.weights = _normalised(weights, self._batch_shape, outputs[0])
 
     def output_product(self, tangents: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """Multiplies tangents of the distribution's tensors by each sample's F_out.

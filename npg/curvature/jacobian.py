@@ -77,6 +77,32 @@ class GraphBlock:
             into[i].add_(product)
 
 
+class FirstRows:
+    """The first rows of a block's outputs, where the block cannot leave the others out.
+
+    Args:
+        block: Any block.
+        outputs: Its outputs.
+        rows: How many entries of their first dimension to keep.
+    """
+
+    def __init__(self, block: Block, outputs: Sequence[Tensor], rows: int) -> None:
+        self.block = block
+        self.outputs = [output.detach() for output in outputs]
+        self.rows = rows
+
+    def jvp(self, pieces: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the rows of J v."""
+        return [tangent[: self.rows] for tangent in self.block.jvp(pieces)]
+
+    def add_vjp(self, cotangents: Sequence[Tensor], into: Sequence[Tensor]) -> None:
+        """Adds Jᵀu, with u zero elsewhere."""
+        padded = [torch.zeros_like(output) for output in self.outputs]
+        for whole, cotangent in zip(padded, cotangents, strict=True):
+            whole[: self.rows] = cotangent
+        self.block.add_vjp(padded, into)
+
+
 def reaches(outputs: Sequence[Tensor], name: str) -> bool:
     """Whether the outputs' graph has a node of this name."""
     todo = [output.grad_fn for output in outputs]
@@ -98,15 +124,20 @@ class Jacobian:
     Args:
         outputs: Tensors of any shapes; those without a graph have zero rows.
         parameters: What to differentiate with respect to, in the order of the flat vector.
+        rows: Restricts it to the first so many entries of the outputs' first dimension, which
+            chains then work on alone. Default: all.
 
     Raises:
         ConfigurationError: If no output depends on any of the parameters, the graph was freed, or
             reentrant checkpointing hides parameters.
     """
 
-    def __init__(self, outputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    def __init__(
+        self, outputs: Sequence[Tensor], parameters: Sequence[Tensor], rows: int | None = None
+    ) -> None:
         self.outputs = list(outputs)
         self.parameters = list(parameters)
+        self.rows = rows
         self.layout = Layout(self.parameters)
         self.dtype = reduce(torch.promote_types, (p.dtype for p in self.parameters))
         self.blocks: list[tuple[Block, list[int]]] = []
@@ -114,8 +145,10 @@ class Jacobian:
         for i, output in enumerate(self.outputs):
             if not output.requires_grad:
                 continue
-            block: Block | None = AffineChain.recognise(output, self.parameters)
-            block = block or LogScale.recognise(output, self.parameters)
+            block: Block | None = AffineChain.recognise(output, self.parameters, rows)
+            if block is None:
+                block = LogScale.recognise(output, self.parameters)
+                block = block and self._restricted(block, [output])
             if block is None:
                 rest.append(i)
             else:
@@ -123,12 +156,15 @@ class Jacobian:
         if rest:
             graph = GraphBlock([self.outputs[i] for i in rest], self.parameters)
             if graph.used:
-                self.blocks.append((graph, rest))
+                self.blocks.append((self._restricted(graph, graph.outputs), rest))
         if not self.blocks:
             raise ConfigurationError(
                 "the prediction depends on none of the parameters: compute it from the model "
                 "with gradients enabled, and without detach()"
             )
+
+    def _restricted(self, block: Block, outputs: Sequence[Tensor]) -> Block:
+        return block if self.rows is None else FirstRows(block, outputs, self.rows)
 
     @property
     def recognised(self) -> bool:
@@ -136,7 +172,7 @@ class Jacobian:
 
         Autograd functions whose backward pass is not differentiable are in no chain.
         """
-        chains = all(not isinstance(block, GraphBlock) for block, _ in self.blocks)
+        chains = all(not isinstance(block, (GraphBlock, FirstRows)) for block, _ in self.blocks)
         return chains and not any(parameter._backward_hooks for parameter in self.parameters)
 
     def jvp(self, vector: Tensor) -> list[Tensor]:
@@ -154,7 +190,7 @@ class Jacobian:
             for i, tangent in zip(indices, block.jvp(pieces), strict=True):
                 tangents[i] = tangent
         return [
-            torch.zeros_like(output) if tangent is None else tangent
+            torch.zeros_like(output[: self.rows]) if tangent is None else tangent
             for output, tangent in zip(self.outputs, tangents, strict=True)
         ]
 

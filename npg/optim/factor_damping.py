@@ -34,6 +34,9 @@ def choose_factor_damping(
 ) -> None:
     """Inverts with γ² and its neighbours, and leaves the best of them in use.
 
+    A γ² that was the best is not asked about at the next inversion: each question costs as much as
+    a step or two.
+
     Args:
         optimizer: Whose factors have just been inverted with the present γ².
         model: Of the objective, on this batch.
@@ -44,7 +47,11 @@ def choose_factor_damping(
         Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate
         curvature", 2015, section 6.6.
     """
-    preconditioner, present = optimizer.preconditioner, optimizer.extra["factor_damping"]
+    extra = optimizer.extra
+    if extra["factor_damping_stood"]:
+        extra["factor_damping_stood"] = False
+        return
+    preconditioner, present = optimizer.preconditioner, extra["factor_damping"]
     best = (_reduction(optimizer, model, gradients, damping), present, preconditioner.state())
     for candidate in (present / SPACING, present * SPACING):
         if not BOUNDS[0] <= candidate <= BOUNDS[1]:
@@ -56,7 +63,8 @@ def choose_factor_damping(
         found = _reduction(optimizer, model, gradients, damping)
         if found < best[0]:
             best = (found, candidate, preconditioner.state())
-    optimizer.extra["factor_damping"] = best[1]
+    extra["factor_damping"] = best[1]
+    extra["factor_damping_stood"] = best[1] == present
     preconditioner.load(best[2])
 
 

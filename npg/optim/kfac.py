@@ -20,6 +20,7 @@ from npg.optim.kfac_settings import (
     check_choices,
     check_groups,
     check_intervals,
+    check_samples,
 )
 from npg.optim.kfac_state import check_state
 from npg.preconditioners import ChainCheck, ChainInverse, EigenbasisInverse, KroneckerInverse
@@ -75,7 +76,8 @@ class KFAC(FunctionOptimizer):
             gradient. A number, or a ``LevenbergMarquardt`` to adapt a copy of. None:
             Levenberg–Marquardt from 1 where steps get a closure, 0.01 where they do not. With an
             adapted λ and exact steps the factors' damping goes its own way from there: whenever
-            they are inverted, the damped model's reduction chooses among it and its neighbours.
+            they are inverted, the damped model's reduction chooses among it and its neighbours; one
+            that stood is left alone for the next inversion.
         kl_clip: δ, nats, of F̂ with its damping; ``math.inf`` never clips. None: 0.01, and no clip
             with an exact step. High values trust F̂ where it was not measured.
         momentum: μ in [0, 1), or ``"quadratic"`` for the exact step, which needs a closure. None:
@@ -87,6 +89,9 @@ class KFAC(FunctionOptimizer):
         inverse_interval: Steps from one inversion to the next.
         statistics_decay: Weight of the past in the running means; 1 − 1/k in the k-th batch until
             that is above it.
+        quadratic_samples: Entries of the batch, the first so many, on which the exact step measures
+            the curvature along its two directions. More make each step better and slower; None
+            takes the whole batch.
         burn_in: First steps that gather statistics only; the inverse follows after the last.
         sharing: What layers make of positions that share their weights: ``"expand"`` or
             ``"reduce"``, see :mod:`npg.curvature.kronecker.blocks`.
@@ -122,6 +127,7 @@ class KFAC(FunctionOptimizer):
         statistics_interval: int = 2,
         inverse_interval: int = 10,
         statistics_decay: float = 0.95,
+        quadratic_samples: int | None = 256,
         burn_in: int = 0,
         sharing: Sharing = "expand",
         reduction: Reduction = "mean",
@@ -146,6 +152,7 @@ class KFAC(FunctionOptimizer):
         check_groups([defaults])
         check_choices(fisher, inverse, eigenbasis, sharing, reduction)
         check_intervals(statistics_interval, inverse_interval, statistics_decay, burn_in)
+        check_samples(quadratic_samples)
         super().__init__(model, defaults, parameters)
         check_groups(self.param_groups)
         self.extra |= {"skipped_statistics": 0, "uncaptured": 0}
@@ -154,12 +161,13 @@ class KFAC(FunctionOptimizer):
             if isinstance(damping, LevenbergMarquardt)
             else LevenbergMarquardt(1.0, factor=1 / 0.95, interval=5)
         )
-        self.extra["factor_damping"] = self.schedule.damping
+        self.extra |= {"factor_damping": self.schedule.damping, "factor_damping_stood": False}
         self.likelihood = likelihood
         self.decoupled_weight_decay = decoupled_weight_decay
         self.statistics_interval = statistics_interval
         self.inverse_interval = inverse_interval
         self.statistics_decay = statistics_decay
+        self.quadratic_samples = quadratic_samples
         self.burn_in = burn_in
         self.told: set[int] = set()  # which parameters a warning was about
         self._skipped: Tensor | int = 0  # on the device: reading it would wait for the step

@@ -115,7 +115,12 @@ class ClosureStep:
         model = None
         if prediction is not None:
             model = QuadraticModel(
-                parameters, prediction, gradient, decay, distributed=optimizer.distributed
+                parameters,
+                prediction,
+                gradient,
+                decay,
+                samples=optimizer.quadratic_samples,
+                distributed=optimizer.distributed,
             )
             if inverted and self.judged:
                 choose_factor_damping(optimizer, model, gradients, self.damping)

@@ -98,6 +98,19 @@ def check_intervals(statistics: int, inverse: int, decay: float, burn_in: int) -
         raise ConfigurationError(f"statistics_decay must be in [0, 1), got {decay}")
 
 
+def check_samples(samples: int | None) -> None:
+    """Refuses a batch of nothing.
+
+    Args:
+        samples: As ``quadratic_samples`` of :class:`npg.optim.KFAC`.
+
+    Raises:
+        ConfigurationError: If it is below 1.
+    """
+    if samples is not None and samples < 1:
+        raise ConfigurationError(f"quadratic_samples must be at least 1 or None, got {samples}")
+
+
 def nothing_captured(likelihood: object, kind: str) -> str:
     """What to say where no statistics were ever captured.
 

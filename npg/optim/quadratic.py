@@ -21,6 +21,7 @@ class QuadraticModel:
         prediction: The model's prediction, with its graph.
         gradient: g [P], with the L2 term's.
         decay: η per parameter.
+        samples: F is the mean over at most so many of the batch's first entries. None: over all.
         distributed: Whether the batch is that of all ranks of ``torch.distributed``.
     """
 
@@ -31,10 +32,13 @@ class QuadraticModel:
         gradient: Tensor,
         decay: list[float],
         *,
+        samples: int | None = None,
         distributed: bool = False,
     ) -> None:
         self.parameters = parameters
-        self.fisher = Fisher(parameters, prediction)
+        entries = prediction.batch_shape[0] if prediction.batch_shape else 1
+        fewer = samples is not None and samples < entries
+        self.fisher = Fisher(parameters, prediction, rows=samples if fewer else None)
         self.gradient = gradient
         self.decay = decay
         self.distributed = distributed

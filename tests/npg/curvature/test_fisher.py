@@ -200,6 +200,14 @@ class TestWeights:
 
 
 class TestRefusals:
+    def test_the_first_rows(self):
+        model, x = mlp(), torch.randn(7, 3)
+        few = of_logits(model, x, rows=4)
+        torch.testing.assert_close(few.to_dense(), of_logits(model, x[:4]).to_dense(), **TIGHT)
+        for wrong in ({"rows": 0}, {"rows": 8}, {"rows": 4, "weights": torch.ones(7)}):
+            with pytest.raises(ConfigurationError, match="rows="):
+                of_logits(model, x, **wrong)
+
     def test_arguments(self):
         model, x, y = classifier()
         with pytest.raises(ConfigurationError, match="kind must be"):

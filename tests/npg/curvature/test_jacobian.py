@@ -43,6 +43,24 @@ class TestAllModels:
             torch.testing.assert_close(tangent.reshape(-1), dense @ v, **TIGHT)
             torch.testing.assert_close(jacobian.vjp([u]), dense.T @ u.reshape(-1), **TIGHT)
 
+    def test_the_first_rows_alone(self, case):
+        _, _, output, parameters = made(case)
+        rows = max(1, len(output) // 2)
+        kept = output[:rows].numel()
+        dense = jacobian_by_rows(output, parameters)[:kept]
+        jacobian = Jacobian([output], parameters, rows)
+        v, u = torch.randn(dense.shape[1]), torch.randn(output[:rows].shape)
+        (tangent,) = jacobian.jvp(v)
+        assert tangent.shape == u.shape
+        torch.testing.assert_close(tangent.reshape(-1), dense @ v, **TIGHT)
+        torch.testing.assert_close(jacobian.vjp([u]), dense.T @ u.reshape(-1), **TIGHT)
+
+    @pytest.mark.parametrize("name", ["tanh", "convolutions"])
+    def test_chains_work_on_the_rows_alone(self, name):
+        _, _, output, parameters = made(CASES[name])
+        jacobian = Jacobian([output], parameters, 2)
+        assert [type(block) for block, _ in jacobian.blocks] == [AffineChain]
+
     def test_chains_are_recognised_and_nothing_else(self, case):
         _, _, output, parameters = made(case)
         assert (AffineChain.recognise(output, parameters) is not None) == case.chain

@@ -50,6 +50,7 @@ class TestArguments:
             ({"statistics_interval": 0}, "at least 1"),
             ({"inverse_interval": 0}, "at least 1"),
             ({"burn_in": -1}, "at least 0"),
+            ({"quadratic_samples": 0}, "quadratic_samples must be at least 1"),
             ({"statistics_decay": 1.0}, r"in \[0, 1\)"),
         ],
     )
