@@ -1,10 +1,30 @@
-"""Optimizers: each a choice of prediction, curvature, preconditioner and step rule."""
+"""Optimizers: each a choice of prediction, curvature, preconditioner and step rule.
 
-from torch.optim import SGD, Adam, AdamW
+Torch's own are here as they are, so that one namespace has them all.
+"""
 
+from torch.optim import (
+    SGD,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Muon,
+    NAdam,
+    RAdam,
+    RMSprop,
+)
+
+from npg.optim.adax import AdaX, AdaXW
 from npg.optim.base import FunctionOptimizer, StepReport
+from npg.optim.directions import NormalizedGradient, SignSGD
 from npg.optim.ekfac import EKFAC
+from npg.optim.gradient import GradientOptimizer
 from npg.optim.kfac import KFAC
+from npg.optim.langevin import Langevin
+from npg.optim.loss_flow import LossFlow
+from npg.optim.muon import MuonWithAdamW
 from npg.optim.natural_gradient import FisherInverse, NaturalGradient, StepNorm
 from npg.optim.newton_cg import NewtonCG
 from npg.optim.registry import create, names, takes, train_step
@@ -13,12 +33,27 @@ __all__ = [
     "EKFAC",
     "KFAC",
     "SGD",
+    "AdaX",
+    "AdaXW",
+    "Adafactor",
+    "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
     "FisherInverse",
     "FunctionOptimizer",
+    "GradientOptimizer",
+    "Langevin",
+    "LossFlow",
+    "Muon",
+    "MuonWithAdamW",
+    "NAdam",
     "NaturalGradient",
     "NewtonCG",
+    "NormalizedGradient",
+    "RAdam",
+    "RMSprop",
+    "SignSGD",
     "StepNorm",
     "StepReport",
     "create",

@@ -229,10 +229,22 @@ class FunctionOptimizer(torch.optim.Optimizer):
         self.extra.update(extra)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All attributes but torch's hooks, which it makes anew (its own state has three only)."""
-        # Nor a scheduler's wrapper around step: in a copy it would step this optimizer.
-        return {
-            name: value
-            for name, value in self.__dict__.items()
-            if not (name == "step" or name.startswith(("_optimizer_", "_zero_grad", "_warned")))
-        }
+        """All attributes, see :func:`attributes`."""
+        return attributes(self)
+
+
+def attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What a copy of an optimizer needs; torch's own state has three of its attributes only.
+
+    Args:
+        optimizer: To be copied.
+
+    Returns:
+        All its attributes but torch's hooks, which it makes anew, and a scheduler's wrapper around
+        step, which would step the original.
+    """
+    return {
+        name: value
+        for name, value in vars(optimizer).items()
+        if not (name == "step" or name.startswith(("_optimizer_", "_zero_grad", "_warned")))
+    }

@@ -6,24 +6,46 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW
+from torch.optim import SGD, Adafactor, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
 
 from npg.errors import ConfigurationError
+from npg.optim.adax import AdaX, AdaXW
 from npg.optim.base import FunctionOptimizer, Prediction, trainable
+from npg.optim.directions import NormalizedGradient, SignSGD
 from npg.optim.ekfac import EKFAC
 from npg.optim.kfac import KFAC
+from npg.optim.langevin import Langevin
+from npg.optim.loss_flow import LossFlow
+from npg.optim.muon import MuonWithAdamW
 from npg.optim.natural_gradient import NaturalGradient
 from npg.optim.newton_cg import NewtonCG
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
+    "adax": AdaX,
+    "adaxw": AdaXW,
     "ekfac": EKFAC,
     "kfac": KFAC,
+    "langevin": Langevin,
+    "loss-flow": LossFlow,
+    "muon": MuonWithAdamW,
     "natural-gradient": NaturalGradient,
     "newton-cg": NewtonCG,
+    "normalized-gradient": NormalizedGradient,
+    "sign-sgd": SignSGD,
 }
 
 # torch's own, as they are: they take parameters where ours take the module.
-_OF_TORCH: dict[str, type[torch.optim.Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
+_OF_TORCH: dict[str, type[torch.optim.Optimizer]] = {
+    "adafactor": Adafactor,
+    "adagrad": Adagrad,
+    "adam": Adam,
+    "adamax": Adamax,
+    "adamw": AdamW,
+    "nadam": NAdam,
+    "radam": RAdam,
+    "rmsprop": RMSprop,
+    "sgd": SGD,
+}
 
 # Where torch's own defaults are not what anybody trains with.
 _DEFAULTS: dict[str, dict[str, Any]] = {"sgd": {"lr": 0.05, "momentum": 0.9}}

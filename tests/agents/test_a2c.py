@@ -15,7 +15,7 @@ from torch import nn
 
 from agents import A2C
 from npg.errors import ConfigurationError
-from npg.optim import names, registry
+from npg.optim import FunctionOptimizer, names, registry
 from tests.agents.a2c import SMALL, a2c, oracle_of, train_both
 from tests.agents.helpers import (
     ACTIONS,
@@ -299,8 +299,8 @@ def test_a_named_optimizer_is_driven_as_its_protocol_says(kind, monkeypatch) -> 
 
 
 def test_optimizers_that_evaluate_the_objective_are_refused_with_a_remedy() -> None:
-    functions = set(names()) - registry._OF_TORCH.keys()
-    assert {"ekfac", "kfac", "natural-gradient", "newton-cg"} <= functions
+    functions = {n for n in names() if issubclass(registry._class(n), FunctionOptimizer)}
+    assert {"ekfac", "kfac", "loss-flow", "natural-gradient", "newton-cg"} <= functions
     for name in functions:
         with pytest.raises(ConfigurationError, match=f"optimizer='{name}'.*optimizer=None"):
             a2c(optimizer=name)

@@ -1,0 +1,186 @@
+"""What the optimizers have in common that need gradients alone, and stand in the plain loop."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from npg.errors import ConfigurationError
+from npg.optim.base import Protocol, attributes, trainable
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Parameters of a group that have gradients, all of which took the same number of steps.
+
+    Complex tensors are seen as real ones with a last dimension of two.
+
+    Attributes:
+        parameters: What to move, in place.
+        gradients: Of what is minimised, with the L2 term.
+        states: What is remembered of each parameter.
+        step: Number of this step, from 1.
+    """
+
+    parameters: list[Tensor]
+    gradients: list[Tensor]
+    states: list[dict[str, Any]]
+    step: int
+
+    def remembered(self, name: str) -> list[Tensor]:
+        """A tensor of every parameter's shape, zero before its first step."""
+        for parameter, state in zip(self.parameters, self.states, strict=True):
+            if name not in state:
+                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return [state[name] for state in self.states]
+
+
+class GradientOptimizer(torch.optim.Optimizer):
+    """θ ← θ − η d(g), d what a subclass makes of the gradients.
+
+    Nothing is read from the device. Each group has ``lr``, ``weight_decay`` and ``maximize``.
+
+    Args:
+        model: Module, or parameters, or groups of them.
+        defaults: Settings of the groups, ``lr`` among them.
+        parameters: Restricts a module to these of its parameters.
+        weight_decay: λ: of an L2 term λ/2 ‖θ‖² in the objective, or decoupled from it.
+        maximize: Whether to climb.
+        foreach: Whether to work on all tensors of a group at once; one by one is slower, takes
+            less memory, and ends at the same numbers.
+
+    Raises:
+        ConfigurationError: If a setting cannot work, or there is nothing to train.
+    """
+
+    protocol: ClassVar[Protocol] = "gradient"
+    # Whether parameters shrink by η λ instead of having λ θ in their gradients.
+    decoupled: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
+        defaults: dict[str, Any],
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
+        *,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+        foreach: bool = True,
+    ) -> None:
+        settings = {**defaults, "weight_decay": weight_decay, "maximize": maximize}
+        settings["foreach"] = foreach
+        super().__init__(trainable(model, parameters), settings)
+        self.settings = tuple(settings)  # torch adds names of its own to these
+        for group in self.param_groups:
+            self._check(group)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Refuses what cannot work, given at first or changed in a group later."""
+        check_range(group, "lr", 0, math.inf)
+        check_range(group, "weight_decay", 0, math.inf)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """Takes one step.
+
+        Args:
+            closure: Torch's kind: calls ``backward()`` and returns the loss. Default: the
+                gradients are there.
+
+        Returns:
+            The closure's loss.
+
+        Raises:
+            ConfigurationError: If a setting cannot work, or a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._check(group)
+            for batch in self._batches(group):
+                self._update(group, batch)
+        return loss
+
+    def _update(self, group: dict[str, Any], batch: Batch) -> None:
+        """Moves the batch's parameters."""
+        raise NotImplementedError
+
+    def _batches(self, group: dict[str, Any]) -> list[Batch]:
+        """Prepares what has gradients: counted, signed, decayed, real."""
+        by_step: dict[int, Batch] = {}
+        singles: list[Batch] = []
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            if parameter.grad.layout != torch.strided:
+                raise ConfigurationError(
+                    f"{type(self).__name__} needs dense gradients: use nn.Embedding(..., "
+                    "sparse=False), or torch.optim.SparseAdam for the sparse ones"
+                )
+            state = self.state[parameter]
+            state["step"] = step = int(state.get("step", 0)) + 1
+            value, gradient = _real(parameter), _real(parameter.grad)
+            batch = by_step.setdefault(step, Batch([], [], [], step))
+            if not group["foreach"]:
+                batch = Batch([], [], [], step)
+                singles.append(batch)
+            batch.parameters.append(value)
+            batch.gradients.append(gradient)
+            batch.states.append(state)
+        batches = singles if not group["foreach"] else list(by_step.values())
+        return [self._decayed(group, batch) for batch in batches]
+
+    def _decayed(self, group: dict[str, Any], batch: Batch) -> Batch:
+        decay, gradients = group["weight_decay"], batch.gradients
+        if group["maximize"]:
+            gradients = list(torch._foreach_neg(gradients))
+        if decay and self.decoupled:
+            torch._foreach_mul_(batch.parameters, 1 - group["lr"] * decay)
+        elif decay:
+            gradients = list(torch._foreach_add(gradients, batch.parameters, alpha=decay))
+        return Batch(batch.parameters, gradients, batch.states, batch.step)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what ``state_dict()`` gave, and leaves that dictionary alone later on."""
+        super().load_state_dict(copy.deepcopy(state_dict))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All attributes."""
+        return attributes(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores, and gives groups that were saved before a setting existed its default."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name in self.settings:
+                group.setdefault(name, self.defaults[name])
+
+
+def check_range(settings: dict[str, Any], name: str, lower: float, upper: float) -> None:
+    """Refuses a setting outside [lower, upper).
+
+    Args:
+        settings: Of a group.
+        name: Of the setting.
+        lower: Least value.
+        upper: What it must stay below.
+
+    Raises:
+        ConfigurationError: If it is outside, or no number.
+    """
+    value = settings[name]
+    numbers: Sequence[Any] = value if isinstance(value, tuple | list) else [value]
+    if any(isinstance(number, Tensor) for number in numbers):
+        return  # on a device, perhaps
+    if not all(isinstance(number, float | int) and lower <= number < upper for number in numbers):
+        raise ConfigurationError(f"{name} must be in [{lower:g}, {upper:g}), got {value!r}")
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
