@@ -28,6 +28,7 @@ from npg.optim.muon import MuonWithAdamW
 from npg.optim.natural_gradient import FisherInverse, NaturalGradient, StepNorm
 from npg.optim.newton_cg import NewtonCG
 from npg.optim.registry import create, names, takes, train_step
+from npg.optim.shampoo import Shampoo
 
 __all__ = [
     "EKFAC",
@@ -53,6 +54,7 @@ __all__ = [
     "NormalizedGradient",
     "RAdam",
     "RMSprop",
+    "Shampoo",
     "SignSGD",
     "StepNorm",
     "StepReport",

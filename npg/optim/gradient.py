@@ -59,7 +59,7 @@ class GradientOptimizer(torch.optim.Optimizer):
 
     protocol: ClassVar[Protocol] = "gradient"
     # Whether parameters shrink by η λ instead of having λ θ in their gradients.
-    decoupled: ClassVar[bool] = False
+    decoupled: bool = False
 
     def __init__(
         self,
@@ -147,8 +147,17 @@ class GradientOptimizer(torch.optim.Optimizer):
         return Batch(batch.parameters, gradients, batch.states, batch.step)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what ``state_dict()`` gave, and leaves that dictionary alone later on."""
-        super().load_state_dict(copy.deepcopy(state_dict))
+        """Restores what ``state_dict()`` gave, uncast, and leaves that dictionary alone later on.
+
+        Torch casts tensors to their parameter's dtype, which moments may well exceed.
+        """
+        saved = copy.deepcopy(state_dict)
+        super().load_state_dict(saved)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        numbers = [i for group in saved["param_groups"] for i in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            for name, value in saved["state"].get(number, {}).items():
+                self.state[parameter][name] = _moved(value, parameter.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """All attributes."""
@@ -180,6 +189,13 @@ def check_range(settings: dict[str, Any], name: str, lower: float, upper: float)
         return  # on a device, perhaps
     if not all(isinstance(number, float | int) and lower <= number < upper for number in numbers):
         raise ConfigurationError(f"{name} must be in [{lower:g}, {upper:g}), got {value!r}")
+
+
+def _moved(value: object, device: torch.device) -> object:
+    """A value of a state, or a list of them, on a device."""
+    if isinstance(value, list):
+        return [_moved(item, device) for item in value]
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from npg.optim.loss_flow import LossFlow
 from npg.optim.muon import MuonWithAdamW
 from npg.optim.natural_gradient import NaturalGradient
 from npg.optim.newton_cg import NewtonCG
+from npg.optim.shampoo import Shampoo
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "adax": AdaX,
@@ -31,6 +32,7 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "natural-gradient": NaturalGradient,
     "newton-cg": NewtonCG,
     "normalized-gradient": NormalizedGradient,
+    "shampoo": Shampoo,
     "sign-sgd": SignSGD,
 }
 

@@ -20,6 +20,7 @@ from npg.optim import (
     Muon,
     MuonWithAdamW,
     NormalizedGradient,
+    Shampoo,
     SignSGD,
 )
 from tests.npg.optim.helpers import snapshot
@@ -30,6 +31,9 @@ OURS = {
     "adaxw": lambda p, **o: AdaXW(p, lr=0.05, weight_decay=0.1, **o),
     "langevin": lambda p, **o: Langevin(p, lr=0.05, temperature=0.1, **o),
     "normalized-gradient": lambda p, **o: NormalizedGradient(p, lr=0.05, **o),
+    "shampoo": lambda p, **o: Shampoo(
+        p, lr=0.05, block_size=2, root_interval=2, decoupled_weight_decay=False, **o
+    ),
     "sign-sgd": lambda p, **o: SignSGD(p, lr=0.05, **o),
 }
 SHAPES = [(), (3,), (2, 3), (2, 3, 2), (2, 1, 2, 1, 2), (0,), (2, 0)]

@@ -37,6 +37,7 @@ SETTINGS = {
     "radam": {"lr": 0.3},
     "rmsprop": {"lr": 0.02},
     "sgd": {"lr": 0.2},
+    "shampoo": {"lr": 0.03},
     "sign-sgd": {"lr": 0.02},
 }
 OF_TORCH = {
@@ -53,6 +54,7 @@ OF_TORCH = {
 VARIANTS = [
     *((name, SETTINGS.get(name, {})) for name in names()),
     ("kfac", {"likelihood": "categorical", "damping": 0.01, "momentum": 0.9, "kl_clip": 0.1}),
+    ("shampoo", {"lr": 0.03, "graft": "rmsprop", "block_size": 2, "start_step": 3}),
     ("kfac", {"fisher": "empirical", "damping": 0.01, "statistics_interval": 3}),
     ("natural-gradient", {"likelihood": "categorical", "fisher": "sampled", "seed": 3}),
     ("natural-gradient", {"likelihood": "categorical", "curvature": "fisher-dense"}),
