@@ -29,11 +29,13 @@ from npg.optim.natural_gradient import FisherInverse, NaturalGradient, StepNorm
 from npg.optim.newton_cg import NewtonCG
 from npg.optim.registry import create, names, takes, train_step
 from npg.optim.shampoo import Shampoo
+from npg.optim.soap import SOAP
 
 __all__ = [
     "EKFAC",
     "KFAC",
     "SGD",
+    "SOAP",
     "AdaX",
     "AdaXW",
     "Adafactor",

@@ -20,6 +20,7 @@ from npg.optim.muon import MuonWithAdamW
 from npg.optim.natural_gradient import NaturalGradient
 from npg.optim.newton_cg import NewtonCG
 from npg.optim.shampoo import Shampoo
+from npg.optim.soap import SOAP
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "adax": AdaX,
@@ -34,6 +35,7 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "normalized-gradient": NormalizedGradient,
     "shampoo": Shampoo,
     "sign-sgd": SignSGD,
+    "soap": SOAP,
 }
 
 # torch's own, as they are: they take parameters where ours take the module.

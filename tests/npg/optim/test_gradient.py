@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from npg.errors import ConfigurationError
 from npg.optim import (
+    SOAP,
     AdamW,
     AdaX,
     AdaXW,
@@ -35,6 +36,7 @@ OURS = {
         p, lr=0.05, block_size=2, root_interval=2, decoupled_weight_decay=False, **o
     ),
     "sign-sgd": lambda p, **o: SignSGD(p, lr=0.05, **o),
+    "soap": lambda p, **o: SOAP(p, lr=0.05, block_size=2, refresh_interval=2, **o),
 }
 SHAPES = [(), (3,), (2, 3), (2, 3, 2), (2, 1, 2, 1, 2), (0,), (2, 0)]
 
@@ -101,7 +103,7 @@ class TestContract:
             p.grad = torch.zeros_like(p)
         optimizer.step()
         assert all(torch.isfinite(p).all() for p in parameters)
-        if not isinstance(optimizer, (Langevin, AdaXW)):
+        if not isinstance(optimizer, (Langevin, AdaXW, SOAP)):
             for p, before in zip(parameters, start, strict=True):
                 assert torch.equal(p, before)
 
@@ -155,7 +157,7 @@ class TestContract:
             optimizer.step()
 
     def test_an_l2_term(self, make):
-        if make is OURS["adaxw"]:
+        if make in (OURS["adaxw"], OURS["soap"]):
             pytest.skip("its decay is decoupled")
         p, q = (nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2))
         one, two = make([p], weight_decay=0.3), make([q])

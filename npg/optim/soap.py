@@ -1,0 +1,143 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's moments."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from npg.errors import ConfigurationError
+from npg.optim.gradient import Batch, GradientOptimizer, check_range
+from npg.preconditioners.blocks import Partition
+from npg.preconditioners.soap import EigenBasis
+
+
+class SOAP(GradientOptimizer):
+    """θ ← θ − η Q (m̂' / (√v̂' + ε)), with m' = Qᵀ m and v' the mean of (Qᵀ g)².
+
+    The first step gathers the first moments and moves nothing. With Q = I it is Adam.
+
+    Args:
+        model: Module, or parameters, or groups of them.
+        lr: η.
+        betas: Of the mean gradient and of its squares.
+        basis_decay: Of the moments whose eigenvectors Q are. None: the second of ``betas``.
+        eps: ε.
+        block_size: Largest dimension of a block; larger ones see more correlations, and cost the
+            cube of it per refresh.
+        merge_size: Largest product up to which neighbouring dimensions are joined first; 0 none.
+        refresh_interval: Steps from one turn of the bases to the next.
+        precondition_vectors: Whether vectors have a basis, too, or Adam as it is.
+        weight_decay: λ, decoupled: parameters shrink by η λ.
+        maximize: Whether to climb.
+        foreach: Whether to work on all tensors of a group at once, where that is possible.
+        parameters: Restricts a module to these of its parameters.
+
+    Raises:
+        ConfigurationError: If a setting cannot work.
+        NumericalError: In the first step, if its moments have no eigenvectors.
+
+    Reference:
+        Vyas et al., "SOAP: improving and stabilizing Shampoo using Adam", 2024.
+    """
+
+    decoupled = True
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 3e-3,
+        betas: tuple[float, float] = (0.95, 0.95),
+        basis_decay: float | None = None,
+        eps: float = 1e-8,
+        *,
+        block_size: int = 1024,
+        merge_size: int = 0,
+        refresh_interval: int = 10,
+        precondition_vectors: bool = False,
+        weight_decay: float = 0.01,
+        maximize: bool = False,
+        foreach: bool = True,
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
+    ) -> None:
+        if block_size < 1 or merge_size < 0 or refresh_interval < 1:
+            raise ConfigurationError(
+                "block_size and refresh_interval must be at least 1 and merge_size at least 0, got "
+                f"{block_size}, {refresh_interval} and {merge_size}"
+            )
+        self.block_size = block_size
+        self.merge_size = merge_size
+        self.refresh_interval = refresh_interval
+        self.precondition_vectors = precondition_vectors
+        super().__init__(
+            model,
+            {"lr": lr, "betas": betas, "basis_decay": basis_decay, "eps": eps},
+            parameters,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            foreach=foreach,
+        )
+
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        check_range(group, "betas", 0, 1)
+        check_range(group, "eps", 0, math.inf)
+        if group["basis_decay"] is not None:
+            check_range(group, "basis_decay", 0, 1)
+
+    def _decayed(self, group: dict[str, Any], batch: Batch) -> Batch:
+        # What the first step does not move it does not shrink.
+        return super()._decayed({**group, "weight_decay": 0.0} if batch.step == 1 else group, batch)
+
+    def _update(self, group: dict[str, Any], batch: Batch) -> None:
+        for parameter, gradient, state in zip(
+            batch.parameters, batch.gradients, batch.states, strict=True
+        ):
+            if parameter.numel():
+                self._move(group, parameter, gradient, state, batch.step)
+
+    def _move(
+        self,
+        group: dict[str, Any],
+        parameter: Tensor,
+        gradient: Tensor,
+        state: dict[str, Any],
+        step: int,
+    ) -> None:
+        basis = self._basis(group, parameter)
+        turns = self.precondition_vectors or len(basis.partition.view) > 1
+        if step == 1:
+            if turns:
+                basis.update(state, gradient)
+                basis.begin(state)
+            return
+        first, second = group["betas"]
+        mean = state.setdefault("mean", torch.zeros_like(gradient))
+        mean.lerp_(gradient, 1 - first)
+        cut = basis.partition.cut
+        gradients, means = cut(gradient), cut(mean)
+        if turns:
+            gradients, means = basis.into(state, gradients), basis.into(state, means)
+        if "squares" not in state:
+            state["squares"] = [torch.zeros_like(g) for g in gradients]
+        squares = state["squares"]
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
+        moves = step - 1  # the first step made none
+        scales = torch._foreach_sqrt(squares)
+        torch._foreach_div_(scales, math.sqrt(1 - second**moves))
+        torch._foreach_add_(scales, group["eps"])
+        directions = list(torch._foreach_div(means, scales))
+        if turns:
+            directions = basis.back(state, directions)
+        direction = basis.partition.join(directions).to(parameter.dtype)
+        parameter.add_(direction, alpha=-group["lr"] / (1 - first**moves))
+        if turns:
+            basis.update(state, gradient)
+            if (step - 1) % self.refresh_interval == 0:
+                basis.refresh(state, squares)
+
+    def _basis(self, group: dict[str, Any], tensor: Tensor) -> EigenBasis:
+        decay = group["betas"][1] if group["basis_decay"] is None else group["basis_decay"]
+        return EigenBasis(Partition(tensor.shape, self.block_size, self.merge_size), decay)
