@@ -21,8 +21,6 @@ from npg.steps import KLAdaptive
 
 # The rate may grow so far while the measured KL stays below its target.
 LARGEST_STEP = 100.0
-# K-FAC takes no rate of zero, where a schedule may end.
-SMALLEST_RATE = 1e-30
 
 
 class KFACActorCritic(ActorCritic):
@@ -148,7 +146,7 @@ class KFACActorCritic(ActorCritic):
             optimizer.inverse_interval = self.inverse_interval
             optimizer.statistics_decay = self.statistics_decay
             optimizer.param_groups[0].update(
-                lr=max(self.step_size if name == "actor" else rate, SMALLEST_RATE),
+                lr=self.step_size if name == "actor" else rate,
                 damping=self.damping,
                 momentum=float(self.momentum),
                 kl_clip=clip,

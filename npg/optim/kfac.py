@@ -74,14 +74,16 @@ class KFAC(FunctionOptimizer):
         eigenbasis: Whether to measure second moments in the factors' eigenbasis (EKFAC).
         damping: λ, added to F̂ as factored Tikhonov damping. High values turn towards the
             gradient. A number, or a ``LevenbergMarquardt`` to adapt a copy of. None:
-            Levenberg–Marquardt from 1 where steps get a closure, 0.01 where they do not. With an
+            Levenberg–Marquardt from 1 where steps get a closure and a likelihood (or prediction) is
+            known, 0.01 elsewhere. With an
             adapted λ and exact steps the factors' damping goes its own way from there: whenever
             they are inverted, the damped model's reduction chooses among it and its neighbours; one
             that stood is left alone for the next inversion.
         kl_clip: δ, nats, of F̂ with its damping; ``math.inf`` never clips. None: 0.01, and no clip
             with an exact step. High values trust F̂ where it was not measured.
         momentum: μ in [0, 1), or ``"quadratic"`` for the exact step, which needs a closure. None:
-            ``"quadratic"`` where steps get a closure, 0.9 where they do not.
+            ``"quadratic"`` where steps get a closure and a likelihood (or prediction) is known, 0.9
+            elsewhere.
         weight_decay: Of an L2 term in the objective, which then is in the curvature as well: in
             F̂ the largest of the groups', in the exact step each its own.
         decoupled_weight_decay: Whether parameters shrink by lr · ``weight_decay`` instead.
@@ -91,7 +93,7 @@ class KFAC(FunctionOptimizer):
             that is above it.
         quadratic_samples: Entries of the batch, the first so many, on which the exact step measures
             the curvature along its two directions. More make each step better and slower; None
-            takes the whole batch.
+            takes the whole batch. Ranks of ``torch.distributed`` share them out.
         burn_in: First steps that gather statistics only; the inverse follows after the last.
         sharing: What layers make of positions that share their weights: ``"expand"`` or
             ``"reduce"``, see :mod:`npg.curvature.kronecker.blocks`.
@@ -162,6 +164,7 @@ class KFAC(FunctionOptimizer):
             else LevenbergMarquardt(1.0, factor=1 / 0.95, interval=5)
         )
         self.extra |= {"factor_damping": self.schedule.damping, "factor_damping_stood": False}
+        self.extra["listen_until"] = 0
         self.likelihood = likelihood
         self.decoupled_weight_decay = decoupled_weight_decay
         self.statistics_interval = statistics_interval
@@ -355,6 +358,7 @@ class KFAC(FunctionOptimizer):
         self.fisher.capture.active = (
             steps < self.burn_in
             or steps % self.statistics_interval == 0
+            or steps < self.extra["listen_until"]
             or not any(block.updates for block in self.fisher.blocks)  # none was finite yet
         )
 

@@ -76,7 +76,7 @@ class ClosureStep:
         return result
 
     def step(self, closure: Closure, loss_tensor: Tensor, output: Prediction) -> StepReport:
-        """Takes the step.
+        """Takes the step; of its passes after the gradients' own nothing is heard.
 
         Args:
             closure: Runs the forward pass, for another evaluation.
@@ -87,8 +87,14 @@ class ClosureStep:
             What was done. A loss or gradient that is not finite, and a step after which the loss
             is not finite or is larger, leave the parameters as they were, bit for bit.
         """
-        optimizer = self.optimizer
         prediction = self._differentiate(loss_tensor, output)
+        with self.optimizer.fisher.capture.suspended():
+            return self._step_from(closure, loss_tensor, prediction)
+
+    def _step_from(
+        self, closure: Closure, loss_tensor: Tensor, prediction: Distribution | None
+    ) -> StepReport:
+        optimizer = self.optimizer
         gradients = optimizer.gradients()
         parameters = list(gradients)
         gradient = flatten(gradients.values())
@@ -119,7 +125,7 @@ class ClosureStep:
                 prediction,
                 gradient,
                 decay,
-                samples=optimizer.quadratic_samples,
+                samples=self._samples(),
                 distributed=optimizer.distributed,
             )
             if inverted and self.judged:
@@ -175,6 +181,13 @@ class ClosureStep:
             loss.backward(retain_graph=prediction is not None, inputs=inputs)
         return prediction
 
+    def _samples(self) -> int | None:
+        """How many of this rank's samples the quadratic model is of."""
+        samples = self.optimizer.quadratic_samples
+        if samples is None or not self.optimizer.distributed:
+            return samples
+        return -(-samples // torch.distributed.get_world_size())
+
     def _decay(self, parameters: list[Tensor]) -> list[float]:
         """The coefficient of the L2 term, per parameter."""
         if self.optimizer.decoupled_weight_decay:
@@ -229,7 +242,7 @@ class ClosureStep:
     def _again(self, closure: Closure) -> float:
         """The loss at the parameters' present values, under the same random numbers."""
         assert self.conditions is not None
-        with self.conditions, self.optimizer.fisher.capture.suspended(), math_attention():
+        with self.conditions, math_attention():
             loss, _ = closure()
         return self._mean(loss)
 

@@ -30,6 +30,8 @@ def update_curvature(optimizer: "KFAC", damping: float) -> bool:
         finally:
             fisher.clear()
     measured = any(block.updates for block in fisher.blocks)
+    if measured:
+        _listen_to_the_late(optimizer)
     if not measured and not extra["skipped_statistics"]:
         raise ConfigurationError(nothing_captured(optimizer.likelihood, fisher.kind))
     past = int(extra["steps"]) - optimizer.burn_in
@@ -39,6 +41,20 @@ def update_curvature(optimizer: "KFAC", damping: float) -> bool:
         optimizer.preconditioner.refresh(damping + l2_curvature(optimizer))
         _tell_of_unseen(optimizer)
     return inverts
+
+
+def _listen_to_the_late(optimizer: "KFAC") -> None:
+    """Has every step listened to for an interval, once, where a layer came without statistics.
+
+    Layers that take turns, two heads say, may each be called on steps between statistics alone.
+    """
+    extra = optimizer.extra
+    for i, block in enumerate(optimizer.fisher.blocks):
+        name = f"late {i}"
+        if block.updates or name in extra or all(p.grad is None for p in block.parameters):
+            continue
+        extra[name] = 1
+        extra["listen_until"] = extra["steps"] + 1 + optimizer.statistics_interval
 
 
 def _tell_of_unseen(optimizer: "KFAC") -> None:
@@ -53,9 +69,10 @@ def _tell_of_unseen(optimizer: "KFAC") -> None:
     if unseen - optimizer.told:
         names = [n for n, p in optimizer.model.named_parameters() if id(p) in unseen]
         warnings.warn(
-            f"{', '.join(names)} have gradients, and their layers were not called in the forward "
-            "pass: they move along the bare gradient. Call the layers instead of their weights, "
-            "or leave them to another optimizer by parameters=",
+            f"{', '.join(names)} have gradients and no statistics, and move along the bare "
+            "gradient: let the forward pass call their layers instead of taking their weights, "
+            "and the observed prediction depend on them, or leave them to another optimizer by "
+            "parameters=",
             stacklevel=2,
         )
         optimizer.told |= unseen

@@ -1,4 +1,4 @@
-"""K-FAC's step along the natural gradient: KL clip, momentum, decay; nothing read from the device.
+"""K-FAC's step along the natural gradient: KL clip, momentum, decay; no device is waited for.
 
 v ← μ v − (1 − μ) ν η F̂⁻¹g,  θ ← θ + v, see :class:`npg.optim.KFAC`.
 """

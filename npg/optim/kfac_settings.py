@@ -131,7 +131,7 @@ def nothing_captured(likelihood: object, kind: str) -> str:
         return (
             "no statistics were captured: the model must run in training mode, with gradients, "
             'before backward(), and have a layer of a known kind: fisher="empirical" takes the '
-            "gradients there; other parameters need a likelihood"
+            'gradients there; other parameters need fisher="sampled" and a likelihood'
         )
     return (
         "no statistics were captured: the model must be called in training mode, with gradients, "

@@ -11,7 +11,8 @@ class LevenbergMarquardt:
     """Raises λ where the model promises too much, lowers it where the model is right.
 
     With ρ = actual / predicted change of the loss: ρ < ¼ multiplies λ by ``factor ** interval``,
-    ρ > ¾ divides it. A change that is not finite counts as the worst.
+    ρ > ¾ divides it. A loss that rose, or was to rise by the model, and a change that is not finite
+    count as the worst.
 
     Attributes:
         damping: λ, the current value.
@@ -55,7 +56,8 @@ class LevenbergMarquardt:
 
         Args:
             actual_change: Loss after minus loss before.
-            predicted_change: The same by the quadratic model: a negative number.
+            predicted_change: The same by the quadratic model: a negative number, where the step is
+                the model's.
 
         Returns:
             The reduction ratio ρ; −inf where it is no number.
@@ -64,7 +66,7 @@ class LevenbergMarquardt:
         if not math.isfinite(ratio):
             ratio = -math.inf
         change = self.factor**self.interval
-        if ratio < 0.25:
+        if ratio < 0.25 or actual_change > 0 or predicted_change > 0:
             self.damping = min(self.damping * change, self.maximum)
         elif ratio > 0.75:
             self.damping = max(self.damping / change, self.minimum)

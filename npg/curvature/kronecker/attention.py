@@ -66,7 +66,7 @@ class InProjectionLayer(MatrixLayer):
     than keys or the reverse.
     """
 
-    def rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
+    def rows(self, module: nn.Module, inputs: Tensor, output: torch.Size) -> Tensor:
         """[N, R, 3, d]."""
         if self.weight is None:
             return inputs[..., -1:]

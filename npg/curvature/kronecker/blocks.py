@@ -165,7 +165,7 @@ class MatrixBlock(Block):
 
     def measure(self, calls: Sequence[Call], samples: int, mask: Tensor | None = None) -> None:
         """Adds Σ a aᵀ and Σ δ δᵀ."""
-        parts = [self.layer.rows(call.module, call.inputs) for call in calls]
+        parts = [self.layer.rows(c.module, c.inputs, c.gradients[0].shape) for c in calls]
         weights = self._weights(calls, parts, mask)
         rows = self._joined(parts)
         columns = [
@@ -288,7 +288,7 @@ class FreeBlock(Block):
         return [(size, size) if self.whole else (size,)]
 
     def measure_exactly(self, fisher: Tensor, samples: int) -> None:
-        """Takes the block [P, P] of one batch, a mean over so many samples."""
+        """Takes the block [P, P] of one batch, or its diagonal [P]: a mean over so many samples."""
         self._add([fisher * samples], [samples])
 
     def measure_total(self, gradient: Tensor, samples: int) -> None:

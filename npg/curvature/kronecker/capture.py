@@ -122,7 +122,14 @@ class Capture:
             and not self._suspended
             and self._in_mode
             and torch._C._current_graph_task_id() == -1  # no recomputation inside a backward pass
+            # Nor under torch.func's transforms, whose tensors must not leave them.
+            and torch._C._functorch.peek_interpreter_stack() is None
         )
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether what happens now is the library's own doing."""
+        return self._suspended
 
     @contextmanager
     def suspended(self) -> Iterator[None]:

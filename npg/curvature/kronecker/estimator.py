@@ -25,8 +25,9 @@ from npg.likelihoods import as_distribution, detached, likelihood, score
 
 FisherKind = Literal["exact", "sampled", "empirical"]
 Reduction = Literal["mean", "sum"]
-# Products with the Fisher matrix that a free block may cost where they are not hand-written.
-FEW_PRODUCTS = 4
+# Products with the Fisher matrix that a free block may cost where they are not hand-written: the
+# exact kind takes its time.
+FEW_PRODUCTS: dict[FisherKind, int] = {"exact": 256, "sampled": 4, "empirical": 0}
 
 Family = str | Callable[[Tensor], Distribution] | None
 
@@ -170,7 +171,9 @@ class KroneckerFisher:
             raise ConfigurationError(
                 "none of the model's layers was called in training mode, with gradients, since the "
                 "last prediction: call model.train() before the prediction is computed, and "
-                "observe each one once; with likelihood=, outputs that are tensors need no observe"
+                "observe each one once; with likelihood=, outputs that are tensors need no "
+                "observe, nor do distributions that a closure returns: leave out of these what a "
+                "mask would"
             )
         self._measure(noted, prediction, mask)
         self.capture.put_back(item for item in noted.noted if not item.call.gradients)
@@ -288,19 +291,19 @@ class KroneckerFisher:
         self, block: FreeBlock, prediction: Distribution, mask: Tensor | None, samples: int
     ) -> bool:
         """Measures a free block by products with the Fisher matrix, where these are cheap."""
-        if not block.whole:
+        if not (block.whole or self.kind == "exact"):
             return False
         try:
             matrix = Fisher(block.parameters, prediction, weights=mask)
         except ConfigurationError:  # it takes no part in this prediction
             return True
-        if not (matrix.jacobian.recognised or matrix.shape[0] <= FEW_PRODUCTS):
+        if not (matrix.jacobian.recognised or matrix.shape[0] <= FEW_PRODUCTS[self.kind]):
             return False
         try:
-            dense = matrix.to_dense()
+            moment = matrix.to_dense() if block.whole else matrix.diagonal()
         except RuntimeError:  # fused kernels above it cannot be differentiated twice
             return False
-        block.measure_exactly(dense, samples)
+        block.measure_exactly(moment, samples)
         return True
 
     def _at_pass(self, noted: Pass, output: Tensor) -> None:
@@ -310,6 +313,8 @@ class KroneckerFisher:
 
     def _at_gradient(self, call: Call, gradient: Tensor) -> None:
         """Takes a call's gradient of the user's loss, for the empirical Fisher."""
+        if self.capture.is_suspended:
+            return
         if call.gradients:  # a second backward pass through the same graph
             call.gradients[0] = call.gradients[0] + gradient
         else:

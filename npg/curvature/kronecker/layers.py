@@ -39,8 +39,8 @@ class MatrixLayer:
         self.bias = bias
         self.parameters = [p for p in (weight, bias) if p is not None]
 
-    def rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
-        """Inputs of one call as [N, R, d], or [N, R, g, d] with g groups."""
+    def rows(self, module: nn.Module, inputs: Tensor, output: torch.Size) -> Tensor:
+        """Inputs of one call, whose output had this shape, as [N, R, d], or [N, R, g, d]."""
         raise NotImplementedError
 
     def signals(self, module: nn.Module, gradients: Tensor, inputs: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class MatrixLayer:
 class LinearLayer(MatrixLayer):
     """nn.Linear; leading dimensions after the first are positions."""
 
-    def rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
+    def rows(self, module: nn.Module, inputs: Tensor, output: torch.Size) -> Tensor:
         """[N, R, d]."""
         return self._with_ones(_positions(inputs))
 
@@ -117,7 +117,7 @@ class ConvolutionLayer(MatrixLayer):
         super().__init__(module, weight, bias)
         self.groups: int = module.groups  # type: ignore[assignment]
 
-    def rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
+    def rows(self, module: nn.Module, inputs: Tensor, output: torch.Size) -> Tensor:
         """Patches [N, positions, (g,) kernel · channels]."""
         assert isinstance(module, CONVOLUTIONS)
         inputs = _batched(inputs, len(module.kernel_size))
@@ -161,7 +161,7 @@ class ConvolutionLayer(MatrixLayer):
 class TransposedConvolutionLayer(ConvolutionLayer):
     """nn.ConvTranspose1d … 3d: the flipped kernel over inputs that are spread by zeros."""
 
-    def rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
+    def rows(self, module: nn.Module, inputs: Tensor, output: torch.Size) -> Tensor:
         """Patches [N, positions, (g,) kernel · channels]."""
         assert isinstance(module, TRANSPOSED_CONVOLUTIONS)
         dimensions = len(module.kernel_size)
@@ -176,8 +176,11 @@ class TransposedConvolutionLayer(ConvolutionLayer):
         lattice.copy_(inputs)
         padding: list[int] = []
         for i in reversed(range(dimensions)):  # F.pad begins with the last dimension
-            edge = module.dilation[i] * (module.kernel_size[i] - 1) - int(module.padding[i])
-            padding += [edge, edge + module.output_padding[i]]
+            window = module.dilation[i] * (module.kernel_size[i] - 1)
+            edge = window - int(module.padding[i])
+            # What output_padding= or output_size= has added at the far end.
+            far = output[i - dimensions] + window - edge - spread[i]
+            padding += [edge, far]
         wide = F.pad(wide, padding)
         patches = _patches(wide, module.kernel_size, (1,) * dimensions, module.dilation)
         return self._with_ones(self._grouped(patches))
@@ -203,7 +206,7 @@ class EmbeddingLayer(MatrixLayer):
 
     one_hot = True
 
-    def rows(self, module: nn.Module, inputs: Tensor) -> Tensor:
+    def rows(self, module: nn.Module, inputs: Tensor, output: torch.Size) -> Tensor:
         """Indices [N, R]."""
         return inputs.reshape(entries(module, inputs), -1)
 

@@ -179,7 +179,7 @@ class TestExactStep:
                 change = dense.loss(x, y, snapshot(twin)) - before
                 ratios.append(change / predicted)
                 assert report.reduction_ratio == pytest.approx(ratios[-1], rel=1e-6)
-                if ratios[-1] < 0.25:
+                if ratios[-1] < 0.25 or change > 0 or predicted > 0:
                     damping *= 1.5**2
                 elif ratios[-1] > 0.75:
                     damping /= 1.5**2

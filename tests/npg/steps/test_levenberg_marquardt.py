@@ -16,6 +16,8 @@ TABLE = [
     (0.0, -1.0, 0.0, 2.0),
     (1.0, -1.0, -1.0, 2.0),  # the loss rose
     (-3.0, -1.0, 3.0, 0.5),  # better than promised
+    (1.0, 1.0, 1.0, 2.0),  # it rose as promised: a step of another length than the model's
+    (-1.0, 0.5, -2.0, 2.0),
     (math.nan, -1.0, -math.inf, 2.0),
     (math.inf, -1.0, -math.inf, 2.0),
     (-math.inf, -1.0, -math.inf, 2.0),

@@ -60,10 +60,12 @@ LAYERS = {
 }
 
 
-def _exercised(layer: nn.Module, x: torch.Tensor) -> tuple[MatrixLayer, torch.Tensor, torch.Tensor]:
+def _exercised(
+    layer: nn.Module, x: torch.Tensor, output_size: list[int] | None = None
+) -> tuple[MatrixLayer, torch.Tensor, torch.Tensor]:
     """The layer as a matrix, Σ δ aᵀ, and the matrix of autograd's gradients."""
     trained = [p for p in layer.parameters() if p.requires_grad]
-    y = layer(x)
+    y = layer(x) if output_size is None else layer(x, output_size=output_size)
     cotangent = torch.randn_like(y)
     gradients = torch.autograd.grad(y, trained, cotangent)
     named = {
@@ -71,7 +73,7 @@ def _exercised(layer: nn.Module, x: torch.Tensor) -> tuple[MatrixLayer, torch.Te
         for name, p in layer._parameters.items()
     }
     matrix_layer = layer_kind(layer)(layer, named["weight"], named.get("bias"))
-    rows = matrix_layer.rows(layer, x)
+    rows = matrix_layer.rows(layer, x, y.shape)
     signals = matrix_layer.signals(layer, cotangent, x)
     if matrix_layer.one_hot:
         rows = torch.nn.functional.one_hot(rows, layer.num_embeddings).to(signals)
@@ -91,6 +93,12 @@ class TestGradients:
     def test_are_the_products_of_signals_and_rows(self, name):
         make, shape = LAYERS[name]
         _, product, matrix = _exercised(make(), torch.randn(shape))
+        torch.testing.assert_close(product, matrix, rtol=1e-10, atol=1e-12)
+
+    @pytest.mark.parametrize("size", [[7, 7], [8, 7], [8, 8]])
+    def test_of_a_transposed_convolution_that_is_told_its_output(self, size):
+        layer = nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1)
+        _, product, matrix = _exercised(layer, torch.randn(6, 2, 4, 4), size)
         torch.testing.assert_close(product, matrix, rtol=1e-10, atol=1e-12)
 
     @pytest.mark.parametrize("frozen", ["weight", "bias"])
