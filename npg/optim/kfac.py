@@ -22,7 +22,7 @@ from npg.optim.kfac_settings import (
     check_intervals,
     check_samples,
 )
-from npg.optim.kfac_state import check_state
+from npg.optim.kfac_state import check_state, packed_state, unpacked_state
 from npg.preconditioners import ChainCheck, ChainInverse, EigenbasisInverse, KroneckerInverse
 from npg.steps import LevenbergMarquardt
 
@@ -380,7 +380,7 @@ class KFAC(FunctionOptimizer):
 
     def _own_state(self) -> dict[str, Any]:
         return {
-            "fisher": self.fisher.state(),
+            "fisher": packed_state(self.fisher.state()),
             "preconditioner": self.preconditioner.state(),
             "generator": self.generator.get_state(),
         }
@@ -399,7 +399,7 @@ class KFAC(FunctionOptimizer):
         own = rest.pop("kfac")
         super().load_state_dict(rest)
         self._skipped = 0
-        self.fisher.load(own["fisher"])
+        self.fisher.load(unpacked_state(own["fisher"], self.fisher.blocks))
         self.preconditioner.load(own["preconditioner"])
         self.generator.set_state(own["generator"].cpu())
         self.schedule.damping = self.extra["damping"]

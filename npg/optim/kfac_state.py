@@ -7,6 +7,42 @@ from torch import Tensor
 
 from npg.curvature.kronecker import Block
 from npg.errors import ConfigurationError
+from npg.linalg.symmetric import pack, packed_shape, unpack
+
+
+def packed_state(fisher: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The curvature's state with the lower triangles of its moments.
+
+    Args:
+        fisher: Of :meth:`npg.curvature.kronecker.KroneckerFisher.state`.
+
+    Returns:
+        A copy.
+    """
+    return [{**entry, "moments": [pack(m) for m in entry["moments"]]} for entry in fisher]
+
+
+def unpacked_state(
+    fisher: Sequence[dict[str, Any]], blocks: Sequence[Block]
+) -> list[dict[str, Any]]:
+    """The inverse of :func:`packed_state`.
+
+    Args:
+        fisher: What it made.
+        blocks: Of the curvature.
+
+    Returns:
+        A copy.
+    """
+    return [
+        {
+            **entry,
+            "moments": [
+                unpack(m, shape) for m, shape in zip(entry["moments"], block.shapes(), strict=False)
+            ],
+        }
+        for entry, block in zip(fisher, blocks, strict=True)
+    ]
 
 
 def check_state(
@@ -43,12 +79,13 @@ def check_state(
     for i, (block, entry, inverse) in enumerate(
         zip(blocks, saved["fisher"], inverses, strict=True)
     ):
-        for matrices in (entry["moments"], inverse):
+        packed = [packed_shape(shape) for shape in block.shapes()]
+        for matrices, expected in ((entry["moments"], packed), (inverse, block.shapes())):
             found = [tuple(matrix.shape) for matrix in matrices]
-            if found and found != block.shapes():
+            if found and found != expected:
                 raise ConfigurationError(
                     f"the state is of another model: block {i} of it has matrices of shape "
-                    f"{found}, here they are {block.shapes()}"
+                    f"{found}, here they are {expected}"
                 )
     for i, entry in state["state"].items():
         velocity = entry.get("velocity")

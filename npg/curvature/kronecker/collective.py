@@ -9,10 +9,13 @@ import torch.distributed
 from torch import Tensor
 
 from npg.curvature.kronecker.blocks import Block
+from npg.linalg.symmetric import pack, packed_shape, unpack
 
 
 def average(blocks: Sequence[Block]) -> None:
     """Adds the blocks' sums and counts over all ranks, in one call, so that their ratio averages.
+
+    Of symmetric matrices the lower triangles are sent.
 
     Args:
         blocks: The same on every rank; those without sums take part with zeros, and have none
@@ -27,7 +30,7 @@ def average(blocks: Sequence[Block]) -> None:
         sums = block.sums or [like.new_zeros(shape) for shape in shapes]
         counts: Sequence[float | Tensor] = block.counts or [0.0] * len(shapes)
         for total, count in zip(sums, counts, strict=True):
-            pieces.append(total.detach().to(dtype).flatten())
+            pieces.append(pack(total.detach()).to(dtype).flatten())
             # One count per leading entry: the groups of a layer may have seen different numbers.
             groups = total.shape[0] if total.ndim == 3 else 1
             pieces.append(
@@ -46,7 +49,7 @@ def average(blocks: Sequence[Block]) -> None:
         sums, counts = [], []
         for shape in block.shapes():
             kind = torch.promote_types(block.parameters[0].dtype, torch.float32)
-            sums.append(take(shape).to(kind))
+            sums.append(unpack(take(packed_shape(shape)), shape).to(kind))
             counts.append(take((shape[0], 1, 1) if len(shape) == 3 else ()))
         block.sums, block.counts = sums, counts
     present = torch.stack([block.counts[0].sum() for block in blocks]) > 0  # type: ignore[union-attr]

@@ -159,7 +159,7 @@ class TestMissing:
 
         model = Functional()
         optimizer = KFAC(model, likelihood="categorical", inverse_interval=1)
-        with pytest.warns(UserWarning, match=r"body\.weight, body\.bias have gradients, and"):
+        with pytest.warns(UserWarning, match=r"body\.weight, body\.bias have gradients and"):
             train(optimizer, model, data)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # once is enough
