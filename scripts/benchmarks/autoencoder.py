@@ -16,7 +16,7 @@ from npg.optim import create, train_step
 
 BATCH = 500
 # Seconds of one optimizer before the other's turn: a busy moment of the machine hits both.
-TURN = 2.0
+TURN = 1.0
 LIKELIHOOD = "bernoulli"
 # AdamW with the best rate of a sweep, falling linearly to zero; K-FAC as it comes.
 ADAMW_RATE = 3e-3
