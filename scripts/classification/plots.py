@@ -50,7 +50,7 @@ def draw(directories: Sequence[Path], output: Path) -> None:
                 axes.set_yscale("log")
             for group, colour in zip(groups, COLOURS * len(groups), strict=False):
                 _lines(axes, group, x, name, colour)
-    _legend(panels[0, 0], [group.label for group in groups])
+    _legend(panels[1, 0], [group.label for group in groups])
     data, model = kinds.pop()
     numbers = {len(group.columns[STEP]) for group in groups}
     number = f"{max(numbers)} " if len(numbers) == 1 else ""
@@ -73,4 +73,4 @@ def _legend(axes: Axes, labels: Sequence[str]) -> None:
         axes.plot([], [], color=colour, lw=1.8, label=label)
     axes.plot([], [], color=INK, lw=1, ls=":", label="training")
     axes.plot([], [], color=INK, lw=1.8, label="test")
-    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower right")

@@ -113,7 +113,7 @@ class TestMissing:
 
     def test_training_mode(self, data):
         model = mlp().eval()
-        optimizer = KFAC(model, likelihood="categorical")
+        optimizer = KFAC(model, likelihood="categorical", statistics_interval=2)
         with pytest.raises(ConfigurationError, match="training mode"):
             train(optimizer, model, data)
         model.train()

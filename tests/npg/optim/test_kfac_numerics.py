@@ -77,7 +77,7 @@ class TestNotFinite:
     @pytest.mark.parametrize("optimizer", [KFAC, EKFAC])
     def test_statistics_never_enter(self, optimizer, data):
         model = mlp()
-        made = optimizer(model, likelihood="categorical", fisher="exact")
+        made = optimizer(model, likelihood="categorical", fisher="exact", statistics_interval=2)
         train(made, model, data, 2)
         before = repr((made.fisher.state(), made.preconditioner.state()))
         bad = data[0].clone()
