@@ -173,7 +173,7 @@ def test_parameters_that_are_no_numbers_are_not_saved(monkeypatch, tmp_path, cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--optimizer adamm", "no optimizer is named 'adamm'; there are adam, adamw"),
+        ("--optimizer adamm", "no optimizer is named 'adamm'; there are adafactor"),
         ("--optimizer sgd --option speed=1", "unexpected keyword argument 'speed'"),
         ("--option speed", "--option speed: write NAME=VALUE"),
         ("--option betas=[0.9", "is not YAML"),
