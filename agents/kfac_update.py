@@ -112,7 +112,8 @@ class KFACUpdate:
         if self.by_hand is not None:
             if statistics_due(optimizer):
                 with _distribution_kept(self.policy):
-                    self._observe_actor(self.by_hand)
+                    acted = action_distribution(self.policy, self.acting.output)
+                    self._observe_plain(optimizer, prediction(acted), 0)
             actor = self.by_hand.actor_gradients(self.acting.output, samples, ent_coef)
             return ActorLosses(actor.policy_loss, actor.entropy_loss, None)
         self.policy.set_training_mode(True)
@@ -154,11 +155,6 @@ class KFACUpdate:
         loss = F.mse_loss(values, samples.returns)
         self._differentiate(0.5 * loss, optimizer)
         return loss.detach()
-
-    def _observe_actor(self, by_hand: PlainActorCritic) -> None:
-        """Takes statistics of a plain actor, from the pass that it acted by."""
-        acted = action_distribution(self.policy, self.acting.output)
-        self._observe_plain(self.actor, prediction(acted), 0)
 
     def _observe_plain(self, optimizer: KFAC, predicted: Distribution, which: int) -> None:
         """Takes statistics of plain layers, by hand as well: their last pass is at hand."""

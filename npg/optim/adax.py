@@ -73,6 +73,7 @@ class AdaX(GradientOptimizer):
         torch._foreach_addcmul_(square, batch.gradients, batch.gradients, weight)
         scale = torch._foreach_sqrt(square)
         torch._foreach_add_(scale, group["eps"])
+        self._shrink(group, batch.parameters)
         torch._foreach_addcdiv_(batch.parameters, mean, scale, -group["lr"])
 
 

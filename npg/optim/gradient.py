@@ -108,8 +108,13 @@ class GradientOptimizer(torch.optim.Optimizer):
         return loss
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
-        """Moves the batch's parameters."""
+        """Finds the way, and only then shrinks and moves the batch's parameters."""
         raise NotImplementedError
+
+    def _shrink(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        """Decoupled weight decay."""
+        if self.decoupled and group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
 
     def _batches(self, group: dict[str, Any]) -> list[Batch]:
         """Prepares what has gradients: counted, signed, decayed, real."""
@@ -140,9 +145,7 @@ class GradientOptimizer(torch.optim.Optimizer):
         decay, gradients = group["weight_decay"], batch.gradients
         if group["maximize"]:
             gradients = list(torch._foreach_neg(gradients))
-        if decay and self.decoupled:
-            torch._foreach_mul_(batch.parameters, 1 - group["lr"] * decay)
-        elif decay:
+        if decay and not self.decoupled:
             gradients = list(torch._foreach_add(gradients, batch.parameters, alpha=decay))
         return Batch(batch.parameters, gradients, batch.states, batch.step)
 

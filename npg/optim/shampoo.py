@@ -126,6 +126,7 @@ class Shampoo(GradientOptimizer):
                         stacks = with_norms_of(stacks, roots.partition.cut(steps[i]))
                     direction = roots.partition.join(stacks)
             directions.append(direction)
+        self._shrink(group, batch.parameters)
         torch._foreach_add_(batch.parameters, directions, alpha=-group["lr"])
 
     def _roots(self, group: dict[str, Any], tensor: Tensor) -> ShampooRoots:

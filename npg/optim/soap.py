@@ -86,10 +86,6 @@ class SOAP(GradientOptimizer):
         if group["basis_decay"] is not None:
             check_range(group, "basis_decay", 0, 1)
 
-    def _decayed(self, group: dict[str, Any], batch: Batch) -> Batch:
-        # What the first step does not move it does not shrink.
-        return super()._decayed({**group, "weight_decay": 0.0} if batch.step == 1 else group, batch)
-
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         for parameter, gradient, state in zip(
             batch.parameters, batch.gradients, batch.states, strict=True
@@ -132,6 +128,7 @@ class SOAP(GradientOptimizer):
         if turns:
             directions = basis.back(state, directions)
         direction = basis.partition.join(directions).to(parameter.dtype)
+        self._shrink(group, [parameter])
         parameter.add_(direction, alpha=-group["lr"] / (1 - first**moves))
         if turns:
             basis.update(state, gradient)

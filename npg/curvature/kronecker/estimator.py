@@ -297,7 +297,8 @@ class KroneckerFisher:
             matrix = Fisher(block.parameters, prediction, weights=mask)
         except ConfigurationError:  # it takes no part in this prediction
             return True
-        if not (matrix.jacobian.recognised or matrix.shape[0] <= FEW_PRODUCTS[self.kind]):
+        cheap = block.whole and matrix.jacobian.recognised
+        if not (cheap or matrix.shape[0] <= FEW_PRODUCTS[self.kind]):
             return False
         try:
             moment = matrix.to_dense() if block.whole else matrix.diagonal()

@@ -55,6 +55,20 @@ class TestNotFinite:
         assert made.skipped == 1
         assert torch.isfinite(snapshot(model)).all()
 
+    def test_a_model_of_two_precisions(self, data):
+        """What is multiplied by zero is each velocity in its own dtype."""
+        model = mlp().float()
+        model[0].double()
+        model[0].register_forward_hook(lambda _, __, output: output.float())
+        optimizer = KFAC(model, likelihood="categorical")
+        train(optimizer, model, data)
+        start = snapshot(model)
+        F.cross_entropy(model(data[0]), data[1]).backward()
+        model[2].weight.grad[0, 0] = math.nan
+        optimizer.step()
+        assert torch.equal(snapshot(model), start)
+        assert optimizer.skipped == 1
+
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     @pytest.mark.parametrize("clip", [0.01, math.inf])
     def test_products_of_finite_gradients(self, bad, clip, data, monkeypatch):

@@ -166,7 +166,7 @@ class TestFaults:
     def test_an_eigendecomposition_that_fails(self, monkeypatch):
         """Twice the last roots go on; the third time says so, and moves nothing."""
         p = nn.Parameter(torch.zeros(3, 3))
-        optimizer = Shampoo([p], 0.1, root_interval=1)
+        optimizer = Shampoo([p], 0.1, root_interval=1, weight_decay=0.1)
         p.grad = torch.randn(3, 3)
         optimizer.step()
 

@@ -171,3 +171,21 @@ class TestEstimates:
         model = Bare()
         estimator = measured(model, torch.randn(4, 3), family="categorical", kind="sampled")
         assert estimator.blocks[0].moments[0].shape == (9, 9)
+
+    def test_of_many_numbers_in_a_chain_cost_no_product_each(self, monkeypatch):
+        """A bare weight of a chain: exact products are cheap one by one, not by the hundred."""
+
+        class Bare(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.weight = nn.Parameter(torch.randn(20, 20))
+
+            def forward(self, x):
+                return F.linear(x, self.weight)
+
+        def refuse(matrix):
+            raise AssertionError(f"{matrix.shape[0]} products")
+
+        monkeypatch.setattr(Fisher, "diagonal", refuse)
+        estimator = measured(Bare(), torch.randn(4, 20), family="categorical", kind="exact")
+        assert estimator.blocks[0].moments[0].shape == (400,)
