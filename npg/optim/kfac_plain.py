@@ -103,9 +103,9 @@ def motion(optimizer: "KFAC", gradients: Mapping[Tensor, Tensor]) -> Motion:
     velocity = pieces
     if momentum > 0:
         velocity = [_velocity(optimizer, p) for p in parameters]
+        weight = 1 - momentum if finite is None else finite * (1 - momentum)
         for v, piece in zip(velocity, pieces, strict=True):
-            allowed = 1.0 if finite is None else finite.to(v.dtype)
-            v.lerp_(piece.to(v.dtype), (1 - momentum) * allowed)
+            v.lerp_(piece.to(v.dtype), weight)
     else:
         for p in parameters:
             optimizer.state.pop(p, None)

@@ -11,8 +11,8 @@ class LevenbergMarquardt:
     """Raises λ where the model promises too much, lowers it where the model is right.
 
     With ρ = actual / predicted change of the loss: ρ < ¼ multiplies λ by ``factor ** interval``,
-    ρ > ¾ divides it. A loss that rose, or was to rise by the model, and a change that is not finite
-    count as the worst.
+    ρ > ¾ divides it. A loss that rose, as the model may have predicted of a step that is not its
+    own, and a change that is not finite count as the worst.
 
     Attributes:
         damping: λ, the current value.
@@ -66,7 +66,7 @@ class LevenbergMarquardt:
         if not math.isfinite(ratio):
             ratio = -math.inf
         change = self.factor**self.interval
-        if ratio < 0.25 or actual_change > 0 or predicted_change > 0:
+        if ratio < 0.25 or actual_change > 0:
             self.damping = min(self.damping * change, self.maximum)
         elif ratio > 0.75:
             self.damping = max(self.damping / change, self.minimum)

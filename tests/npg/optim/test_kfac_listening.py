@@ -5,11 +5,16 @@ import io
 import warnings
 from itertools import pairwise
 
+import pytest
 import torch
 from torch import nn
+from torch.distributions import Categorical
 from torch.nn import functional as F
 
+from npg.curvature.kronecker import KroneckerFisher
+from npg.curvature.kronecker.blocks import Call
 from npg.optim import KFAC
+from npg.optim.kfac_closure import ClosureStep
 from npg.steps import LevenbergMarquardt
 from tests.npg.optim.helpers import objective, snapshot
 from tests.npg.oracles import TIGHT, mlp
@@ -139,3 +144,38 @@ def test_a_step_that_was_to_climb_raises_the_damping():
             assert following.damping > report.damping
     assert float(reports[-1]) < 0.85 * float(reports[0])
     assert sum(report.accepted for report in reports) > 15
+
+
+def test_ranks_share_the_samples_of_the_quadratic_model_out(monkeypatch):
+    optimizer = KFAC(mlp(), likelihood="categorical", quadratic_samples=10)
+    assert ClosureStep(optimizer)._samples() == 10
+    optimizer.distributed = True
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    assert ClosureStep(optimizer)._samples() == 3
+    optimizer.quadratic_samples = None
+    assert ClosureStep(optimizer)._samples() is None
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_passes_by_hand_are_measured_as_those_that_are_heard(broken):
+    """The same labels, the same moments; what is not a number shows in both."""
+    layer, x = nn.Linear(3, 4), torch.randn(6, 3)
+    if broken:
+        x[2, 1] = torch.nan
+    moments = []
+    for by_hand in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        fisher = KroneckerFisher(layer, generator=generator)
+        output = layer(x)
+        if by_hand:
+            fisher.clear()
+            fisher.observe_by_hand(
+                Categorical(logits=output.detach(), validate_args=False),
+                lambda scores: [Call(layer, x, gradients=list(scores))],
+            )
+        else:
+            fisher.observe(Categorical(logits=output, validate_args=False))
+        assert bool(fisher.finite()) is not broken
+        fisher.update(0.9)
+        moments.append(fisher.blocks[0].moments)
+    torch.testing.assert_close(*moments, equal_nan=True, **TIGHT)

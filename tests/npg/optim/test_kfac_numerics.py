@@ -56,7 +56,7 @@ class TestNotFinite:
         assert torch.isfinite(snapshot(model)).all()
 
     def test_a_model_of_two_precisions(self, data):
-        """What is multiplied by zero is each velocity in its own dtype."""
+        """A step that is left out leaves both as they are."""
         model = mlp().float()
         model[0].double()
         model[0].register_forward_hook(lambda _, __, output: output.float())
