@@ -50,31 +50,24 @@ def _signs(dtype: torch.dtype, device: torch.device) -> Tensor:
     return (2 * bits - 1).to(dtype)
 
 
-def diagonal_probe(
-    gradients: Sequence[Tensor], parameters: Sequence[Tensor], signs: Sequence[Tensor]
+def probe(
+    gradients: Sequence[Tensor], parameters: Sequence[Tensor], vectors: Sequence[Tensor]
 ) -> list[Tensor]:
-    """z ⊙ Hz, whose mean over signs z is the diagonal of the Hessian.
+    """H z, by differentiating gradients that have a graph.
 
     Args:
         gradients: Of a loss, with their graph, which is not kept.
         parameters: In which they are.
-        signs: z, per parameter.
+        vectors: z, per parameter.
 
     Returns:
-        A tensor per parameter, outside the graph; of a complex one, that of its two parts.
+        A tensor per parameter, outside the graph.
     """
-    wanted = [(g, z) for g, z in zip(gradients, signs, strict=True) if g.requires_grad]
-    products: Sequence[Tensor] = [torch.zeros_like(p) for p in parameters]
-    if wanted:  # else the loss is linear in all of them
-        outputs, seeds = zip(*wanted, strict=True)
-        products = torch.autograd.grad(outputs, parameters, seeds, materialize_grads=True)
-    pairs = zip(signs, products, strict=True)
-    return [
-        torch.view_as_complex(torch.view_as_real(z) * torch.view_as_real(hz))
-        if z.is_complex()
-        else z * hz
-        for z, hz in pairs
-    ]
+    wanted = [(g, z) for g, z in zip(gradients, vectors, strict=True) if g.requires_grad]
+    if not wanted:  # the loss is linear in all of them
+        return [torch.zeros_like(p) for p in parameters]
+    outputs, seeds = zip(*wanted, strict=True)
+    return list(torch.autograd.grad(outputs, parameters, seeds, materialize_grads=True))
 
 
 def hutchinson(

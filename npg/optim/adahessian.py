@@ -78,10 +78,14 @@ class AdaHessian(HessianOptimizer):
         check_range(group, "power", 0, 1 + 1e-12)
 
     def _measure(
-        self, group: dict[str, Any], states: list[dict[str, Any]], diagonals: list[Tensor]
+        self,
+        group: dict[str, Any],
+        states: list[dict[str, Any]],
+        signs: list[Tensor],
+        products: list[Tensor],
     ) -> None:
-        if self.spatial_average:
-            diagonals = [_averaged(d) for d in diagonals]
+        # D² is (Hz)²: neither the signs nor, outside of kernels, the absolute value are needed.
+        diagonals = [_averaged(d) for d in products] if self.spatial_average else products
         by_probes: dict[int, list[int]] = {}
         for i, state in enumerate(states):
             state["probes"] = int(state.get("probes", 0)) + 1
@@ -115,10 +119,9 @@ class AdaHessian(HessianOptimizer):
         )
 
 
-def _averaged(diagonal: Tensor) -> Tensor:
-    """|D| [o, i, *kernel] with its mean over the kernel in every place."""
-    sizes = diagonal.abs()
-    if diagonal.ndim < 3:
-        return sizes
-    dimensions = tuple(range(2, diagonal.ndim))
-    return sizes.mean(dimensions, keepdim=True).expand_as(diagonal)
+def _averaged(product: Tensor) -> Tensor:
+    """|Hz| [o, i, *kernel] with its mean over the kernel in every place; else as it is."""
+    if product.ndim < 3:
+        return product
+    dimensions = tuple(range(2, product.ndim))
+    return product.abs().mean(dimensions, keepdim=True).expand_as(product)

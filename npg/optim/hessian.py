@@ -1,12 +1,14 @@
 """What the optimizers have in common that probe the Hessian with random signs."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from npg.curvature.hutchinson import diagonal_probe, rademacher
+from npg.curvature.hutchinson import probe, rademacher
+from npg.curvature.twice_differentiable import TwiceDifferentiable
 from npg.errors import ConfigurationError
 from npg.optim.base import Protocol
 from npg.optim.closures import run_closure
@@ -100,7 +102,8 @@ class HessianOptimizer(SeededOptimizer):
         self, closure: Callable[[], Any], parameters: list[Tensor]
     ) -> tuple[Tensor, bool]:
         """Runs the closure, and differentiates the loss unless it did so itself."""
-        result, called_backward = run_closure(closure, parameters)
+        with TwiceDifferentiable() if self.needs_graph else nullcontext():
+            result, called_backward = run_closure(closure, parameters)
         loss = result[0] if isinstance(result, tuple) else result
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             raise ConfigurationError(
@@ -140,18 +143,28 @@ class HessianOptimizer(SeededOptimizer):
                 f"graph: {GRAPH_ADVICE}"
             )
         signs = rademacher(dense, self.generator)
-        diagonals = dict(zip(dense, diagonal_probe(gradients, dense, signs), strict=True))
+        products = dict(
+            zip(dense, zip(signs, probe(gradients, dense, signs), strict=True), strict=True)
+        )
         for group in self.param_groups:
-            mine = [p for p in group["params"] if p in diagonals]
+            mine = [p for p in group["params"] if p in products]
             if mine:
-                states = [self.state[p] for p in mine]
-                sign = -1 if group["maximize"] else 1
-                self._measure(group, states, [sign * real_view(diagonals[p]) for p in mine])
+                pairs = [products[p] for p in mine]
+                self._measure(
+                    group,
+                    [self.state[p] for p in mine],
+                    [real_view(z) for z, _ in pairs],
+                    [real_view(product) for _, product in pairs],
+                )
 
     def _measure(
-        self, group: dict[str, Any], states: list[dict[str, Any]], diagonals: list[Tensor]
+        self,
+        group: dict[str, Any],
+        states: list[dict[str, Any]],
+        signs: list[Tensor],
+        products: list[Tensor],
     ) -> None:
-        """Lets estimates of the diagonal enter the curvature."""
+        """Lets z and Hz enter the curvature."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from npg.curvature.bartlett import BartlettDiagonal
 from npg.errors import ConfigurationError
-from npg.optim.gradient import Batch, GradientOptimizer, check_range
+from npg.optim.gradient import Batch, GradientOptimizer, check_range, real_view
 from npg.optim.hessian import HessianOptimizer
 from npg.optim.seeded import SeededOptimizer
 from npg.preconditioners.diagonal import ClippedCurvature
@@ -33,11 +33,6 @@ class _Sophia(GradientOptimizer):
         direction = self._clipped(group, batch.states).apply(mean)
         self._shrink(group, batch.parameters)
         torch._foreach_add_(batch.parameters, direction, alpha=-group["lr"])
-
-    def _measure(
-        self, group: dict[str, Any], states: list[dict[str, Any]], diagonals: list[Tensor]
-    ) -> None:
-        self._clipped(group, states).update(diagonals)
 
     @staticmethod
     def _clipped(group: dict[str, Any], states: list[dict[str, Any]]) -> ClippedCurvature:
@@ -186,7 +181,7 @@ class SophiaG(_Sophia, SeededOptimizer):
                 mine = [p for p in group["params"] if p in diagonals]
                 if mine:
                     states = [self.state[p] for p in mine]
-                    self._measure(group, states, [diagonals[p] for p in mine])
+                    self._clipped(group, states).update([real_view(diagonals[p]) for p in mine])
             self.measured = True
         if not self.measured:
             raise ConfigurationError(_nothing_seen(self.bartlett.family))
@@ -273,6 +268,17 @@ class SophiaH(_Sophia, HessianOptimizer):
             maximize=maximize,
             foreach=foreach,
         )
+
+    def _measure(
+        self,
+        group: dict[str, Any],
+        states: list[dict[str, Any]],
+        signs: list[Tensor],
+        products: list[Tensor],
+    ) -> None:
+        if group["maximize"]:  # the curvature of what is minimised
+            signs = list(torch._foreach_neg(signs))
+        self._clipped(group, states).update(list(torch._foreach_mul(signs, products)))
 
 
 def _nothing_seen(likelihood: object) -> str:
