@@ -99,6 +99,8 @@ class AdaHessian(HessianOptimizer):
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         if not all("probes" in state for state in batch.states):  # joined after the last probe
             batch = batch.only([i for i, state in enumerate(batch.states) if "probes" in state])
+            if not batch.states:
+                return
         first = group["betas"][0]
         mean = batch.remembered("mean")
         torch._foreach_lerp_(mean, batch.gradients, 1 - first)

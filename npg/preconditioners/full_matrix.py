@@ -10,6 +10,8 @@ from npg.linalg.matrix_roots import inverse_root
 from npg.preconditioners.base import TensorPreconditioner
 
 DENSE_LIMIT = 20_000
+# Columns that are widened to float64 at a time.
+PIECE = 2**16
 
 
 class DenseRoot(TensorPreconditioner):
@@ -95,7 +97,7 @@ class WindowRoot(TensorPreconditioner):
         window, gram = state["window"], state["gram"]
         state["newest"] = place = (state["newest"] + 1) % self.memory
         window[place] = gradient
-        gram[place] = gram[:, place] = (window @ window[place]).double()
+        gram[place] = gram[:, place] = _products(window, place)
 
     def apply(self, gradients: list[Tensor]) -> list[Tensor]:
         """Multiplies the newest gradient, which is all it can: of any other, G e is not known.
@@ -109,11 +111,21 @@ class WindowRoot(TensorPreconditioner):
         (gradient,) = gradients
         state = self.state
         gram = state["gram"].clone()
-        # What rounding left of the products between nearly equal gradients must not be inverted.
-        rounding = torch.finfo(state["window"].dtype).eps * gram.diagonal().max()
-        gram.diagonal().add_(rounding)
+        # Nearly equal gradients have differences whose digits are lost in the window's precision:
+        # weights that are this much larger than the gradients' own would bring rounding alone.
+        lost = (100 * torch.finfo(state["window"].dtype).eps) ** 2 + self.memory * 2**-52
+        gram.diagonal().add_(lost * gram.diagonal().sum())
         root, _ = inverse_root(gram, 2, self.epsilon)
         if root is None:
             raise NumericalError("the products of the last gradients have no root: raise epsilon=")
         weights = root[state["newest"]].to(state["window"].dtype)
         return [(weights @ state["window"]).to(gradient.dtype)]
+
+
+def _products(window: Tensor, place: int) -> Tensor:
+    """Row ``place`` of G Gᵀ in float64, a piece at a time: no copy of all of G is made."""
+    total = window.new_zeros(len(window), dtype=torch.float64)
+    for piece in window.split(PIECE, dim=1):
+        wide = piece.double()
+        total += wide @ wide[place]
+    return total
