@@ -113,7 +113,7 @@ class WindowRoot(TensorPreconditioner):
         gram = state["gram"].clone()
         # Nearly equal gradients have differences whose digits are lost in the window's precision:
         # weights that are this much larger than the gradients' own would bring rounding alone.
-        lost = (100 * torch.finfo(state["window"].dtype).eps) ** 2 + self.memory * 2**-52
+        lost = (1000 * torch.finfo(state["window"].dtype).eps) ** 2 + self.memory * 2**-52
         gram.diagonal().add_(lost * gram.diagonal().sum())
         root, _ = inverse_root(gram, 2, self.epsilon)
         if root is None:
