@@ -50,6 +50,8 @@ class Shampoo(GradientOptimizer):
         Anil et al., "Scalable second order optimization for deep learning", 2020, for grafting.
     """
 
+    masks = True
+
     def __init__(
         self,
         model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],

@@ -46,6 +46,7 @@ class SOAP(GradientOptimizer):
     """
 
     decoupled = True
+    masks = True
 
     def __init__(
         self,
