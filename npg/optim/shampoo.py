@@ -55,8 +55,8 @@ class Shampoo(GradientOptimizer):
     def __init__(
         self,
         model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 3e-3,
-        betas: tuple[float, float] = (0.9, 0.99),
+        lr: float = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.95),
         epsilon: float = 1e-10,
         *,
         graft: Graft | None = "adam",
