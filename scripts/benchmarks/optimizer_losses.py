@@ -22,6 +22,8 @@ SEEDS = range(3)
 # Rates for AdamW where its default is compared with the best of a sweep.
 ADAMW_RATES = (1e-3, 3e-3, 1e-2)
 
+SOAP, ADAMW = "pytorch_optimizer SOAP", "torch AdamW"
+
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 
@@ -72,18 +74,24 @@ OURS: dict[str, Make] = {
     "shampoo": lambda model: optim.create("shampoo", model),
     "soap": lambda model: optim.create("soap", model),
 }
+# The peer's rate and averages, for a comparison of the methods alone.
+ALIKE: dict[str, Make] = {
+    "soap at the peer's rate": lambda model: optim.SOAP(model, lr=3e-3, betas=(0.95, 0.95)),
+}
 PEERS: dict[str, Make] = {
-    "pytorch_optimizer SOAP": lambda model: peers.SOAP(model.parameters()),
+    SOAP: lambda model: peers.SOAP(model.parameters()),
     "torch Muon with AdamW": lambda model: optim.create("muon", model),
-    "torch AdamW": lambda model: optim.AdamW(model.parameters()),
+    ADAMW: lambda model: optim.AdamW(model.parameters()),
 }
 
 
 def run(data_dir: Path, command: str) -> None:
     """Trains all on all problems with the same batches, and writes the table."""
     adamw = {f"torch AdamW at {rate:g}": _adamw(rate) for rate in ADAMW_RATES}
-    jobs: list[tuple[Problem, dict[str, Make]]] = [(p, {**OURS, **PEERS}) for p in TUNED_ON]
-    jobs += [(p, {**OURS, "torch AdamW": PEERS["torch AdamW"], **adamw}) for p in HELD_OUT]
+    jobs: list[tuple[Problem, dict[str, Make]]] = [
+        (problem, {**OURS, **ALIKE, **PEERS}) for problem in TUNED_ON
+    ]
+    jobs += [(problem, {**OURS, ADAMW: PEERS[ADAMW], **adamw}) for problem in HELD_OUT]
     rows = []
     for problem, contestants in jobs:
         samples = data.load(problem.data, data_dir, 0, torch.device("cpu"))
@@ -91,29 +99,44 @@ def run(data_dir: Path, command: str) -> None:
             name: [final_loss(problem, samples, make, seed) for seed in SEEDS]
             for name, make in track(contestants.items(), problem.title)
         }
-        swept = [name for name in adamw if name in losses]
-        if swept:
-            best = min(swept, key=lambda name: mean(losses[name]))
-            losses = {name: found for name, found in losses.items() if name not in swept} | {
-                f"best of a sweep: {best}": losses[best]
-            }
-        others = "; ".join(f"{name} {_spread(losses[name])}" for name in losses if name not in OURS)
-        for name in OURS:
-            row = f"{problem.title}, {name}"
-            target = problem.targets.get(name, "")
-            rows.append(Row(row, _spread(losses[name]), others, mean(losses[name]), target))
-        if peer := losses.get("pytorch_optimizer SOAP"):
-            ratio = mean(losses["soap"]) / mean(peer)
-            rows.append(
-                Row(
-                    f"{problem.title}, soap in relation to pytorch_optimizer SOAP",
-                    _spread(losses["soap"]),
-                    _spread(peer),
-                    ratio,
-                    "<= 1.0",
-                )
-            )
+        rows += _tuned(problem, losses) if problem in TUNED_ON else _held_out(problem, losses)
     show(f"Loss on the training set after {STEPS} steps", rows, command)
+
+
+def _tuned(problem: Problem, losses: dict[str, list[float]]) -> list[Row]:
+    """The losses themselves, and SOAP's in relation to its peer's."""
+    peers_losses = "; ".join(f"{name} {_spread(losses[name])}" for name in PEERS)
+    rows = [
+        Row(
+            f"{problem.title}, {name}",
+            _spread(losses[name]),
+            peers_losses,
+            mean(losses[name]),
+            problem.targets[name],
+        )
+        for name in OURS
+    ]
+    for name, target in (("soap", "<= 1.0"), *((name, "") for name in ALIKE)):
+        what = f"{problem.title}, {name}, share of {SOAP}'s"
+        ratio = mean(losses[name]) / mean(losses[SOAP])
+        rows.append(Row(what, _spread(losses[name]), _spread(losses[SOAP]), ratio, target))
+    return rows
+
+
+def _held_out(problem: Problem, losses: dict[str, list[float]]) -> list[Row]:
+    """Shares of the loss of AdamW as it comes, next to AdamW at the best rate of a sweep."""
+    swept = [name for name in losses if name not in OURS and name != ADAMW]
+    best = min(swept, key=lambda name: mean(losses[name]))
+    others = f"{ADAMW} {_spread(losses[ADAMW])}; best of a sweep: {best} {_spread(losses[best])}"
+    return [
+        Row(
+            f"{problem.title}, nothing tuned on it, {name}, share of {ADAMW}'s",
+            _spread(losses[name]),
+            others,
+            mean(losses[name]) / mean(losses[ADAMW]),
+        )
+        for name in OURS
+    ]
 
 
 def final_loss(problem: Problem, samples: data.Data, make: Make, seed: int) -> float:
@@ -149,4 +172,4 @@ def batches(samples: Samples, seed: int) -> Iterator[Samples]:
 
 
 def _spread(losses: list[float]) -> str:
-    return f"{mean(losses):.3f} ± {stdev(losses):.3f}"
+    return f"{mean(losses):.3g} ± {stdev(losses):.1g}"

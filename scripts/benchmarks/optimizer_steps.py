@@ -82,7 +82,7 @@ CONTESTANTS = {
     "ScalableShampoo by SVD, blocks of 256": Contestant(
         scalable_shampoo(block_size=256, use_svd=True)
     ),
-    "SOAP": Contestant(ours("SOAP", refresh_interval=10)),
+    "SOAP, blocks of 512": Contestant(ours("SOAP", refresh_interval=10, block_size=512)),
     "SOAP without blocks": Contestant(ours("SOAP", refresh_interval=10, block_size=10_000)),
     "pytorch_optimizer SOAP": Contestant(soap_of_peers),
     "SophiaG": Contestant(ours("SophiaG", lr=1e-3, hessian_interval=10)),
@@ -110,7 +110,7 @@ PAIRS: list[tuple[str, str, Timed, dict[models.ModelName, str]]] = [
         {"mlp": "<= 0.6", "cnn": "<= 0.6"},
     ),
     ("Shampoo, blocks of 256", "ScalableShampoo by SVD, blocks of 256", "step", {}),
-    ("SOAP", "pytorch_optimizer SOAP", "step", {"mlp": "<= 0.7", "cnn": "<= 0.6"}),
+    ("SOAP, blocks of 512", "pytorch_optimizer SOAP", "step", {"mlp": "<= 0.7", "cnn": "<= 0.6"}),
     ("SOAP without blocks", "pytorch_optimizer SOAP", "step", {}),
     ("SophiaG", "torch AdamW", "whole", {"mlp": "<= 1.3", "cnn": "<= 1.3"}),
     ("SophiaH", "torch AdamW", "whole", {"mlp": "<= 1.5", "cnn": "<= 1.5"}),
