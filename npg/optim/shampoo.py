@@ -109,9 +109,9 @@ class Shampoo(GradientOptimizer):
         first = group["betas"][0]
         mean = batch.gradients
         if first:
-            running = batch.remembered("mean")
-            torch._foreach_lerp_(running, batch.gradients, 1 - first)
-            mean = list(torch._foreach_div(running, 1 - first**batch.step))
+            mean = batch.remembered("mean")
+            torch._foreach_lerp_(mean, batch.gradients, 1 - first)
+        # Every direction is linear in the mean: its bias is taken out of the step.
         steps = None if self.graft is None else grafted(self.graft, group, batch, mean)
         directions = list(mean if steps is None else steps)
         roots = {
@@ -136,7 +136,8 @@ class Shampoo(GradientOptimizer):
                     stacks = with_norms_of(stacks, its.partition.cut(steps[i]))
                 directions[i] = its.partition.join(stacks)
         self._shrink(group, batch.parameters)
-        torch._foreach_add_(batch.parameters, directions, alpha=-group["lr"])
+        rate = group["lr"] / (1 - first**batch.step)
+        torch._foreach_add_(batch.parameters, directions, alpha=-rate)
 
     def _roots(self, group: dict[str, Any], tensor: Tensor) -> ShampooRoots:
         blocks = partition(tensor.shape, self.block_size, self.merge_size)
