@@ -128,11 +128,19 @@ class GradientOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._move()
+        return loss
+
+    def _move(self) -> None:
+        """The step proper; subclasses' own steps call this, and not ``super().step()``.
+
+        Torch hooks the ``step`` of every class that it meets: a step inside a step would call them
+        twice.
+        """
         for group in self.param_groups:
             self._check(group)
             for batch in self._batches(group):
                 self._update(group, batch)
-        return loss
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         """Finds the way, and only then shrinks and moves the batch's parameters."""

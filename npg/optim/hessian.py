@@ -95,7 +95,7 @@ class HessianOptimizer(SeededOptimizer):
             for p in parameters:
                 if p.grad is not None:
                     p.grad = p.grad.detach()  # in place a view would refuse
-        super().step()
+        self._move()
         self.steps += 1
         return loss
 
@@ -136,7 +136,7 @@ class HessianOptimizer(SeededOptimizer):
         ]
         dense = [p for _, p in found if p.grad is not None and p.grad.layout == torch.strided]
         if len(dense) < len(found) or not found:
-            return  # refused, or nothing to do, in super().step()
+            return  # refused, or nothing to do, in _move()
         gradients = [p.grad for p in dense if p.grad is not None]
         if must_have_graph and not any(g.requires_grad for g in gradients):
             raise ConfigurationError(

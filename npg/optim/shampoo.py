@@ -11,7 +11,7 @@ from npg.errors import ConfigurationError
 from npg.optim.gradient import Batch, GradientOptimizer, check_range
 from npg.optim.grafting import Graft, grafted
 from npg.preconditioners.blocks import partition
-from npg.preconditioners.shampoo import ShampooRoots, refresh, with_norms_of
+from npg.preconditioners.shampoo import ShampooRoots
 
 
 class Shampoo(GradientOptimizer):
@@ -114,31 +114,22 @@ class Shampoo(GradientOptimizer):
         # Every direction is linear in the mean: its bias is taken out of the step.
         steps = None if self.graft is None else grafted(self.graft, group, batch, mean)
         directions = list(mean if steps is None else steps)
-        roots = {
-            i: self._roots(group, gradient)
-            for i, gradient in enumerate(batch.gradients)
-            if gradient.numel() and self.start_step < math.inf
-        }
-        for i, its in roots.items():
-            its.update(batch.states[i], batch.gradients[i])
-        due = batch.step % self.root_interval == 0
-        refresh(
-            [
-                (its, batch.states[i])
-                for i, its in roots.items()
-                if due or "roots" not in batch.states[i]
-            ]
-        )
-        if batch.step >= self.start_step:
-            for i, its in roots.items():
-                stacks = its.apply(batch.states[i], mean[i])
-                if steps is not None:
-                    stacks = with_norms_of(stacks, its.partition.cut(steps[i]))
-                directions[i] = its.partition.join(stacks)
+        filled = [i for i, gradient in enumerate(batch.gradients) if gradient.numel()]
+        if filled and self.start_step < math.inf:
+            roots = self._preconditioner(group, batch.only(filled))
+            roots.update([batch.gradients[i] for i in filled])
+            if batch.step % self.root_interval == 0 or not roots.ready:
+                roots.refresh()
+            if batch.step >= self.start_step:
+                lengths = None if steps is None else [steps[i] for i in filled]
+                for i, found in zip(
+                    filled, roots.apply([mean[i] for i in filled], lengths), strict=True
+                ):
+                    directions[i] = found
         self._shrink(group, batch.parameters)
         rate = group["lr"] / (1 - first**batch.step)
         torch._foreach_add_(batch.parameters, directions, alpha=-rate)
 
-    def _roots(self, group: dict[str, Any], tensor: Tensor) -> ShampooRoots:
-        blocks = partition(tensor.shape, self.block_size, self.merge_size)
-        return ShampooRoots(blocks, group["betas"][1], group["epsilon"])
+    def _preconditioner(self, group: dict[str, Any], batch: Batch) -> ShampooRoots:
+        blocks = [partition(p.shape, self.block_size, self.merge_size) for p in batch.parameters]
+        return ShampooRoots(batch.states, blocks, group["betas"][1], group["epsilon"])

@@ -1,7 +1,7 @@
 """SOAP: Adam in the eigenbasis of Shampoo's moments."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,10 +10,7 @@ from torch import Tensor, nn
 from npg.errors import ConfigurationError
 from npg.optim.gradient import Batch, GradientOptimizer, check_range
 from npg.preconditioners.blocks import partition
-from npg.preconditioners.soap import EigenBasis, refresh
-
-# Parameter, gradient, state, and the basis where it has one.
-Turned = tuple[Tensor, Tensor, dict[str, Any], EigenBasis | None]
+from npg.preconditioners.soap import AdamInEigenbasis
 
 
 class SOAP(GradientOptimizer):
@@ -91,71 +88,33 @@ class SOAP(GradientOptimizer):
             check_range(group, "basis_decay", 0, 1)
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
-        tensors = [
-            (parameter, gradient, state, self._basis(group, parameter))
-            for parameter, gradient, state in zip(
-                batch.parameters, batch.gradients, batch.states, strict=True
-            )
-            if parameter.numel()
-        ]
-        turning = [(g, state, basis) for _, g, state, basis in tensors if basis is not None]
-        if batch.step == 1:
-            for gradient, state, basis in turning:
-                basis.update(state, gradient)
-                basis.begin(state)
+        filled = [i for i, parameter in enumerate(batch.parameters) if parameter.numel()]
+        if not filled:
             return
-        if not tensors:
+        batch = batch.only(filled)
+        moves = batch.step - 1  # the first step makes none
+        adam = self._preconditioner(group, batch, moves)
+        if moves == 0:
+            adam.gather(batch.gradients)
+            adam.refresh()
             return
-        moves = batch.step - 1  # the first step made none
-        first = group["betas"][0]
-        directions = self._directions(group, tensors, moves)
-        parameters = [parameter for parameter, *_ in tensors]
-        self._shrink(group, parameters)
-        torch._foreach_add_(parameters, directions, alpha=-group["lr"] / (1 - first**moves))
-        for gradient, state, basis in turning:
-            basis.update(state, gradient)
+        adam.update(batch.gradients)
+        directions = adam.direction(batch.parameters)
+        self._shrink(group, batch.parameters)
+        rate = group["lr"] / (1 - group["betas"][0] ** moves)
+        torch._foreach_add_(batch.parameters, directions, alpha=-rate)
         if moves % self.refresh_interval == 0:
-            means = [basis.back(state, state["mean"]) for _, state, basis in turning]
-            refresh([(state, state["squares"]) for _, state, _ in turning])
-            for (_, state, basis), mean in zip(turning, means, strict=True):
-                state["mean"] = basis.into(state, mean)
+            adam.refresh()
 
-    def _directions(
-        self, group: dict[str, Any], tensors: Sequence[Turned], moves: int
-    ) -> list[Tensor]:
-        """Adam's in the bases, where its means are kept, turned back; m̂ still has its bias."""
+    def _preconditioner(self, group: dict[str, Any], batch: Batch, moves: int) -> AdamInEigenbasis:
+        blocks = [partition(p.shape, self.block_size, self.merge_size) for p in batch.parameters]
         first, second = group["betas"]
-        gradients: list[Tensor] = []
-        means: list[Tensor] = []
-        squares: list[Tensor] = []
-        for _, gradient, state, basis in tensors:
-            turned = (
-                [gradient] if basis is None else basis.into(state, basis.partition.cut(gradient))
-            )
-            if "mean" not in state:
-                state["mean"] = [torch.zeros_like(t) for t in turned]
-                state["squares"] = [torch.zeros_like(t) for t in turned]
-            gradients += turned
-            means += state["mean"]
-            squares += state["squares"]
-        torch._foreach_lerp_(means, gradients, 1 - first)
-        torch._foreach_mul_(squares, second)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
-        scales = torch._foreach_sqrt(squares)
-        torch._foreach_div_(scales, math.sqrt(1 - second**moves))
-        torch._foreach_add_(scales, group["eps"])
-        steps = iter(torch._foreach_div(means, scales))
-        directions = []
-        for parameter, _, state, basis in tensors:
-            its = [next(steps) for _ in state["mean"]]
-            whole = its[0] if basis is None else basis.partition.join(basis.back(state, its))
-            directions.append(whole.to(parameter.dtype))
-        return directions
-
-    def _basis(self, group: dict[str, Any], tensor: Tensor) -> EigenBasis | None:
-        """None where Adam stays as it is."""
-        blocks = partition(tensor.shape, self.block_size, self.merge_size)
-        if len(blocks.view) == 1 and not self.precondition_vectors:
-            return None
-        decay = group["betas"][1] if group["basis_decay"] is None else group["basis_decay"]
-        return EigenBasis(blocks, decay)
+        return AdamInEigenbasis(
+            batch.states,
+            blocks,
+            [self.precondition_vectors or len(its.view) > 1 for its in blocks],
+            decay=second if group["basis_decay"] is None else group["basis_decay"],
+            betas=(first, second),
+            epsilon=group["eps"],
+            steps=moves,
+        )

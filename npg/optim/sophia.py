@@ -190,7 +190,7 @@ class SophiaG(_Sophia, SeededOptimizer):
             self.measured = True
         if not self.measured:
             raise ConfigurationError(_nothing_seen(self.bartlett.family))
-        super().step()
+        self._move()
         self.steps += 1
         self._listen_if_due()
         return loss

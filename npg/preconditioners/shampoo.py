@@ -9,116 +9,104 @@ from torch import Tensor
 from npg.errors import NumericalError
 from npg.linalg.matrix_roots import inverse_root
 from npg.preconditioners.blocks import Partition
+from npg.preconditioners.moments import BlockMoments, along_each
 
 # A matrix without a root leaves its last one in use, but not for ever.
 TOLERATED_FAILURES = 3
 
 
-class ShampooRoots:
-    """G ×₁ (L₁ + ε I)^(−1/2k) ×₂ … ×ₖ (Lₖ + ε I)^(−1/2k) of one tensor, block by block.
+class ShampooRoots(BlockMoments):
+    """G ×₁ (L₁ + ε I)^(−1/2k) ×₂ … ×ₖ (Lₖ + ε I)^(−1/2k) of every tensor, block by block.
 
-    L_i is the sum, or a running mean, of G_(i) G_(i)ᵀ, G_(i) the block unfolded along dimension i.
-    All of it lives in a dictionary that the optimizer keeps as the parameter's state.
+    L_i is the sum, or a running mean without bias, of G_(i) G_(i)ᵀ.
 
     Args:
-        partition: The tensor's blocks.
-        decay: β of a running mean without bias; 1 is the sum.
+        states: A dictionary per tensor.
+        partitions: The blocks of every tensor.
+        decay: β of the running mean; 1 is the sum.
         epsilon: ε, relative to nothing.
 
     Reference:
         Gupta, Koren and Singer, "Shampoo: preconditioned stochastic tensor optimization", 2018.
     """
 
-    def __init__(self, partition: Partition, decay: float, epsilon: float) -> None:
-        self.partition = partition
-        self.decay = decay
+    names = ("moments", "moment_steps", "roots", "failures")
+
+    def __init__(
+        self,
+        states: Sequence[dict[str, Any]],
+        partitions: Sequence[Partition],
+        decay: float,
+        epsilon: float,
+    ) -> None:
+        super().__init__(states, partitions, decay)
         self.epsilon = epsilon
 
-    def update(self, state: dict[str, Any], gradient: Tensor) -> None:
-        """Lets a gradient enter the moments.
+    @property
+    def ready(self) -> bool:
+        """Whether every tensor has roots."""
+        return all("roots" in state for state in self.states)
 
-        Args:
-            state: Of the parameter; empty at first.
-            gradient: Of the parameter's shape.
+    def refresh(self) -> None:
+        """Computes the roots of the present moments, those of one size and order in one batch.
+
+        Raises:
+            NumericalError: If a root could not be found three times in a row.
         """
-        if "moments" not in state:
-            wide = torch.promote_types(gradient.dtype, torch.float32)
-            state["moments"] = [
-                gradient.new_zeros(len(places), d, d, dtype=wide)
-                for shape, places in self.partition.stacks.items()
-                for d in shape
-            ]
-            state["moment_steps"] = 0
-        state["moment_steps"] += 1
-        moments = iter(state["moments"])
-        for blocks in self.partition.cut(gradient):
-            for i in range(1, blocks.ndim):
-                moment = next(moments)
-                turned = blocks.movedim(i, 1)
-                unfolded = turned.reshape(*turned.shape[:2], -1).to(moment.dtype)
-                keep = 1.0 if self.decay == 1 else self.decay
-                weight = 1.0 if self.decay == 1 else 1 - self.decay
-                moment.baddbmm_(unfolded, unfolded.mT, beta=keep, alpha=weight)
+        alike: dict[tuple[Any, ...], list[tuple[int, int, Tensor]]] = {}
+        found: list[list[Tensor | None]] = []
+        for number, (state, partition) in enumerate(zip(self.states, self.partitions, strict=True)):
+            found.append([None] * len(state["moments"]))
+            scale = 1.0 if self.decay == 1 else 1 / (1 - self.decay ** state["moment_steps"])
+            orders = [2 * len(shape) for shape in partition.shapes for _ in shape]
+            for place, (moment, order) in enumerate(zip(state["moments"], orders, strict=True)):
+                key = (moment.shape[-1], moment.dtype, moment.device, order)
+                alike.setdefault(key, []).append((number, place, moment * scale))
+        for (*_, order), members in alike.items():
+            matrices = [moment for _, _, moment in members]
+            roots = _roots(matrices, order, self.epsilon)
+            for (number, place, _), root in zip(members, roots, strict=True):
+                found[number][place] = root
+        for state, its in zip(self.states, found, strict=True):
+            if all(root is not None for root in its):
+                state["roots"], state["failures"] = its, 0
+            else:
+                self._keep(state, its)
 
-    def apply(self, state: dict[str, Any], gradient: Tensor) -> list[Tensor]:
-        """Multiplies by the roots.
-
-        Args:
-            state: Of the parameter.
-            gradient: Of the parameter's shape.
-
-        Returns:
-            Stacks of blocks, as :meth:`Partition.cut` makes them.
-        """
-        roots = iter(state["roots"])
-        result = []
-        for blocks in self.partition.cut(gradient):
-            solved = blocks
-            for i in range(1, blocks.ndim):
-                root = next(roots)
-                turned = solved.movedim(i, 1)
-                unfolded = turned.reshape(*turned.shape[:2], -1).to(root.dtype)
-                solved = (root @ unfolded).view(turned.shape).movedim(1, i)
-            result.append(solved.to(gradient.dtype))
-        return result
-
-
-def refresh(tensors: Sequence[tuple[ShampooRoots, dict[str, Any]]]) -> None:
-    """Computes the roots of the present moments, those of one size and order in one batch.
-
-    Args:
-        tensors: Each with the state of its parameter.
-
-    Raises:
-        NumericalError: If a root could not be found three times in a row.
-    """
-    alike: dict[tuple[Any, ...], list[tuple[int, int, Tensor]]] = {}
-    found: list[list[Tensor | None]] = []
-    for number, (roots, state) in enumerate(tensors):
-        found.append([None] * len(state["moments"]))
-        scale = 1.0 if roots.decay == 1 else 1 / (1 - roots.decay ** state["moment_steps"])
-        orders = [2 * len(shape) for shape in roots.partition.shapes for _ in shape]
-        for place, (moment, order) in enumerate(zip(state["moments"], orders, strict=True)):
-            key = (moment.shape[-1], moment.dtype, moment.device, order, roots.epsilon)
-            alike.setdefault(key, []).append((number, place, moment * scale))
-    for (*_, order, epsilon), members in alike.items():
-        matrices = [moment for _, _, moment in members]
-        for (number, place, _), root in zip(members, _roots(matrices, order, epsilon), strict=True):
-            found[number][place] = root
-    for (roots, state), its in zip(tensors, found, strict=True):
-        if all(root is not None for root in its):
-            state["roots"], state["failures"] = its, 0
-            continue
+    def _keep(self, state: dict[str, Any], found: Sequence[Tensor | None]) -> None:
+        """Goes on with the last roots, where there are any."""
         state["failures"] = state.get("failures", 0) + 1
         if state["failures"] >= TOLERATED_FAILURES or "roots" not in state:
             sizes = [
-                len(m[0]) for m, root in zip(state["moments"], its, strict=True) if root is None
+                len(m[0]) for m, root in zip(state["moments"], found, strict=True) if root is None
             ]
             raise NumericalError(
                 f"moments of order {sizes} have had no root {state['failures']} times in a row at "
-                f"epsilon={roots.epsilon:g}: raise epsilon=, or look for gradients that are not "
+                f"epsilon={self.epsilon:g}: raise epsilon=, or look for gradients that are not "
                 "finite"
             )
+
+    def apply(
+        self, gradients: list[Tensor], norms_of: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """Multiplies by the roots.
+
+        Args:
+            gradients: Of the tensors' shapes.
+            norms_of: Tensors of these shapes, to the norms of whose blocks the product's are
+                stretched. Default: they keep their own.
+
+        Returns:
+            As many tensors.
+        """
+        result = []
+        for i, (state, partition) in enumerate(zip(self.states, self.partitions, strict=True)):
+            stacks = along_each(state["roots"], partition.cut(gradients[i]))
+            stacks = [stack.to(gradients[i].dtype) for stack in stacks]
+            if norms_of is not None:
+                stacks = with_norms_of(stacks, partition.cut(norms_of[i]))
+            result.append(partition.join(stacks))
+        return result
 
 
 def _roots(stacks: Sequence[Tensor], order: int, epsilon: float) -> list[Tensor | None]:

@@ -9,104 +9,162 @@ from torch import Tensor
 from npg.errors import NumericalError
 from npg.linalg.inverses import positive_eigenbasis
 from npg.preconditioners.blocks import Partition
+from npg.preconditioners.diagonal import MeanSquares
+from npg.preconditioners.moments import BlockMoments, along_each, gather
 
 
-class EigenBasis:
-    """Bases Q_i of E[G_(i) G_(i)ᵀ] along every dimension of every block of one tensor.
+class AdamInEigenbasis(BlockMoments):
+    """Q (Qᵀ g / (√v̂ + ε)), Q the bases of E[G_(i) G_(i)ᵀ], v the mean of (Qᵀ g)².
 
-    The first are eigenvectors; later ones are those after a step of orthogonal iteration, which
-    follows a matrix that changes slowly at a fraction of the cost.
+    The first bases are eigenvectors; later ones are those after a step of orthogonal iteration,
+    which follows a matrix that changes slowly at a fraction of the cost. The mean gradient is kept
+    in the bases as well: to turn it anew in every step would be a third of all products.
 
     Args:
-        partition: The tensor's blocks. A dimension of 1 has no basis.
+        states: A dictionary per tensor.
+        partitions: The blocks of every tensor.
+        turns: Whether a tensor has bases; without any it is Adam's.
         decay: β of the moments' running mean.
+        betas: Of the mean of Qᵀ g, and of that of its squares.
+        epsilon: ε.
+        steps: Gradients that entered v, with the one that will: its bias is 1 − βᵗ.
 
     Reference:
         Vyas et al., "SOAP: improving and stabilizing Shampoo using Adam", 2024.
     """
 
-    def __init__(self, partition: Partition, decay: float) -> None:
-        self.partition = partition
-        self.decay = decay
+    names = ("moments", "moment_steps", "bases", "mean", "squares")
 
-    def update(self, state: dict[str, Any], gradient: Tensor) -> None:
-        """Lets a gradient enter the moments.
+    def __init__(
+        self,
+        states: Sequence[dict[str, Any]],
+        partitions: Sequence[Partition],
+        turns: Sequence[bool],
+        *,
+        decay: float,
+        betas: tuple[float, float],
+        epsilon: float,
+        steps: int,
+    ) -> None:
+        super().__init__(states, partitions, decay)
+        self.turns = turns
+        self.betas = betas
+        self.epsilon = epsilon
+        self.steps = steps
+
+    def gather(self, gradients: list[Tensor]) -> None:
+        """Lets a gradient per tensor enter the moments, and nothing else."""
+        places = [i for i, turns in enumerate(self.turns) if turns]
+        gather(
+            [self.states[i] for i in places],
+            [self.partitions[i] for i in places],
+            self.decay,
+            [gradients[i] for i in places],
+        )
+
+    def update(self, statistics: list[Tensor]) -> None:
+        """Lets a gradient per tensor enter the means, in the present bases, and the moments."""
+        turned = self._into(statistics)
+        for state, stacks in zip(self.states, turned, strict=True):
+            if "mean" not in state:
+                state["mean"] = [torch.zeros_like(stack) for stack in stacks]
+                state["squares"] = [torch.zeros_like(stack) for stack in stacks]
+        torch._foreach_lerp_(self._all("mean"), _flat(turned), 1 - self.betas[0])
+        self._squares().update(_flat(turned))
+        self.gather(statistics)
+
+    def apply(self, gradients: list[Tensor]) -> list[Tensor]:
+        """Turns gradients into the bases, divides by √v̂ + ε, and turns them back."""
+        return self._back(self._squares().apply(_flat(self._into(gradients))), gradients)
+
+    def direction(self, like: Sequence[Tensor]) -> list[Tensor]:
+        """The same of the mean gradient, which still has the bias of its zero start.
 
         Args:
-            state: Of the parameter; empty at first.
-            gradient: Of the parameter's shape.
+            like: Tensors whose dtypes to take.
+
+        Returns:
+            A tensor each.
         """
-        stacks = self.partition.cut(gradient)
-        if "moments" not in state:
-            wide = torch.promote_types(gradient.dtype, torch.float32)
-            state["moments"] = [
-                blocks.new_zeros(len(blocks), d, d, dtype=wide)
-                for blocks in stacks
-                for d in blocks.shape[1:]
-            ]
-        moments = iter(state["moments"])
-        for blocks in stacks:
-            for i in range(1, blocks.ndim):
-                moment, rows = next(moments), _unfolded(blocks, i)
-                rows = rows.to(moment.dtype)
-                moment.baddbmm_(rows, rows.mT, beta=self.decay, alpha=1 - self.decay)
+        return self._back(self._squares().apply(self._all("mean")), like)
 
-    def begin(self, state: dict[str, Any]) -> None:
-        """Takes the eigenvectors of the moments, largest eigenvalues first.
+    def refresh(self) -> None:
+        """Finds the bases, or turns them by one orthogonal iteration, sorted by their eigenvalues.
 
-        Args:
-            state: Of the parameter.
+        Bases of one size are factorised in one batch. A moment that is not finite, or
+        a factorisation that fails, leaves a basis as it is.
 
         Raises:
-            NumericalError: If there are none.
+            NumericalError: If a first moment has no eigenvectors.
         """
-        bases = []
-        for moment in state["moments"]:
-            found, _ = positive_eigenbasis(moment)
-            if found is None:
-                raise NumericalError(
-                    f"a moment of {list(moment.shape)} has no eigenvectors: look for gradients "
-                    "that are not finite"
-                )
-            bases.append(found[1].flip(-1))
-        state["bases"] = bases
+        turning = [state for state, turns in zip(self.states, self.turns, strict=True) if turns]
+        old = [state for state in turning if "bases" in state]
+        for state in turning:
+            if "bases" not in state:
+                state["bases"] = [_eigenvectors(moment) for moment in state["moments"]]
+        means = [along_each(state["bases"], state["mean"]) for state in old]
+        _iterate(old)
+        for state, mean in zip(old, means, strict=True):
+            state["mean"] = along_each(state["bases"], mean, transposed=True)
 
-    def into(self, state: dict[str, Any], stacks: Sequence[Tensor]) -> list[Tensor]:
-        """Turns stacks of blocks into the bases."""
-        return self._turned(state, stacks, transposed=True)
+    def _all(self, name: str) -> list[Tensor]:
+        """The stacks of every tensor, one after the other."""
+        return _flat([state[name] for state in self.states])
 
-    def back(self, state: dict[str, Any], stacks: Sequence[Tensor]) -> list[Tensor]:
-        """Turns stacks of blocks out of the bases."""
-        return self._turned(state, stacks, transposed=False)
+    def _squares(self) -> MeanSquares:
+        second = self.betas[1]
+        return MeanSquares(
+            [{"square": stack} for stack in self._all("squares")],
+            "square",
+            keep=second,
+            weight=1 - second,
+            correction=1 - second**self.steps,
+            epsilon=self.epsilon,
+        )
 
-    def _turned(
-        self, state: dict[str, Any], stacks: Sequence[Tensor], transposed: bool
-    ) -> list[Tensor]:
-        bases, result = iter(state["bases"]), []
-        for blocks in stacks:
-            turned = blocks
-            for i in range(1, blocks.ndim):
-                basis = next(bases)
-                moved = turned.movedim(i, 1)
-                product = (basis.mT if transposed else basis) @ _unfolded(turned, i).to(basis.dtype)
-                turned = product.view(moved.shape).movedim(1, i)
-            result.append(turned)
+    def _into(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+        """The tensors' stacks in the bases."""
+        cut = [p.cut(t) for p, t in zip(self.partitions, tensors, strict=True)]
+        return [
+            along_each(state["bases"], stacks, transposed=True) if turns else stacks
+            for state, stacks, turns in zip(self.states, cut, self.turns, strict=True)
+        ]
+
+    def _back(self, stacks: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors of stacks in the bases."""
+        given, result = iter(stacks), []
+        for i, (state, partition) in enumerate(zip(self.states, self.partitions, strict=True)):
+            its = [next(given) for _ in state["squares"]]
+            its = along_each(state["bases"], its) if self.turns[i] else its
+            result.append(partition.join(its).to(like[i].dtype))
         return result
 
 
-def refresh(tensors: Sequence[tuple[dict[str, Any], Sequence[Tensor]]]) -> None:
-    """Turns bases by one orthogonal iteration, sorted by their eigenvalues.
+def _eigenvectors(moments: Tensor) -> Tensor:
+    """Of [k, d, d], those of the largest eigenvalues first."""
+    found, _ = positive_eigenbasis(moments)
+    if found is None:
+        raise NumericalError(
+            f"a moment of {list(moments.shape)} has no eigenvectors: look for gradients "
+            "that are not finite"
+        )
+    return found[1].flip(-1)
 
-    Bases of one size are factorised in one batch. A moment that is not finite, or a factorisation
-    that fails, leaves a basis as it is.
 
-    Args:
-        tensors: Each a parameter's state, with its stacks in the present bases, whose entries are
-            sorted along, in place.
-    """
+class _Place(NamedTuple):
+    """Where a basis is kept: the number-th of a state, along an axis of a stack of squares."""
+
+    state: dict[str, Any]
+    number: int
+    stack: Tensor
+    axis: int
+
+
+def _iterate(states: Sequence[dict[str, Any]]) -> None:
+    """Turns bases towards their moments' eigenvectors; squares are sorted along with them."""
     alike: dict[tuple[Any, ...], list[_Place]] = {}
-    for state, stacks in tensors:
-        axes = ((stack, i) for stack in stacks for i in range(1, stack.ndim))
+    for state in states:
+        axes = ((stack, i) for stack in state["squares"] for i in range(1, stack.ndim))
         for number, (stack, axis) in enumerate(axes):
             moment = state["moments"][number]
             key = (moment.shape[-1], moment.dtype, moment.device)
@@ -133,23 +191,12 @@ def refresh(tensors: Sequence[tuple[dict[str, Any], Sequence[Tensor]]]) -> None:
             place.stack.copy_(place.stack.gather(place.axis, entries))
 
 
-class _Place(NamedTuple):
-    """Where a basis is kept: the number-th of a state, along an axis of a stack."""
-
-    state: dict[str, Any]
-    number: int
-    stack: Tensor
-    axis: int
-
-
 def _joined(stacks: Sequence[Tensor]) -> Tensor:
     return stacks[0] if len(stacks) == 1 else torch.cat(list(stacks))
 
 
-def _unfolded(blocks: Tensor, i: int) -> Tensor:
-    """[k, …, d_i, …] as [k, d_i, rest]."""
-    moved = blocks.movedim(i, 1)
-    return moved.reshape(*moved.shape[:2], -1)
+def _flat(stacks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [stack for its in stacks for stack in its]
 
 
 def _columns(matrices: Tensor, order: Tensor) -> Tensor:

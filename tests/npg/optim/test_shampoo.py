@@ -10,7 +10,7 @@ from torch import nn
 
 from npg.errors import ConfigurationError, NumericalError
 from npg.optim import Shampoo
-from npg.preconditioners.shampoo import ShampooRoots
+from npg.preconditioners.blocks import Partition
 from tests.npg.oracles import TIGHT, mlp
 
 METHODS = {
@@ -231,8 +231,6 @@ class TestFaults:
             Shampoo([nn.Parameter(torch.zeros(2))], **settings)
 
     def test_a_tensor_without_entries(self):
-        roots = ShampooRoots(Shampoo([nn.Parameter(torch.zeros(2))])._roots(
-            {"betas": (0.9, 0.9), "epsilon": 1e-8}, torch.zeros(0, 3)
-        ).partition, 0.9, 1e-8)  # fmt: skip
-        assert roots.partition.shapes == []
-        assert roots.partition.join(roots.partition.cut(torch.zeros(0, 3))).shape == (0, 3)
+        blocks = Partition((0, 3), 2)
+        assert blocks.shapes == []
+        assert blocks.join(blocks.cut(torch.zeros(0, 3))).shape == (0, 3)

@@ -1,11 +1,16 @@
-"""The entrywise preconditioners, as such: what they remember, and what they multiply by."""
+"""What every preconditioner of tensors promises, and the entrywise ones' formulas."""
+
+import copy
 
 import pytest
 import torch
 
 from npg.preconditioners.base import TensorPreconditioner
+from npg.preconditioners.blocks import Partition
 from npg.preconditioners.diagonal import ClippedCurvature, MeanSquares
 from npg.preconditioners.full_matrix import DenseRoot, WindowRoot
+from npg.preconditioners.shampoo import ShampooRoots
+from npg.preconditioners.soap import AdamInEigenbasis
 from tests.npg.oracles import TIGHT
 
 MAKERS = {
@@ -16,7 +21,21 @@ MAKERS = {
     "sophia": lambda states: ClippedCurvature(states, decay=0.9, gamma=0.5, epsilon=1e-3),
     "dense": lambda states: DenseRoot(states[0], 1e-3),
     "window": lambda states: WindowRoot(states[0], 1e-3, 3),
+    "shampoo": lambda states: ShampooRoots(states, [Partition((5,), 3)], 0.9, 1e-3),
+    "soap": lambda states: begun(
+        AdamInEigenbasis(
+            states, [Partition((5,), 3)], [True], decay=0.9, betas=(0.9, 0.99), epsilon=0.1, steps=4
+        )
+    ),
 }
+
+
+def begun(soap):
+    """SOAP's first gradient finds the bases."""
+    if not soap.states[0].get("bases"):
+        soap.gather([torch.arange(5.0)])
+        soap.refresh()
+    return soap
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -30,8 +49,7 @@ class TestEvery:
             one.update([gradient])
         one.refresh()
         other = MAKERS[name]([{}])
-        other.load_state_dict(one.state_dict())
-        other.refresh()
+        other.load_state_dict(copy.deepcopy(one.state_dict()))
         assert torch.equal(one.apply([gradient])[0], other.apply([gradient])[0])
         assert "step" not in one.state_dict()[0], "the optimizer's own"
         assert isinstance(one, TensorPreconditioner)
@@ -40,6 +58,7 @@ class TestEvery:
         one, gradient = MAKERS[name]([{}]), torch.randn(5)
         kept = gradient.clone()
         one.update([gradient])
+        one.refresh()
         product = one.apply([gradient])[0]
         assert torch.equal(gradient, kept)
         assert product.data_ptr() != gradient.data_ptr()
