@@ -12,8 +12,8 @@ class SameConditions:
     """Remembers generators and buffers; inside the ``with`` block they are as they were then.
 
     Dropout draws the same masks, BatchNorm starts from the same running statistics, and afterwards
-    everything goes on as if the block had not been there. The modules work on copies inside, so that
-    no tensor is written to that a graph has saved: the graph can be differentiated outside.
+    everything goes on as if the block had not been there. The modules work on copies inside, so
+    that no tensor is written to that a graph has saved: it can be differentiated outside.
 
     Args:
         model: Whose buffers to keep.
