@@ -1,11 +1,15 @@
 """figures.py: what its pictures show is so, and they are written whole or not at all."""
 
+import functools
+
 import numpy as np
 import pytest
 from drawings import loss_flow
 from figures import FIGURES, main
 from PIL import Image
 from scipy.optimize import minimize_scalar
+
+flow = functools.cache(loss_flow.flow)
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -49,28 +53,28 @@ class TestLossFlow:
         (global_x, least), (local_x, local) = self.minima()
         assert least == pytest.approx(0, abs=1e-6)
         assert (global_x, local_x) == pytest.approx((0.41, 3), abs=0.005)
-        assert loss_flow.flow().end == pytest.approx(global_x, abs=1e-4)
+        assert flow().end == pytest.approx(global_x, abs=1e-4)
         descending = loss_flow.descent()
         assert descending.end == pytest.approx(local_x, abs=1e-4)
         assert descending.loss[-1] == pytest.approx(local, abs=1e-6)
 
     def test_the_loss_falls_as_an_exponential_without_a_valley(self):
         """To the order of the step: (1 − η)ⁿ e^(nη) is off by ½ η t, 5 % at t = 10."""
-        near = loss_flow.flow(-0.5)
+        near = flow(-0.5)
         for t in (1, 5, 10):
             ratio = near.loss[t * 100] / near.loss[0] * np.exp(t)
             assert ratio == pytest.approx(1, abs=0.005 * t)
 
     def test_before_the_valley_too(self):
-        path = loss_flow.flow()
+        path = flow()
         assert path.loss[200] / path.loss[0] * np.exp(2) == pytest.approx(1, abs=0.02)
 
     def test_a_low_bound_cannot_leave(self):
-        path = loss_flow.flow(bound=loss_flow.LOW_BOUND)
+        path = flow(bound=loss_flow.LOW_BOUND)
         assert path.x[300:].min() > 2.5
 
     def test_a_least_value_above_zero_finds_no_rest(self):
-        path = loss_flow.flow(lift=loss_flow.LIFT + loss_flow.RAISED)
+        path = flow(lift=loss_flow.LIFT + loss_flow.RAISED)
         assert np.ptp(path.x[-500:]) > 0.5
-        settled = loss_flow.flow()
+        settled = flow()
         assert np.ptp(settled.x[-200:]) < 1e-4
