@@ -30,6 +30,9 @@ class VirtualAdversarial:
     loss = F.cross_entropy(model(x), y) + adversarial(torch.cat([x, unlabelled]))
     ```
 
+    In a closure that is evaluated several times a step, ``start = adversarial.start(x)`` before it
+    and ``adversarial(x, start)`` inside make all evaluations search from the same directions.
+
     Args:
         model: Module whose passes these are.
         epsilon: ε, the length of r in the units of the inputs. High values smooth the prediction
@@ -79,24 +82,31 @@ class VirtualAdversarial:
         self.generator = torch.Generator("cpu" if first.is_meta else first.device)
         self.generator.manual_seed(seed)
 
-    def __call__(self, inputs: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor, start: Tensor | None = None) -> Tensor:
         """Returns the mean divergence of a batch.
 
         Args:
             inputs: Floating-point [N, ...], one sample per entry of dimension 0.
+            start: Directions of the inputs' shape, from which to search. Default: drawn.
 
         Returns:
             A scalar ≥ 0 in nats, with its graph.
         """
         conditions = SameConditions(self.model)
-        fisher, perturbation = self._search(inputs, conditions)
+        fisher, perturbation = self._search(inputs, start, conditions)
         with conditions:
             moved = self._prediction(inputs + perturbation)
         return kl_divergence(fisher.prediction, moved).mean()
 
-    def perturbation(self, inputs: Tensor) -> Tensor:
+    def perturbation(self, inputs: Tensor, start: Tensor | None = None) -> Tensor:
         """Returns r, of the inputs' shape and of length ε for each sample; no graph."""
-        return self._search(inputs, SameConditions(self.model))[1]
+        return self._search(inputs, start, SameConditions(self.model))[1]
+
+    def start(self, inputs: Tensor) -> Tensor:
+        """Draws directions of the inputs' shape, of length 1 for each sample."""
+        check_inputs(inputs)
+        drawn = draw_like(inputs, self.generator)
+        return _unit(drawn, drawn)
 
     def state_dict(self) -> dict[str, Any]:
         """The generator's state."""
@@ -106,13 +116,18 @@ class VirtualAdversarial:
         """Restores what :meth:`state_dict` gave."""
         self.generator.set_state(state_dict["generator"].cpu())
 
-    def _search(self, inputs: Tensor, conditions: SameConditions) -> tuple[Fisher, Tensor]:
-        check_inputs(inputs)
+    def _search(
+        self, inputs: Tensor, start: Tensor | None, conditions: SameConditions
+    ) -> tuple[Fisher, Tensor]:
+        direction = self.start(inputs) if start is None else start
+        if direction.shape != inputs.shape:
+            raise ConfigurationError(
+                f"start must have the inputs' shape {list(inputs.shape)}, got "
+                f"{list(direction.shape)}: draw it by start(inputs)"
+            )
         leaf = inputs.detach().clone().requires_grad_()
         with conditions:
             fisher = Fisher([leaf], lambda: self._prediction(leaf))
-        direction = draw_like(leaf, self.generator)
-        direction = _unit(direction, direction)
         for _ in range(self.power_iterations):
             product = fisher @ direction.reshape(-1)
             direction = _unit(product.view_as(direction), direction)

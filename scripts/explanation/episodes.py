@@ -101,14 +101,20 @@ def play(
 
     Returns:
         The episodes.
+
+    Raises:
+        ValueError: If an observation is not finite.
     """
     rows: dict[str, list] = {"observations": [], "actions": [], "rewards": [], "episode": []}
     for number in range(episodes):
         observation = env.reset()
         done, steps = False, 0
         while not done and steps != length:
+            flat = coordinates.flat(observation)[0]
+            if not np.isfinite(flat).all():
+                raise ValueError(f"the observation of step {steps} is not finite")
             action, _ = model.predict(observation, deterministic=True)
-            rows["observations"].append(coordinates.flat(observation)[0])
+            rows["observations"].append(flat)
             rows["actions"].append(action[0])
             rows["episode"].append(number)
             observation, reward, dones, _ = env.step(action)

@@ -209,6 +209,13 @@ class TestPlaying:
         episodes = play(model, env, Coordinates(env.observation_space), 2, 4)
         assert list(np.bincount(episodes.episode)) == [4, 4]
 
+    def test_numbers_that_are_none(self):
+        model = agent(box(3), box(2))
+        env = model.get_env()
+        env.envs[0].reset = lambda **_: (np.full(3, np.nan, np.float32), {})
+        with pytest.raises(ValueError, match="step 0 is not finite"):
+            play(model, env, Coordinates(env.observation_space), 1)
+
     def test_observations_are_those_the_policy_saw(self):
         """What `predict` makes of them is what was done."""
         model = A2C("MlpPolicy", "Pendulum-v1", seed=0)

@@ -235,20 +235,20 @@ class TestUse:
 
         actions = predict(observations).sample()
         adversarial = VirtualAdversarial(policy, 0.1, predict=predict)
-        r = adversarial.perturbation(observations)
-        start = {"generator": adversarial.generator.get_state()}
+        start = adversarial.start(observations)
 
         def closure():
-            adversarial.load_state_dict(start)
             prediction = predict(observations)
             loss = -(prediction.log_prob(actions) * advantages).mean()
-            return loss + adversarial(observations), prediction
+            return loss + adversarial(observations, start), prediction
+
+        again = adversarial.perturbation(observations, start)
+        assert torch.equal(adversarial.perturbation(observations, start), again)
 
         optimizer = NaturalGradient(policy, target_kl=0.01)
         report = optimizer.step(closure)
         assert report.accepted
         assert report.loss_after < report.loss
-        assert r.shape == observations.shape
 
     def test_two_moons_with_one_label_each(self):
         """VAT carries a label along its moon; without it the boundary is a straight cut."""
@@ -287,6 +287,10 @@ class TestUse:
         (lambda: VirtualAdversarial(lambda x: x, 0.1), "predict="),
         (lambda: VirtualAdversarial(mlp(), 0.1)(torch.randn(4, 3)), "likelihood="),
         (lambda: VirtualAdversarial(mlp(), 0.1)(torch.ones(4, 3).long()), "floating"),
+        (
+            lambda: VirtualAdversarial(mlp(), 0.1, "normal")(torch.ones(4, 3), torch.ones(3)),
+            "start",
+        ),
         (
             lambda: VirtualAdversarial(mlp(), 0.1, lambda t: Normal(t, 1.0))(torch.randn(4, 3)),
             "ambiguous",
