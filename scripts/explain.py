@@ -117,6 +117,7 @@ def _write(
 ) -> None:
     start = "mean observation" if options.baseline == "mean" else "observation of zeros"
     plural = "" if options.episodes == 1 else "s"
+    hidden = f"The first {options.top} of {len(names)} coordinates. "
     plot.draw(
         output,
         found,
@@ -125,6 +126,7 @@ def _write(
         f"What drives the action: {description.partition(',')[0]}",
         f"Integrated gradients from the {start}, {options.steps} nodes; {options.episodes} "
         f"episode{plural}, {len(played.rewards):,} steps, return {played.rewards.sum():,.1f}. "
+        f"{hidden if options.top < len(names) else ''}\n"
         "Parts of a decision sum to its difference from that at the start, up to "
         f"{found.gap():.1g}.",
         top=options.top,

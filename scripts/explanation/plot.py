@@ -16,7 +16,7 @@ from explanation.attribution import Explanation
 from explanation.episodes import Episodes
 
 MAGNITUDE = LinearSegmentedColormap.from_list("magnitude", ["#ffffff", "#a9c6ee", BLUE, "#0b2545"])
-SIGNED = colormaps["RdBu_r"]
+SIGNED, MANY = colormaps["RdBu_r"], colormaps["turbo"]
 COLOURS = ("#1f5fbf", "#d9730d", "#2f8f5b", "#b0307a", "#7a6a00", "#5a4fcf", "#6b7280", "#0f8b8d")
 ROW, HEAD = 0.26, 3.1  # inches of a coordinate, and of what is above and below the map
 
@@ -61,8 +61,11 @@ def draw(
     picture.save(drawn, path)
 
 
-def _colour(decision: int) -> str:
-    return COLOURS[decision % len(COLOURS)]
+def _colours(found: Explanation) -> list:
+    """One colour a decision."""
+    number = len(found.names)
+    few = number <= len(COLOURS)
+    return list(COLOURS[:number]) if few else list(MANY(np.linspace(0.03, 0.97, number)))
 
 
 def _trace(axes: Axes, found: Explanation, played: Episodes, decision: int | None) -> None:
@@ -73,9 +76,9 @@ def _trace(axes: Axes, found: Explanation, played: Episodes, decision: int | Non
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         picture.style(axes, "", "mean action")
-        for i in range(len(found.names)):
+        for i, colour in enumerate(_colours(found)):
             if decision in (None, i):
-                axes.plot(found.decisions[shown, i], color=_colour(i), lw=1.1, alpha=0.9)
+                axes.plot(found.decisions[shown, i], color=colour, lw=1.1, alpha=0.9)
     axes.tick_params(labelbottom=False)
     axes.margins(x=0)
 
@@ -110,8 +113,8 @@ def _bars(axes: Axes, found: Explanation, rows: np.ndarray) -> None:
     total = max(float(importance.sum()), 1e-12)
     picture.style(axes, "mean |attribution|", "")
     left = np.zeros(len(rows))
-    for i, own in enumerate(importance):
-        axes.barh(range(len(rows)), own[rows], left=left, height=0.72, color=_colour(i))
+    for own, colour in zip(importance, _colours(found), strict=True):
+        axes.barh(range(len(rows)), own[rows], left=left, height=0.72, color=colour)
         left += own[rows]
     for place, length in enumerate(left):
         label = f" {length / total:.0%}"
@@ -130,8 +133,8 @@ def _legend(
     axes.axis("off")
     several = len(found.names) > 1
     if several:
-        for i, name in enumerate(found.names):
-            axes.plot([], [], color=_colour(i), lw=2.5, label=name)
+        for name, colour in zip(found.names, _colours(found), strict=True):
+            axes.plot([], [], color=colour, lw=2.5, label=name)
         columns = min(4, -(-len(found.names) // 3))
         axes.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=columns, loc="upper left")
     bar = drawn.colorbar(
