@@ -64,7 +64,7 @@ class KFACSnapshot:
             for entry in optimizer.fisher.state()
         ]
         self.preconditioner = {
-            name: copy.copy(value) for name, value in optimizer.preconditioner.state().items()
+            name: copy.copy(value) for name, value in optimizer.preconditioner.state_dict().items()
         }
         self.generator = optimizer.generator.get_state()
 
@@ -78,6 +78,6 @@ class KFACSnapshot:
         optimizer.state.update(self.state)
         optimizer.fisher.clear()
         optimizer.fisher.load(self.fisher)
-        optimizer.preconditioner.load(self.preconditioner)
+        optimizer.preconditioner.load_state_dict(self.preconditioner)
         optimizer.generator.set_state(self.generator)
         quiet(optimizer)

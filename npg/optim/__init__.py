@@ -16,11 +16,14 @@ from torch.optim import (
     RMSprop,
 )
 
+from npg.optim.adahessian import AdaHessian
 from npg.optim.adax import AdaX, AdaXW
 from npg.optim.base import FunctionOptimizer, StepReport
 from npg.optim.directions import NormalizedGradient, SignSGD
 from npg.optim.ekfac import EKFAC
+from npg.optim.full_matrix import FullMatrixAdagrad
 from npg.optim.gradient import GradientOptimizer
+from npg.optim.hessian import HessianOptimizer
 from npg.optim.kfac import KFAC
 from npg.optim.langevin import Langevin
 from npg.optim.loss_flow import LossFlow
@@ -30,12 +33,14 @@ from npg.optim.newton_cg import NewtonCG
 from npg.optim.registry import create, names, takes, train_step
 from npg.optim.shampoo import Shampoo
 from npg.optim.soap import SOAP
+from npg.optim.sophia import SophiaG, SophiaH
 
 __all__ = [
     "EKFAC",
     "KFAC",
     "SGD",
     "SOAP",
+    "AdaHessian",
     "AdaX",
     "AdaXW",
     "Adafactor",
@@ -44,8 +49,10 @@ __all__ = [
     "AdamW",
     "Adamax",
     "FisherInverse",
+    "FullMatrixAdagrad",
     "FunctionOptimizer",
     "GradientOptimizer",
+    "HessianOptimizer",
     "Langevin",
     "LossFlow",
     "Muon",
@@ -58,6 +65,8 @@ __all__ = [
     "RMSprop",
     "Shampoo",
     "SignSGD",
+    "SophiaG",
+    "SophiaH",
     "StepNorm",
     "StepReport",
     "create",

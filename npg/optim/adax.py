@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from npg.optim.gradient import Batch, GradientOptimizer, check_range
+from npg.preconditioners.diagonal import MeanSquares
 
 
 class AdaX(GradientOptimizer):
@@ -64,17 +65,17 @@ class AdaX(GradientOptimizer):
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         first, second = group["betas"]
-        mean, square = batch.remembered("mean"), batch.remembered("mean_square")
+        mean = batch.remembered("mean")
         torch._foreach_lerp_(mean, batch.gradients, 1 - first)
         # β₂ → 0 is the plain mean of all squares.
         growth = math.expm1(min(batch.step * math.log1p(second), 700.0))
         weight = second / growth if growth > 0 else 1 / batch.step
-        torch._foreach_mul_(square, 1 - weight)
-        torch._foreach_addcmul_(square, batch.gradients, batch.gradients, weight)
-        scale = torch._foreach_sqrt(square)
-        torch._foreach_add_(scale, group["eps"])
+        squares = MeanSquares(
+            batch.states, "mean_square", keep=1 - weight, weight=weight, epsilon=group["eps"]
+        )
+        squares.update(batch.gradients)
         self._shrink(group, batch.parameters)
-        torch._foreach_addcdiv_(batch.parameters, mean, scale, -group["lr"])
+        torch._foreach_addcdiv_(batch.parameters, mean, squares.denominators(), -group["lr"])
 
 
 class AdaXW(AdaX):

@@ -106,17 +106,7 @@ class NormalizedGradient(GradientOptimizer):
 
     def _batches(self, group: dict[str, Any]) -> list[Batch]:
         """One batch, whatever the steps: the norm is that of all."""
-        batches = super()._batches(group)
-        if len(batches) < 2:
-            return batches
-        return [
-            Batch(
-                [p for batch in batches for p in batch.parameters],
-                [g for batch in batches for g in batch.gradients],
-                [s for batch in batches for s in batch.states],
-                batches[0].step,
-            )
-        ]
+        return Batch.joined(super()._batches(group))
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         mean = _averaged(group, batch)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from npg.errors import ConfigurationError
 from npg.optim.base import Protocol, attributes, trainable
+from npg.preconditioners.base import remembered
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,30 @@ class Batch:
 
     def remembered(self, name: str) -> list[Tensor]:
         """A tensor of every parameter's shape, zero before its first step."""
-        for parameter, state in zip(self.parameters, self.states, strict=True):
-            if name not in state:
-                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return [state[name] for state in self.states]
+        return remembered(self.states, name, self.parameters)
+
+    @staticmethod
+    def joined(batches: "list[Batch]") -> "list[Batch]":
+        """All of them as one, with the first one's number of steps."""
+        if len(batches) < 2:
+            return batches
+        return [
+            Batch(
+                [p for batch in batches for p in batch.parameters],
+                [g for batch in batches for g in batch.gradients],
+                [s for batch in batches for s in batch.states],
+                batches[0].step,
+            )
+        ]
+
+    def only(self, places: Sequence[int]) -> "Batch":
+        """The batch of some of its parameters."""
+        return Batch(
+            [self.parameters[i] for i in places],
+            [self.gradients[i] for i in places],
+            [self.states[i] for i in places],
+            self.step,
+        )
 
 
 class GradientOptimizer(torch.optim.Optimizer):
@@ -130,7 +151,7 @@ class GradientOptimizer(torch.optim.Optimizer):
                 )
             state = self.state[parameter]
             state["step"] = step = int(state.get("step", 0)) + 1
-            value, gradient = _real(parameter), _real(parameter.grad)
+            value, gradient = real_view(parameter), real_view(parameter.grad)
             batch = by_step.setdefault(step, Batch([], [], [], step))
             if not group["foreach"]:
                 batch = Batch([], [], [], step)
@@ -201,5 +222,6 @@ def _moved(value: object, device: torch.device) -> object:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def _real(tensor: Tensor) -> Tensor:
+def real_view(tensor: Tensor) -> Tensor:
+    """A complex tensor as a real one with a last dimension of two; any other as it is."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor

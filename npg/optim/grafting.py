@@ -1,20 +1,16 @@
 """Step lengths of the entrywise methods, for directions that know nothing of length."""
 
-import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from npg.optim.gradient import Batch
+from npg.preconditioners.diagonal import MeanSquares
 
 Graft = Literal["sgd", "adagrad", "rmsprop", "adam"]
 
 
-def grafted(
-    kind: Graft, group: dict[str, Any], batch: Batch, mean: Sequence[Tensor]
-) -> list[Tensor]:
+def grafted(kind: Graft, group: dict[str, Any], batch: Batch, mean: list[Tensor]) -> list[Tensor]:
     """The step that the method would make at rate 1, per parameter.
 
     Args:
@@ -28,16 +24,15 @@ def grafted(
         Torch's SGD, Adagrad, RMSprop and Adam move by −η times these.
     """
     if kind == "sgd":
-        return list(mean)
-    squares = batch.remembered("graft_square")
-    if kind == "adagrad":
-        torch._foreach_addcmul_(squares, batch.gradients, batch.gradients)
-    else:
-        second = group["betas"][1]
-        torch._foreach_mul_(squares, second)
-        torch._foreach_addcmul_(squares, batch.gradients, batch.gradients, 1 - second)
-    scale = list(torch._foreach_sqrt(squares))
-    if kind == "adam":
-        torch._foreach_div_(scale, math.sqrt(1 - group["betas"][1] ** batch.step))
-    torch._foreach_add_(scale, group["graft_epsilon"])
-    return list(torch._foreach_div(list(mean), scale))
+        return mean
+    second, sums = group["betas"][1], kind == "adagrad"
+    squares = MeanSquares(
+        batch.states,
+        "graft_square",
+        keep=1.0 if sums else second,
+        weight=1.0 if sums else 1 - second,
+        correction=1 - second**batch.step if kind == "adam" else 1.0,
+        epsilon=group["graft_epsilon"],
+    )
+    squares.update(batch.gradients)
+    return squares.apply(mean)

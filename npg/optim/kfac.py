@@ -196,7 +196,9 @@ class KFAC(FunctionOptimizer):
         self.fisher = KroneckerFisher(
             model, self.tensors(), generator=self.generator, **self._curvature
         )
-        self.preconditioner = self._inverse(self.fisher.blocks, distributed=self.distributed)
+        self.preconditioner = self._inverse(
+            self.fisher.blocks, distributed=self.distributed, decay=self.statistics_decay
+        )
         self.chain: ChainCheck | None = None
         if isinstance(self.preconditioner, ChainInverse):
             self.chain = ChainCheck(model, self.preconditioner.layers)
@@ -381,7 +383,7 @@ class KFAC(FunctionOptimizer):
     def _own_state(self) -> dict[str, Any]:
         return {
             "fisher": packed_state(self.fisher.state()),
-            "preconditioner": self.preconditioner.state(),
+            "preconditioner": self.preconditioner.state_dict(),
             "generator": self.generator.get_state(),
         }
 
@@ -400,7 +402,7 @@ class KFAC(FunctionOptimizer):
         super().load_state_dict(rest)
         self._skipped = 0
         self.fisher.load(unpacked_state(own["fisher"], self.fisher.blocks))
-        self.preconditioner.load(own["preconditioner"])
+        self.preconditioner.load_state_dict(own["preconditioner"])
         self.generator.set_state(own["generator"].cpu())
         self.schedule.damping = self.extra["damping"]
         self.fisher.clear()

@@ -12,6 +12,7 @@ from npg.errors import ConfigurationError
 from npg.likelihoods import as_distribution
 from npg.linalg import assign_, flatten, split
 from npg.optim.base import CLOSURE_ADVICE, Closure, Prediction, StepReport
+from npg.optim.closures import run_closure
 from npg.optim.factor_damping import choose_factor_damping, exact_directions
 from npg.optim.kfac_curvature import update_curvature
 from npg.optim.kfac_plain import motion, shrinking
@@ -55,14 +56,7 @@ class ClosureStep:
         Raises:
             ConfigurationError: If it is neither.
         """
-        tensors = self.optimizer.tensors()
-        before = [(p.grad, None if p.grad is None else p.grad._version) for p in tensors]
-        with torch.enable_grad(), math_attention():
-            result = closure()
-        called_backward = any(
-            p.grad is not None and not (p.grad is old and p.grad._version == version)
-            for p, (old, version) in zip(tensors, before, strict=True)
-        )
+        result, called_backward = run_closure(closure, self.optimizer.tensors())
         if isinstance(result, tuple):
             loss = result[0] if len(result) == 2 else None
             fits = isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad
@@ -73,7 +67,7 @@ class ClosureStep:
                 f"{type(self.optimizer).__name__}: the closure returned a loss without calling "
                 f"backward(). Either it does as torch's closures do, or {CLOSURE_ADVICE}"
             )
-        return result
+        return result  # type: ignore[no-any-return]
 
     def step(self, closure: Closure, loss_tensor: Tensor, output: Prediction) -> StepReport:
         """Takes the step; of its passes after the gradients' own nothing is heard.

@@ -101,8 +101,6 @@ def _take_statistics(optimizer: "KFAC") -> None:
                 'inverse="block-tridiagonal" looks at the first prediction: let the model '
                 "return a tensor, or call observe(distribution) before backward()"
             )
-        rows = optimizer.preconditioner.rows()
-        fisher.update(optimizer.statistics_decay)
-        optimizer.preconditioner.follow(rows, optimizer.statistics_decay)
+        optimizer.preconditioner.update(fisher)
     else:
         extra["skipped_statistics"] += 1

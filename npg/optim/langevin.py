@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from npg.optim.gradient import Batch, GradientOptimizer, check_range
+from npg.optim.gradient import Batch, check_range
+from npg.optim.seeded import SeededOptimizer
 
 
-class Langevin(GradientOptimizer):
+class Langevin(SeededOptimizer):
     """θ ← θ − η g + √(2 η T) ξ, ξ standard normal.
 
     For small η the parameters wander as samples of exp(−L(θ) / T).
@@ -48,13 +49,11 @@ class Langevin(GradientOptimizer):
             model,
             {"lr": lr, "temperature": temperature},
             parameters,
+            seed=seed,
             weight_decay=weight_decay,
             maximize=maximize,
             foreach=foreach,
         )
-        device = self.param_groups[0]["params"][0].device
-        self.generator = torch.Generator("cpu" if device.type == "meta" else device)
-        self.generator.manual_seed(seed)
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
@@ -69,14 +68,3 @@ class Langevin(GradientOptimizer):
                 for p in batch.parameters
             ]
             torch._foreach_add_(batch.parameters, noise, alpha=deviation)
-
-    def state_dict(self) -> dict[str, Any]:
-        """torch's state, and the generator's under ``"generator"``."""
-        return {**super().state_dict(), "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` gave."""
-        rest = dict(state_dict)
-        generator = rest.pop("generator")
-        super().load_state_dict(rest)
-        self.generator.set_state(generator.cpu())

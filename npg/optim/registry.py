@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adafactor, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
 
 from npg.errors import ConfigurationError
+from npg.optim.adahessian import AdaHessian
 from npg.optim.adax import AdaX, AdaXW
 from npg.optim.base import FunctionOptimizer, Prediction, trainable
 from npg.optim.directions import NormalizedGradient, SignSGD
 from npg.optim.ekfac import EKFAC
+from npg.optim.full_matrix import FullMatrixAdagrad
+from npg.optim.hessian import HessianOptimizer
 from npg.optim.kfac import KFAC
 from npg.optim.langevin import Langevin
 from npg.optim.loss_flow import LossFlow
@@ -21,11 +24,14 @@ from npg.optim.natural_gradient import NaturalGradient
 from npg.optim.newton_cg import NewtonCG
 from npg.optim.shampoo import Shampoo
 from npg.optim.soap import SOAP
+from npg.optim.sophia import SophiaG, SophiaH
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
+    "adahessian": AdaHessian,
     "adax": AdaX,
     "adaxw": AdaXW,
     "ekfac": EKFAC,
+    "full-matrix-adagrad": FullMatrixAdagrad,
     "kfac": KFAC,
     "langevin": Langevin,
     "loss-flow": LossFlow,
@@ -36,6 +42,8 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "shampoo": Shampoo,
     "sign-sgd": SignSGD,
     "soap": SOAP,
+    "sophia-g": SophiaG,
+    "sophia-h": SophiaH,
 }
 
 # torch's own, as they are: they take parameters where ours take the module.
@@ -116,7 +124,7 @@ def train_step(
     Returns:
         The loss before the step.
     """
-    if isinstance(optimizer, FunctionOptimizer):
+    if isinstance(optimizer, FunctionOptimizer | HessianOptimizer):
         return float(optimizer.step(forward))  # type: ignore[arg-type]
     optimizer.zero_grad()
     loss, _ = forward()

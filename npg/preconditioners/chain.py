@@ -43,8 +43,10 @@ class ChainInverse(KroneckerInverse):
         curvature", 2015, section 4.3.
     """
 
-    def __init__(self, blocks: Sequence[Block], *, distributed: bool = False) -> None:
-        super().__init__(blocks, distributed=distributed)
+    def __init__(
+        self, blocks: Sequence[Block], *, distributed: bool = False, decay: float = 0.95
+    ) -> None:
+        super().__init__(blocks, distributed=distributed, decay=decay)
         self.layers: list[MatrixBlock] = []
         for block in blocks:
             if not (isinstance(block, MatrixBlock) and isinstance(block.layer, LinearLayer)):
@@ -112,16 +114,17 @@ class ChainInverse(KroneckerInverse):
         samples = self.layers[0].moments[0].new_tensor(float(sum(count for _, _, count in rows[0])))
         return inputs + signals, samples
 
-    def refresh(self, damping: float) -> None:
+    def refresh(self, damping: float | None = None) -> None:
         """Factorises the present moments.
 
         Args:
-            damping: λ, above 0.
+            damping: λ, above 0. Default: the last one.
 
         Raises:
             NumericalError: If the chain's covariance was not positive definite three times in
                 a row, or not the first time.
         """
+        damping = self.damping if damping is None else damping
         if not all(block.moments for block in self.blocks):
             return
         inputs, signals = zip(*(block.moments for block in self.blocks), strict=True)
@@ -153,19 +156,19 @@ class ChainInverse(KroneckerInverse):
                 solved.update(zip(block.parameters, block.layer.gradients(matrix), strict=True))
         torch._foreach_copy_(list(out.values()), [solved[p] for p in out])
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run must go on with: tensors, numbers, lists and dictionaries of them."""
         return {
-            **super().state(),
+            **super().state_dict(),
             "failed": self._failed,
             "input_pairs": [pair.clone() for pair in self.input_pairs],
             "signal_pairs": [pair.clone() for pair in self.signal_pairs],
             "chain": None if self.inverse is None else self.inverse.state(),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state` gave, each tensor on the blocks' device."""
-        super().load(state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave, each tensor on the blocks' device."""
+        super().load_state_dict(state)
         self._failed = int(state["failed"])
         first = self.layers[0]
         self.input_pairs = [on_device_of(first, pair) for pair in state["input_pairs"]]

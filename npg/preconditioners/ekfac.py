@@ -37,8 +37,10 @@ class EigenbasisInverse(KroneckerInverse):
         eigenbasis", 2018.
     """
 
-    def __init__(self, blocks: Sequence[Block], *, distributed: bool = False) -> None:
-        super().__init__(blocks, distributed=distributed)
+    def __init__(
+        self, blocks: Sequence[Block], *, distributed: bool = False, decay: float = 0.95
+    ) -> None:
+        super().__init__(blocks, distributed=distributed, decay=decay)
         self.scales: dict[int, Tensor] = {}
 
     def follow(self, rows: Sequence[Rows], decay: float) -> None:
@@ -67,15 +69,16 @@ class EigenbasisInverse(KroneckerInverse):
                 fresh = torch.where(torch.isfinite(mean), mean, self.scales[i])
                 self.scales[i].lerp_(fresh, weight)
 
-    def refresh(self, damping: float) -> None:
+    def refresh(self, damping: float | None = None) -> None:
         """Diagonalises the present factors, and inverts the blocks that have none.
 
         Args:
-            damping: λ, above 0.
+            damping: λ, above 0. Default: the last one.
 
         Raises:
             NumericalError: If a block could not be inverted three times in a row.
         """
+        damping = self.damping if damping is None else damping
         for i, block in enumerate(self.blocks):
             if _has_basis(block) and self.inverses[i]:
                 self._diagonalise(i, block, damping)
@@ -121,14 +124,14 @@ class EigenbasisInverse(KroneckerInverse):
         inner = inner / (self.scales[i] + self.damping)
         torch._foreach_copy_(out, block.layer.gradients(signals @ inner @ inputs.mT))
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run must go on with; ``inverses`` holds the bases."""
         scales = {i: scale.clone() for i, scale in self.scales.items()}
-        return {**super().state(), "scales": scales}
+        return {**super().state_dict(), "scales": scales}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state` gave, each tensor on its block's device."""
-        super().load(state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave, each tensor on its block's device."""
+        super().load_state_dict(state)
         self.scales = {
             int(i): on_device_of(self.blocks[int(i)], scale) for i, scale in state["scales"].items()
         }

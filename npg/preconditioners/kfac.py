@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npg.curvature.kronecker import Block, MatrixBlock
+from npg.curvature.kronecker import Block, KroneckerFisher, MatrixBlock
 from npg.curvature.kronecker.layers import MatrixLayer
 from npg.errors import NumericalError
 from npg.linalg import empty_flat, split
 from npg.linalg.inverses import positive_inverse
 from npg.linalg.kronecker import factored_damping
+from npg.preconditioners.base import Preconditioner
 
 # Rows, signals and number of samples of each batch of one step, see MatrixBlock.
 Rows = list[tuple[Tensor, list[Tensor], int]]
@@ -19,7 +20,7 @@ Rows = list[tuple[Tensor, list[Tensor], int]]
 TOLERATED_FAILURES = 3
 
 
-class KroneckerInverse:
+class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]]):
     """(G + √λ/π I)⁻¹ V (A + π √λ I)⁻¹ per layer, π = √(mean eigenvalue of A / that of G).
 
     Blocks without factors are inverted with λ as they are: whole, or by their diagonal.
@@ -27,6 +28,7 @@ class KroneckerInverse:
     Args:
         blocks: Whose moments to invert.
         distributed: Whether the moments are those of all ranks of ``torch.distributed``.
+        decay: Weight of the past in the moments' running means, see :meth:`update`.
 
     Attributes:
         damping: λ of the inverses in use.
@@ -38,8 +40,11 @@ class KroneckerInverse:
         curvature", 2015, sections 4.2 and 6.3.
     """
 
-    def __init__(self, blocks: Sequence[Block], *, distributed: bool = False) -> None:
+    def __init__(
+        self, blocks: Sequence[Block], *, distributed: bool = False, decay: float = 0.95
+    ) -> None:
         self.blocks = list(blocks)
+        self.decay = decay
         self.distributed = distributed
         self.inverses: list[list[Tensor]] = [[] for _ in self.blocks]
         self.failures = [0] * len(self.blocks)
@@ -60,15 +65,26 @@ class KroneckerInverse:
         """
         self.refresh(damping)
 
-    def refresh(self, damping: float) -> None:
+    def update(self, statistics: KroneckerFisher) -> None:
+        """Lets what an estimator measured in this step enter the blocks' moments.
+
+        Args:
+            statistics: Whose blocks these are.
+        """
+        rows = self.rows()
+        statistics.update(self.decay)
+        self.follow(rows, self.decay)
+
+    def refresh(self, damping: float | None = None) -> None:
         """Inverts the blocks' present moments; equal shapes go through one call.
 
         Args:
-            damping: λ, above 0.
+            damping: λ, above 0. Default: the last one.
 
         Raises:
             NumericalError: If a block could not be inverted three times in a row.
         """
+        damping = self.damping if damping is None else damping
         damped: list[list[Tensor]] = [
             self._factors(block, damping) if block.moments else [] for block in self.blocks
         ]
@@ -210,7 +226,7 @@ class KroneckerInverse:
             solved = inverse * flat if inverse.ndim == 1 else inverse @ flat
             torch._foreach_copy_(out, split(solved, block.parameters))
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run must go on with: tensors, numbers, lists and dictionaries of them."""
         return {
             "inverses": [list(inverse) for inverse in self.inverses],
@@ -220,8 +236,8 @@ class KroneckerInverse:
             "kept": self.kept,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state` gave, each tensor on its block's device."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave, each tensor on its block's device."""
         self.inverses = [
             [on_device_of(block, inverse) for inverse in inverses]
             for block, inverses in zip(self.blocks, state["inverses"], strict=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from npg.curvature.drawn import check_observed, drawn_score, propagated, telling, without_nan
 from npg.curvature.fisher import Fisher
 from npg.curvature.kronecker.assignment import assign
 from npg.curvature.kronecker.blocks import Call, FreeBlock, Sharing
@@ -21,7 +22,7 @@ from npg.curvature.kronecker.capture import (
 from npg.curvature.kronecker.collective import average
 from npg.curvature.kronecker.roots import fisher_columns
 from npg.errors import ConfigurationError
-from npg.likelihoods import as_distribution, detached, likelihood, score
+from npg.likelihoods import as_distribution, likelihood
 
 FisherKind = Literal["exact", "sampled", "empirical"]
 Reduction = Literal["mean", "sum"]
@@ -154,19 +155,11 @@ class KroneckerFisher:
             return
         if self.kind == "empirical":
             raise ConfigurationError('fisher="empirical" observes no prediction: leave it out')
-        tensors = [t for t in likelihood(prediction).tensors(prediction) if t.requires_grad]
-        if not tensors:
-            raise ConfigurationError(
-                "the prediction has no graph: compute it in training mode, with gradients"
-            )
-        if mask is not None and mask.shape != prediction.batch_shape:
-            raise ConfigurationError(
-                f"mask must have one entry per sample, shape {tuple(prediction.batch_shape)}, "
-                f"got {tuple(mask.shape)}"
-            )
+        check_observed(prediction, mask)
         noted = self.capture.take()
         if noted.hidden:
-            refuse_reentrant_checkpoint(tensors)
+            tensors = likelihood(prediction).tensors(prediction)
+            refuse_reentrant_checkpoint([t for t in tensors if t.requires_grad])
         if self._owner and not noted.noted:
             raise ConfigurationError(
                 "none of the model's layers was called in training mode, with gradients, since the "
@@ -195,7 +188,8 @@ class KroneckerFisher:
             raise ConfigurationError('only fisher="sampled" is observed by hand')
         samples = prediction.batch_shape.numel()
         tensors = likelihood(prediction).tensors(prediction)
-        drawn = [_telling(t, s) for t, s in zip(tensors, self._drawn(prediction), strict=True)]
+        scores = drawn_score(prediction, self.generator)
+        drawn = [telling(t, s) for t, s in zip(tensors, scores, strict=True)]
         with torch.no_grad():
             calls = propagate(drawn)
         estimated = self._estimated(prediction, None, samples)
@@ -223,19 +217,14 @@ class KroneckerFisher:
                 # Tensors that no layer computes, a policy's σ, would cost passes for nothing.
                 above = [t.requires_grad and connected(noted.noted, t) for t in tensors]
                 reached = [t for t, layers in zip(tensors, above, strict=True) if layers]
-                for column in fisher_columns(_without_nan(prediction), above):
+                for column in fisher_columns(without_nan(prediction), above):
                     signed = self._signed(column, prediction.batch_shape)
                     self._propagate(noted, reached, signed, mask, [])
             if self.kind == "sampled" or estimated:
-                drawn = self._drawn(prediction)
+                drawn = drawn_score(prediction, self.generator)
                 nodes = noted if self.kind == "sampled" else Pass()
                 self._measure_drawn(nodes, tensors, drawn, mask, estimated, samples)
         self._collect([item.call for item in noted.noted if item.call.gradients], samples, mask)
-
-    def _drawn(self, prediction: Distribution) -> Sequence[Tensor]:
-        """The prediction's score, in its tensors, at labels of its own."""
-        outside = _without_nan(prediction)
-        return score(outside, likelihood(outside).sample(outside, self.generator))
 
     def _measure_drawn(
         self,
@@ -269,17 +258,9 @@ class KroneckerFisher:
         mask: Tensor | None,
         free: list[FreeBlock],
     ) -> list[Tensor | None]:
-        pairs = [
-            (tensor, _masked(_telling(tensor, cotangent), mask))
-            for tensor, cotangent in zip(tensors, cotangents, strict=True)
-            if tensor.requires_grad
-        ]
-        return back_propagate(
-            noted.noted,
-            [tensor for tensor, _ in pairs],
-            [cotangent for _, cotangent in pairs],
-            [block.parameters[0] for block in free],
-        )
+        outputs, seeds = propagated(tensors, list(cotangents), mask)
+        free_parameters = [block.parameters[0] for block in free]
+        return back_propagate(noted.noted, outputs, seeds, free_parameters)
 
     def _estimated(
         self, prediction: Distribution, mask: Tensor | None, samples: int
@@ -401,24 +382,3 @@ class KroneckerFisher:
             like = block.parameters[0]
             block.moments = [m.to(like.device, copy=True) for m in entry["moments"]]
             block.updates = int(entry["updates"])
-
-
-def _without_nan(prediction: Distribution) -> Distribution:
-    """A copy outside the graph: samplers raise on these, in the middle of a backward pass."""
-    outside = detached(prediction)
-    family = likelihood(outside)
-    tensors = tuple(torch.where(t.isnan(), 1.0, t) for t in family.tensors(outside))
-    rebuilt: Distribution = family.rebuild(outside, tensors)
-    return rebuilt
-
-
-def _telling(tensor: Tensor, cotangent: Tensor) -> Tensor:
-    """What is not a number has no gradient that is one: the sums must show it."""
-    return torch.where(tensor.isnan(), torch.nan, cotangent)
-
-
-def _masked(cotangent: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return cotangent
-    kept = mask.bool().reshape(mask.shape + (1,) * (cotangent.ndim - mask.ndim))
-    return torch.where(kept, cotangent, 0.0)

@@ -23,6 +23,10 @@ SETTINGS = {
     "kfac": {"likelihood": "categorical"},
     "natural-gradient": {"likelihood": "categorical"},
     "adafactor": {"lr": 0.1},
+    "adahessian": {"lr": 0.1},
+    "full-matrix-adagrad": {"lr": 0.3},
+    "sophia-g": {"likelihood": "categorical", "lr": 0.02},
+    "sophia-h": {"lr": 0.02},
     "adagrad": {"lr": 0.1},
     "adam": {"lr": 0.03},
     "adamax": {"lr": 0.03},
@@ -67,7 +71,7 @@ VARIANTS = [
 def listens(variant):
     """Whether it hears layers, and so must be given the module."""
     name, settings = variant
-    return "kfac" in (name, *settings.values()) or name == "ekfac"
+    return "kfac" in (name, *settings.values()) or name in ("ekfac", "sophia-g")
 
 
 def described(variant):

@@ -187,7 +187,7 @@ class TestState:
         model = mlp()
         optimizer = chained(model)
         train(optimizer, model, batches)
-        state = optimizer.preconditioner.state()
+        state = optimizer.preconditioner.state_dict()
         before = repr(state)
         train(optimizer, model, batches)
         assert repr(state) == before

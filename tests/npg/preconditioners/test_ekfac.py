@@ -193,7 +193,7 @@ class TestBasis:
     def test_one_that_cannot_be_found(self, monkeypatch):
         fisher, inverse = measured(mlp(), torch.randn(9, 3))
         inverse.refresh(0.1)
-        kept = copy.deepcopy(inverse.state())
+        kept = copy.deepcopy(inverse.state_dict())
 
         def fails(*args):
             raise torch.linalg.LinAlgError("did not converge")
@@ -204,7 +204,7 @@ class TestBasis:
             assert inverse.failures == [count] * 3
         assert inverse.kept == 6
         for name in ("inverses", "scales"):
-            assert repr(inverse.state()[name]) == repr(kept[name])
+            assert repr(inverse.state_dict()[name]) == repr(kept[name])
         with pytest.raises(NumericalError, match=r"3 times in a row.*damping="):
             inverse.refresh(0.1)
         fresh = EigenbasisInverse(fisher.blocks)
@@ -257,8 +257,8 @@ class TestState:
         fisher, inverse = measured(model, torch.randn(9, 3))
         inverse.refresh(0.1)
         other = EigenbasisInverse(fisher.blocks)
-        state = inverse.state()
-        other.load(state)
+        state = inverse.state_dict()
+        other.load_state_dict(state)
         gradients = {p: torch.randn_like(p) for p in model.parameters()}
         assert torch.equal(
             flat(list(inverse.apply(gradients).values())),

@@ -240,7 +240,7 @@ class TestState:
         inverse = KroneckerInverse(estimator.blocks)
         inverse.refresh(0.1)
         other = KroneckerInverse(estimator.blocks)
-        other.load(copy.deepcopy(inverse.state()))
+        other.load_state_dict(copy.deepcopy(inverse.state_dict()))
         assert other.damping == 0.1
         for i, block in enumerate(estimator.blocks):
             gradients = [torch.randn_like(p) for p in block.parameters]

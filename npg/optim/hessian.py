@@ -1,0 +1,179 @@
+"""What the optimizers have in common that probe the Hessian with random signs."""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from npg.curvature.hutchinson import probe, rademacher
+from npg.curvature.twice_differentiable import TwiceDifferentiable
+from npg.errors import ConfigurationError
+from npg.optim.base import Protocol
+from npg.optim.closures import run_closure
+from npg.optim.gradient import real_view
+from npg.optim.seeded import SeededOptimizer
+
+GRAPH_ADVICE = (
+    "step(closure) with a closure that runs the forward pass and returns the loss (nothing else to "
+    "do then), or call loss.backward(create_graph=True) before step()"
+)
+
+
+class HessianOptimizer(SeededOptimizer):
+    """A :class:`GradientOptimizer` that takes z ⊙ Hz, z random signs, on every so-manieth step.
+
+    The product needs the gradients' own graph. With a closure that runs the forward pass only the
+    optimizer makes it where it is due; else ``loss.backward(create_graph=True)`` does. Either way
+    the gradients are without one after the step, so that nothing keeps it alive.
+
+    Args:
+        model: Module, or parameters, or groups of them.
+        defaults: Settings of the groups, ``lr`` among them.
+        parameters: Restricts a module to these of its parameters.
+        hessian_interval: Steps from one probe to the next.
+        **options: As for :class:`SeededOptimizer`.
+
+    Raises:
+        ConfigurationError: If a setting cannot work.
+    """
+
+    protocol: ClassVar[Protocol] = "hessian"
+    # Lets torch's GradScaler come here with scaled gradients instead of unscaling them in place.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
+        defaults: dict[str, Any],
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
+        *,
+        hessian_interval: int,
+        **options: Any,
+    ) -> None:
+        if hessian_interval < 1:
+            raise ConfigurationError(f"hessian_interval must be at least 1, got {hessian_interval}")
+        super().__init__(model, defaults, parameters, **options)
+        self.hessian_interval = hessian_interval
+        self.steps = 0
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether the next step probes, and so wants ``backward(create_graph=True)``."""
+        return self.steps % self.hessian_interval == 0
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Tensor | None:  # type: ignore[override]
+        """Takes one step.
+
+        Args:
+            closure: Runs the forward pass and returns the loss, or (loss, prediction); gradients of
+                before are replaced. Or torch's kind, which calls ``backward()``, with
+                ``create_graph=True`` where :attr:`needs_graph`. Default: the gradients are there.
+
+        Returns:
+            The closure's loss.
+
+        Raises:
+            ConfigurationError: If a setting cannot work, or a probe is due and there is no graph.
+        """
+        if getattr(self, "grad_scale", None) is not None:
+            raise ConfigurationError(
+                f"{type(self).__name__} takes no GradScaler, which scales the curvature as well: "
+                "use autocast with bfloat16, which needs none"
+            )
+        parameters = [p for g in self.param_groups for p in g["params"] if p.requires_grad]
+        loss, differentiated = None, False
+        if closure is not None:
+            loss, differentiated = self._evaluate(closure, parameters)
+        try:
+            if self.needs_graph:
+                self._probe(must_have_graph=not differentiated)
+        finally:
+            for p in parameters:
+                if p.grad is not None:
+                    p.grad = p.grad.detach()  # in place a view would refuse
+        super().step()
+        self.steps += 1
+        return loss
+
+    def _evaluate(
+        self, closure: Callable[[], Any], parameters: list[Tensor]
+    ) -> tuple[Tensor, bool]:
+        """Runs the closure, and differentiates the loss unless it did so itself."""
+        with TwiceDifferentiable() if self.needs_graph else nullcontext():
+            result, called_backward = run_closure(closure, parameters)
+        loss = result[0] if isinstance(result, tuple) else result
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            raise ConfigurationError(
+                f"{type(self).__name__}: the closure must return the loss, a scalar tensor, or "
+                f"(loss, prediction), got {type(loss).__name__}"
+            )
+        if called_backward:
+            return loss.detach(), False
+        if not loss.requires_grad:
+            raise ConfigurationError(
+                f"{type(self).__name__}: the closure's loss has no graph: compute it from the "
+                "model's output, with gradients"
+            )
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(
+                loss, parameters, create_graph=self.needs_graph, allow_unused=True
+            )
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+        for p, gradient in zip(parameters, gradients, strict=True):
+            p.grad = gradient
+        return loss.detach(), True
+
+    def _probe(self, *, must_have_graph: bool) -> None:
+        """Takes z ⊙ Hz into the curvature of every parameter that has a gradient."""
+        found = [
+            (group, p) for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
+        dense = [p for _, p in found if p.grad is not None and p.grad.layout == torch.strided]
+        if len(dense) < len(found) or not found:
+            return  # refused, or nothing to do, in super().step()
+        gradients = [p.grad for p in dense if p.grad is not None]
+        if must_have_graph and not any(g.requires_grad for g in gradients):
+            raise ConfigurationError(
+                f"{type(self).__name__} probes the Hessian on this step, and the gradients have no "
+                f"graph: {GRAPH_ADVICE}"
+            )
+        signs = rademacher(dense, self.generator)
+        products = dict(
+            zip(dense, zip(signs, probe(gradients, dense, signs), strict=True), strict=True)
+        )
+        for group in self.param_groups:
+            mine = [p for p in group["params"] if p in products]
+            if mine:
+                pairs = [products[p] for p in mine]
+                self._measure(
+                    group,
+                    [self.state[p] for p in mine],
+                    [real_view(z) for z, _ in pairs],
+                    [real_view(product) for _, product in pairs],
+                )
+
+    def _measure(
+        self,
+        group: dict[str, Any],
+        states: list[dict[str, Any]],
+        signs: list[Tensor],
+        products: list[Tensor],
+    ) -> None:
+        """Lets z and Hz enter the curvature."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state, the generator's, and the steps taken under ``"steps"``."""
+        return {**super().state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+        rest = dict(state_dict)
+        steps = int(rest.pop("steps"))
+        super().load_state_dict(rest)
+        self.steps = steps
