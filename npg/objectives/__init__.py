@@ -5,7 +5,7 @@ that it goes in the plain loop and in a closure that runs the forward pass only:
 
 ```python
 def closure():
-    with twice_differentiable():
+    with double_backpropagation():
         logits = model(x)
         loss = flooding(F.cross_entropy(logits, y), 0.05)
         return loss + parameter_gradient_penalty(loss, model, 0.01), logits
@@ -14,10 +14,10 @@ def closure():
 
 from npg.objectives.flooding import flooding
 from npg.objectives.gradient_penalties import (
+    double_backpropagation,
     implicit_gradient_regularisation,
     input_gradient_penalty,
     parameter_gradient_penalty,
-    twice_differentiable,
 )
 from npg.objectives.input_noise import InputNoise
 from npg.objectives.virtual_adversarial import VirtualAdversarial
@@ -25,9 +25,9 @@ from npg.objectives.virtual_adversarial import VirtualAdversarial
 __all__ = [
     "InputNoise",
     "VirtualAdversarial",
+    "double_backpropagation",
     "flooding",
     "implicit_gradient_regularisation",
     "input_gradient_penalty",
     "parameter_gradient_penalty",
-    "twice_differentiable",
 ]

@@ -12,15 +12,16 @@ from npg.curvature.jacobian import reaches
 from npg.errors import ConfigurationError
 from npg.objectives.checks import check_weight
 
-FORWARD_ADVICE = "run the forward pass inside `with npg.objectives.twice_differentiable():`"
+FORWARD_ADVICE = "run the forward pass inside `with npg.objectives.double_backpropagation():`"
 
 
 @contextmanager
-def twice_differentiable() -> Iterator[None]:
+def double_backpropagation() -> Iterator[None]:
     """Context for a forward pass whose gradient enters the loss.
 
     Gradients are on, also where a line search evaluates a closure without them, and attention takes
-    the kernel that has a second derivative.
+    the kernel that has derivatives of any order: a curvature matrix of a penalised loss wants the
+    third.
     """
     with torch.enable_grad(), math_attention():
         yield

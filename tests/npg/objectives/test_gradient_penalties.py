@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from npg.errors import ConfigurationError
 from npg.objectives import (
+    double_backpropagation,
     implicit_gradient_regularisation,
     input_gradient_penalty,
     parameter_gradient_penalty,
-    twice_differentiable,
 )
-from npg.optim import KFAC, NaturalGradient
+from npg.optim import KFAC, create, train_step
 from tests.npg.oracles import TIGHT, mlp
 
 
@@ -112,7 +112,7 @@ class TestInputs:
             (lambda loss, x: input_gradient_penalty(loss.expand(2), x, 1.0), "6 samples"),
             (lambda loss, x: input_gradient_penalty(loss, x, -1.0), "weight"),
             (lambda loss, x: input_gradient_penalty(loss, x, math.nan), "weight"),
-            (lambda loss, x: input_gradient_penalty(loss.detach(), x, 1.0), "twice_different"),
+            (lambda loss, x: input_gradient_penalty(loss.detach(), x, 1.0), "double_backprop"),
             (lambda loss, x: input_gradient_penalty(loss, x, 1.0, reduction="none"), "shape"),
         ],
     )
@@ -232,43 +232,45 @@ class TestImplicitRegularisation:
 class TestAttention:
     def test_the_fused_kernel_is_refused_with_the_remedy(self):
         model, x = Attention(), torch.randn(2, 5, 4, requires_grad=True)
-        with pytest.raises(ConfigurationError, match="twice_differentiable"):
+        with pytest.raises(ConfigurationError, match="double_backpropagation"):
             input_gradient_penalty(model(x).square().sum(), x, 1.0)
 
     def test_the_math_kernel_is_differentiated(self):
         model, x = Attention(), torch.randn(2, 5, 4, requires_grad=True)
 
         def value(inputs):
-            with twice_differentiable():
+            with double_backpropagation():
                 return input_gradient_penalty(model(inputs).square().sum(1), inputs, 1.0)
 
         assert torch.autograd.gradcheck(value, (x,))
 
 
 class TestClosures:
-    @pytest.mark.parametrize("kind", [NaturalGradient, KFAC])
-    def test_a_step_of_a_function_optimizer_lowers_the_penalised_loss(self, kind, batch):
-        """Line searches evaluate closures without gradients."""
+    @pytest.mark.parametrize(
+        "name", ["sgd", "adahessian", "kfac", "natural-gradient", "newton-cg", "loss-flow"]
+    )
+    def test_a_penalised_loss_falls_however_the_optimizer_is_driven(self, name, batch):
+        """Line searches evaluate closures without gradients, curvature differentiates once more."""
         model, (x, y) = mlp(), batch
         x.requires_grad_()
-        optimizer = kind(model, likelihood="categorical")
+        options = {"likelihood": "categorical"} if name in ("kfac", "natural-gradient") else {}
+        optimizer = create(name, model, **options)
 
-        def closure():
-            with twice_differentiable():
+        def forward():
+            with double_backpropagation():
                 logits = model(x)
                 loss = F.cross_entropy(logits, y)
                 penalty = input_gradient_penalty(loss, x, 0.1)
                 return loss + penalty + parameter_gradient_penalty(loss, model, 0.01), logits
 
-        before = float(closure()[0].detach())
+        before = float(forward()[0].detach())
         for _ in range(5):
-            report = optimizer.step(closure)
-            assert report.accepted
-        assert float(closure()[0].detach()) < before
+            train_step(optimizer, forward)
+        assert float(forward()[0].detach()) < before
 
     def test_no_graph_names_the_context(self, batch):
         model, (x, y) = mlp(), batch
-        with torch.no_grad(), pytest.raises(ConfigurationError, match="twice_differentiable"):
+        with torch.no_grad(), pytest.raises(ConfigurationError, match="double_backpropagation"):
             parameter_gradient_penalty(F.cross_entropy(model(x), y), model, 1.0)
 
 
