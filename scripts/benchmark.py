@@ -13,7 +13,9 @@ from typing import Literal
 
 import tyro
 
-Part = Literal["throughput", "rollout", "fisher", "kfac", "autoencoder", "kl", "returns"]
+Part = Literal[
+    "throughput", "rollout", "fisher", "kfac", "optimizers", "autoencoder", "kl", "returns"
+]
 
 
 @dataclass
@@ -33,7 +35,8 @@ class Options:
     seconds: float = 60.0
     """Of each optimizer, for the autoencoder."""
     data_dir: Path = Path("/usr/share/datasets/fashion-mnist")
-    """Fashion-MNIST's files, for the autoencoder; Debian's dataset-fashion-mnist puts them here."""
+    """Fashion-MNIST's files, for autoencoder and optimizers; where Debian's dataset-fashion-mnist
+    puts them."""
     jobs: int = 2
     """Training runs at a time, one thread each."""
 
@@ -46,6 +49,7 @@ def main(options: Options) -> None:
             fisher_products,
             kfac_steps,
             kl_bound,
+            optimizers,
             returns,
             rollouts,
             throughput,
@@ -60,12 +64,15 @@ def main(options: Options) -> None:
         "kfac": kfac_steps.run,
         "kl": kl_bound.run,
     }
-    every = [*parts, "autoencoder", "returns"]
+    every = [*parts, "optimizers", "autoencoder", "returns"]
     for name in every if options.part == "all" else [options.part]:
         command = f"python scripts/benchmark.py {name}"
         if name == "autoencoder":
             command += f" --seconds {options.seconds:g}"
             autoencoder.run(options.seconds, options.data_dir, command)
+        elif name == "optimizers":
+            command += f" --rounds {options.rounds}"
+            optimizers.run(options.rounds, options.data_dir, command)
         elif name == "returns":
             command += f" --agent {options.agent}" if options.agent != "trpo" else ""
             command += " --retuned" if options.retuned else ""

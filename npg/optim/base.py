@@ -137,6 +137,7 @@ class FunctionOptimizer(torch.optim.Optimizer):
     """
 
     protocol: ClassVar[Protocol] = "function"
+    takes_complex: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -147,6 +148,24 @@ class FunctionOptimizer(torch.optim.Optimizer):
         super().__init__(trainable(model, parameters), defaults)
         self.settings = tuple(defaults)  # torch adds names of its own to these
         self.extra: dict[str, float] = {"steps": 0, "skipped": 0, "rejected": 0}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters.
+
+        Args:
+            param_group: ``params`` and what differs from the defaults.
+
+        Raises:
+            ConfigurationError: If a parameter is complex, where that is not supported.
+        """
+        super().add_param_group(param_group)
+        added = self.param_groups[-1]["params"]
+        if not self.takes_complex and any(p.is_complex() for p in added):
+            self.param_groups.pop()
+            raise ConfigurationError(
+                f"{type(self).__name__} takes no complex parameters: let the model keep their real "
+                "view (torch.view_as_real) as a parameter instead"
+            )
 
     def tensors(self) -> list[Tensor]:
         """All parameters of all groups, in the order of the flat vector."""

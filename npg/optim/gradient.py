@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from npg.errors import ConfigurationError
 from npg.optim.base import Protocol, attributes, trainable
+from npg.optim.finite import masked, usable
 from npg.preconditioners.base import remembered
 
 
@@ -63,7 +64,9 @@ class Batch:
 class GradientOptimizer(torch.optim.Optimizer):
     """θ ← θ − η d(g), d what a subclass makes of the gradients.
 
-    Nothing is read from the device. Each group has ``lr``, ``weight_decay`` and ``maximize``.
+    On the CPU a parameter whose gradient is not finite sits out the step, which its state counts as
+    ``"skipped"``. From other devices nothing is read. Each group has ``lr``, ``weight_decay`` and
+    ``maximize``.
 
     Args:
         model: Module, or parameters, or groups of them.
@@ -81,6 +84,9 @@ class GradientOptimizer(torch.optim.Optimizer):
     protocol: ClassVar[Protocol] = "gradient"
     # Whether parameters shrink by η λ instead of having λ θ in their gradients.
     decoupled: bool = False
+    # Whether gradients that are not finite count as zero on devices where looking would stall:
+    # for steps that are long enough to hide what that costs.
+    masks: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -141,22 +147,28 @@ class GradientOptimizer(torch.optim.Optimizer):
         """Prepares what has gradients: counted, signed, decayed, real."""
         by_step: dict[int, Batch] = {}
         singles: list[Batch] = []
-        for parameter in group["params"]:
-            if parameter.grad is None:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        if any(p.grad.layout != torch.strided for p in parameters):
+            raise ConfigurationError(
+                f"{type(self).__name__} needs dense gradients: use nn.Embedding(..., "
+                "sparse=False), or torch.optim.SparseAdam for the sparse ones"
+            )
+        gradients = [real_view(p.grad) for p in parameters]
+        states = [self.state[p] for p in parameters]
+        can_step = usable(gradients, states)
+        for parameter, gradient, state, can in zip(
+            parameters, gradients, states, can_step, strict=True
+        ):
+            if not can:
                 continue
-            if parameter.grad.layout != torch.strided:
-                raise ConfigurationError(
-                    f"{type(self).__name__} needs dense gradients: use nn.Embedding(..., "
-                    "sparse=False), or torch.optim.SparseAdam for the sparse ones"
-                )
-            state = self.state[parameter]
+            if self.masks and gradient.device.type != "cpu":
+                gradient = masked(gradient, state)
             state["step"] = step = int(state.get("step", 0)) + 1
-            value, gradient = real_view(parameter), real_view(parameter.grad)
             batch = by_step.setdefault(step, Batch([], [], [], step))
             if not group["foreach"]:
                 batch = Batch([], [], [], step)
                 singles.append(batch)
-            batch.parameters.append(value)
+            batch.parameters.append(real_view(parameter))
             batch.gradients.append(gradient)
             batch.states.append(state)
         batches = singles if not group["foreach"] else list(by_step.values())

@@ -18,10 +18,10 @@ def grafted(kind: Graft, group: dict[str, Any], batch: Batch, mean: list[Tensor]
             ``"rmsprop"``, by the root of their running mean; ``"adam"``, by that without its bias.
         group: With ``betas`` and ``graft_epsilon``.
         batch: Of the step.
-        mean: Running mean of the gradients, without bias.
+        mean: Running mean of the gradients, as the step is to have it: with its bias or without.
 
     Returns:
-        Torch's SGD, Adagrad, RMSprop and Adam move by −η times these.
+        Torch's SGD, Adagrad, RMSprop and Adam move by −η times these, if the mean has no bias.
     """
     if kind == "sgd":
         return mean

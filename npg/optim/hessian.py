@@ -12,6 +12,7 @@ from npg.curvature.twice_differentiable import TwiceDifferentiable
 from npg.errors import ConfigurationError
 from npg.optim.base import Protocol
 from npg.optim.closures import run_closure
+from npg.optim.finite import usable
 from npg.optim.gradient import real_view
 from npg.optim.seeded import SeededOptimizer
 
@@ -143,18 +144,22 @@ class HessianOptimizer(SeededOptimizer):
                 f"graph: {GRAPH_ADVICE}"
             )
         signs = rademacher(dense, self.generator)
-        products = dict(
-            zip(dense, zip(signs, probe(gradients, dense, signs), strict=True), strict=True)
-        )
+        products = probe(gradients, dense, signs)
+        states = [self.state[p] for p in dense]
+        good = usable(products, states, "skipped_statistics")
+        pairs = {
+            p: (real_view(z), real_view(product))
+            for p, z, product, finite in zip(dense, signs, products, good, strict=True)
+            if finite
+        }
         for group in self.param_groups:
-            mine = [p for p in group["params"] if p in products]
+            mine = [p for p in group["params"] if p in pairs]
             if mine:
-                pairs = [products[p] for p in mine]
                 self._measure(
                     group,
                     [self.state[p] for p in mine],
-                    [real_view(z) for z, _ in pairs],
-                    [real_view(product) for _, product in pairs],
+                    [pairs[p][0] for p in mine],
+                    [pairs[p][1] for p in mine],
                 )
 
     def _measure(

@@ -32,6 +32,8 @@ class LossFlow(FunctionOptimizer):
         Polyak's step size L / ‖g‖² for a known least value, "Introduction to optimization", 1987.
     """
 
+    takes_complex = True
+
     def __init__(
         self,
         model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],

@@ -43,7 +43,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def __init__(
         self,
         model: nn.Module | Iterable[Tensor],
-        lr: float = 3e-3,
+        lr: float = 1e-2,
         weight_decay: float = 0.01,
         *,
         momentum: float = 0.95,

@@ -59,8 +59,16 @@ _OF_TORCH: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": SGD,
 }
 
-# Where torch's own defaults are not what anybody trains with.
-_DEFAULTS: dict[str, dict[str, Any]] = {"sgd": {"lr": 0.05, "momentum": 0.9}}
+# Where a constructor's own are not what anybody trains with, or clearly worse than these on an MLP
+# and on a CNN; the rate falls to zero there.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "adafactor": {"lr": 3e-2},
+    "adax": {"lr": 5e-3},
+    "langevin": {"lr": 0.1},
+    "radam": {"lr": 3e-3},
+    "rmsprop": {"lr": 1e-3},
+    "sgd": {"lr": 0.05, "momentum": 0.9},
+}
 
 
 def names() -> list[str]:
@@ -93,7 +101,9 @@ def create(
     Args:
         name: One of :func:`names`.
         model: Module to train, or its parameters.
-        lr: Learning rate. Default: the optimizer's own; 0.05 for ``"sgd"``, whose momentum is 0.9.
+        lr: Learning rate. Default: the optimizer's own, but 0.03 for ``"adafactor"``, 0.005 for
+            ``"adax"``, 0.1 for ``"langevin"``, 0.003 for ``"radam"``, 0.001 for ``"rmsprop"``, and
+            0.05 for ``"sgd"``, whose momentum is 0.9.
         **options: Further arguments of the optimizer's class. ``parameters``, which restricts
             ``model``, goes with all of them.
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from npg.errors import ConfigurationError
 from npg.optim.gradient import Batch, GradientOptimizer, check_range
 from npg.optim.grafting import Graft, grafted
-from npg.preconditioners.blocks import Partition
-from npg.preconditioners.shampoo import ShampooRoots, with_norms_of
+from npg.preconditioners.blocks import partition
+from npg.preconditioners.shampoo import ShampooRoots, refresh, with_norms_of
 
 
 class Shampoo(GradientOptimizer):
@@ -50,11 +50,13 @@ class Shampoo(GradientOptimizer):
         Anil et al., "Scalable second order optimization for deep learning", 2020, for grafting.
     """
 
+    masks = True
+
     def __init__(
         self,
         model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 3e-3,
-        betas: tuple[float, float] = (0.9, 0.99),
+        lr: float = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.95),
         epsilon: float = 1e-10,
         *,
         graft: Graft | None = "adam",
@@ -107,28 +109,36 @@ class Shampoo(GradientOptimizer):
         first = group["betas"][0]
         mean = batch.gradients
         if first:
-            running = batch.remembered("mean")
-            torch._foreach_lerp_(running, batch.gradients, 1 - first)
-            mean = list(torch._foreach_div(running, 1 - first**batch.step))
+            mean = batch.remembered("mean")
+            torch._foreach_lerp_(mean, batch.gradients, 1 - first)
+        # Every direction is linear in the mean: its bias is taken out of the step.
         steps = None if self.graft is None else grafted(self.graft, group, batch, mean)
-        starts = batch.step >= self.start_step
-        directions = []
-        for i, (gradient, state) in enumerate(zip(batch.gradients, batch.states, strict=True)):
-            direction = steps[i] if steps is not None else mean[i]
-            if self.start_step < math.inf and gradient.numel():
-                roots = self._roots(group, gradient)
-                roots.update(state, gradient)
-                if "roots" not in state or batch.step % self.root_interval == 0:
-                    roots.refresh(state)
-                if starts:
-                    stacks = roots.apply(state, mean[i])
-                    if steps is not None:
-                        stacks = with_norms_of(stacks, roots.partition.cut(steps[i]))
-                    direction = roots.partition.join(stacks)
-            directions.append(direction)
+        directions = list(mean if steps is None else steps)
+        roots = {
+            i: self._roots(group, gradient)
+            for i, gradient in enumerate(batch.gradients)
+            if gradient.numel() and self.start_step < math.inf
+        }
+        for i, its in roots.items():
+            its.update(batch.states[i], batch.gradients[i])
+        due = batch.step % self.root_interval == 0
+        refresh(
+            [
+                (its, batch.states[i])
+                for i, its in roots.items()
+                if due or "roots" not in batch.states[i]
+            ]
+        )
+        if batch.step >= self.start_step:
+            for i, its in roots.items():
+                stacks = its.apply(batch.states[i], mean[i])
+                if steps is not None:
+                    stacks = with_norms_of(stacks, its.partition.cut(steps[i]))
+                directions[i] = its.partition.join(stacks)
         self._shrink(group, batch.parameters)
-        torch._foreach_add_(batch.parameters, directions, alpha=-group["lr"])
+        rate = group["lr"] / (1 - first**batch.step)
+        torch._foreach_add_(batch.parameters, directions, alpha=-rate)
 
     def _roots(self, group: dict[str, Any], tensor: Tensor) -> ShampooRoots:
-        partition = Partition(tensor.shape, self.block_size, self.merge_size)
-        return ShampooRoots(partition, group["betas"][1], group["epsilon"])
+        blocks = partition(tensor.shape, self.block_size, self.merge_size)
+        return ShampooRoots(blocks, group["betas"][1], group["epsilon"])

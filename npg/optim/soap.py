@@ -1,7 +1,7 @@
 """SOAP: Adam in the eigenbasis of Shampoo's moments."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from npg.errors import ConfigurationError
 from npg.optim.gradient import Batch, GradientOptimizer, check_range
-from npg.preconditioners.blocks import Partition
-from npg.preconditioners.soap import EigenBasis
+from npg.preconditioners.blocks import partition
+from npg.preconditioners.soap import EigenBasis, refresh
+
+# Parameter, gradient, state, and the basis where it has one.
+Turned = tuple[Tensor, Tensor, dict[str, Any], EigenBasis | None]
 
 
 class SOAP(GradientOptimizer):
@@ -43,16 +46,17 @@ class SOAP(GradientOptimizer):
     """
 
     decoupled = True
+    masks = True
 
     def __init__(
         self,
         model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 3e-3,
-        betas: tuple[float, float] = (0.95, 0.95),
+        lr: float = 5e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
         basis_decay: float | None = None,
         eps: float = 1e-8,
         *,
-        block_size: int = 1024,
+        block_size: int = 512,
         merge_size: int = 0,
         refresh_interval: int = 10,
         precondition_vectors: bool = False,
@@ -87,54 +91,71 @@ class SOAP(GradientOptimizer):
             check_range(group, "basis_decay", 0, 1)
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
-        for parameter, gradient, state in zip(
-            batch.parameters, batch.gradients, batch.states, strict=True
-        ):
-            if parameter.numel():
-                self._move(group, parameter, gradient, state, batch.step)
-
-    def _move(
-        self,
-        group: dict[str, Any],
-        parameter: Tensor,
-        gradient: Tensor,
-        state: dict[str, Any],
-        step: int,
-    ) -> None:
-        basis = self._basis(group, parameter)
-        turns = self.precondition_vectors or len(basis.partition.view) > 1
-        if step == 1:
-            if turns:
+        tensors = [
+            (parameter, gradient, state, self._basis(group, parameter))
+            for parameter, gradient, state in zip(
+                batch.parameters, batch.gradients, batch.states, strict=True
+            )
+            if parameter.numel()
+        ]
+        turning = [(g, state, basis) for _, g, state, basis in tensors if basis is not None]
+        if batch.step == 1:
+            for gradient, state, basis in turning:
                 basis.update(state, gradient)
                 basis.begin(state)
             return
+        if not tensors:
+            return
+        moves = batch.step - 1  # the first step made none
+        first = group["betas"][0]
+        directions = self._directions(group, tensors, moves)
+        parameters = [parameter for parameter, *_ in tensors]
+        self._shrink(group, parameters)
+        torch._foreach_add_(parameters, directions, alpha=-group["lr"] / (1 - first**moves))
+        for gradient, state, basis in turning:
+            basis.update(state, gradient)
+        if moves % self.refresh_interval == 0:
+            means = [basis.back(state, state["mean"]) for _, state, basis in turning]
+            refresh([(state, state["squares"]) for _, state, _ in turning])
+            for (_, state, basis), mean in zip(turning, means, strict=True):
+                state["mean"] = basis.into(state, mean)
+
+    def _directions(
+        self, group: dict[str, Any], tensors: Sequence[Turned], moves: int
+    ) -> list[Tensor]:
+        """Adam's in the bases, where its means are kept, turned back; m̂ still has its bias."""
         first, second = group["betas"]
-        mean = state.setdefault("mean", torch.zeros_like(gradient))
-        mean.lerp_(gradient, 1 - first)
-        cut = basis.partition.cut
-        gradients, means = cut(gradient), cut(mean)
-        if turns:
-            gradients, means = basis.into(state, gradients), basis.into(state, means)
-        if "squares" not in state:
-            state["squares"] = [torch.zeros_like(g) for g in gradients]
-        squares = state["squares"]
+        gradients: list[Tensor] = []
+        means: list[Tensor] = []
+        squares: list[Tensor] = []
+        for _, gradient, state, basis in tensors:
+            turned = (
+                [gradient] if basis is None else basis.into(state, basis.partition.cut(gradient))
+            )
+            if "mean" not in state:
+                state["mean"] = [torch.zeros_like(t) for t in turned]
+                state["squares"] = [torch.zeros_like(t) for t in turned]
+            gradients += turned
+            means += state["mean"]
+            squares += state["squares"]
+        torch._foreach_lerp_(means, gradients, 1 - first)
         torch._foreach_mul_(squares, second)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
-        moves = step - 1  # the first step made none
         scales = torch._foreach_sqrt(squares)
         torch._foreach_div_(scales, math.sqrt(1 - second**moves))
         torch._foreach_add_(scales, group["eps"])
-        directions = list(torch._foreach_div(means, scales))
-        if turns:
-            directions = basis.back(state, directions)
-        direction = basis.partition.join(directions).to(parameter.dtype)
-        self._shrink(group, [parameter])
-        parameter.add_(direction, alpha=-group["lr"] / (1 - first**moves))
-        if turns:
-            basis.update(state, gradient)
-            if (step - 1) % self.refresh_interval == 0:
-                basis.refresh(state, squares)
+        steps = iter(torch._foreach_div(means, scales))
+        directions = []
+        for parameter, _, state, basis in tensors:
+            its = [next(steps) for _ in state["mean"]]
+            whole = its[0] if basis is None else basis.partition.join(basis.back(state, its))
+            directions.append(whole.to(parameter.dtype))
+        return directions
 
-    def _basis(self, group: dict[str, Any], tensor: Tensor) -> EigenBasis:
+    def _basis(self, group: dict[str, Any], tensor: Tensor) -> EigenBasis | None:
+        """None where Adam stays as it is."""
+        blocks = partition(tensor.shape, self.block_size, self.merge_size)
+        if len(blocks.view) == 1 and not self.precondition_vectors:
+            return None
         decay = group["betas"][1] if group["basis_decay"] is None else group["basis_decay"]
-        return EigenBasis(Partition(tensor.shape, self.block_size, self.merge_size), decay)
+        return EigenBasis(blocks, decay)

@@ -10,6 +10,7 @@ from torch.distributions import Distribution
 
 from npg.curvature.bartlett import BartlettDiagonal
 from npg.errors import ConfigurationError
+from npg.optim.finite import usable
 from npg.optim.gradient import Batch, GradientOptimizer, check_range, real_view
 from npg.optim.hessian import HessianOptimizer
 from npg.optim.seeded import SeededOptimizer
@@ -177,8 +178,12 @@ class SophiaG(_Sophia, SeededOptimizer):
                 loss = closure()
         if self.bartlett.seen:
             diagonals = self.bartlett.take()
+            found = list(diagonals)
+            states = [self.state[p] for p in found]
+            good = usable(list(diagonals.values()), states, "skipped_statistics")
+            finite = {p for p, can in zip(found, good, strict=True) if can}
             for group in self.param_groups:
-                mine = [p for p in group["params"] if p in diagonals]
+                mine = [p for p in group["params"] if p in finite]
                 if mine:
                     states = [self.state[p] for p in mine]
                     self._clipped(group, states).update([real_view(diagonals[p]) for p in mine])

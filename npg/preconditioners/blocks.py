@@ -1,6 +1,7 @@
 """Tensors cut into blocks that are small enough to have full matrices of their own."""
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from math import prod
 
@@ -58,26 +59,38 @@ class Partition:
             if prod(block):
                 self.stacks.setdefault(block, []).append(place)
         self.shapes = list(self.stacks)
+        # Pieces of one length are a matter of strides: [n₁ b₁, n₂ b₂, …] is [n₁, b₁, n₂, b₂, …].
+        pieces = [len(edges) - 1 for edges in cuts]
+        self._grid = [
+            n for count, d in zip(pieces, self.view, strict=True) for n in (count, d // count)
+        ]
+        self._counts_first = [*range(0, len(self._grid), 2), *range(1, len(self._grid), 2)]
 
     def cut(self, tensor: Tensor) -> list[Tensor]:
-        """Stacks the tensor's blocks, [k, *block] for each of :attr:`shapes`."""
+        """Stacks the tensor's blocks, [k, *block] for each of :attr:`shapes`; views if they can."""
+        if len(self.shapes) == 1:
+            turned = tensor.reshape(self._grid).permute(self._counts_first)
+            return [turned.reshape(-1, *self.shapes[0])]
         seen = tensor.reshape(self.view)
-        return [
-            seen[places[0]].unsqueeze(0)
-            if len(places) == 1
-            else torch.stack([seen[place] for place in places])
-            for places in self.stacks.values()
-        ]
+        return [torch.stack([seen[place] for place in places]) for places in self.stacks.values()]
 
     def join(self, stacks: Sequence[Tensor]) -> Tensor:
         """The inverse of :meth:`cut`."""
-        if len(self.shapes) == 1 and len(next(iter(self.stacks.values()))) == 1:
-            return stacks[0].reshape(self.shape)
+        if len(self.shapes) == 1:
+            turned = stacks[0].reshape([self._grid[i] for i in self._counts_first])
+            back = [turned.ndim // 2 * (i % 2) + i // 2 for i in range(turned.ndim)]
+            return turned.permute(back).reshape(self.shape)
         result = stacks[0].new_zeros(self.view) if stacks else torch.zeros(self.view)
         for blocks, places in zip(stacks, self.stacks.values(), strict=True):
             for block, place in zip(blocks, places, strict=True):
                 result[place] = block
         return result.reshape(self.shape)
+
+
+@cache
+def partition(shape: tuple[int, ...], size: int, merge: int = 0) -> Partition:
+    """The :class:`Partition` of these arguments; optimizers ask for it in every step."""
+    return Partition(shape, size, merge)
 
 
 def _cuts(length: int, size: int) -> list[int]:

@@ -1,7 +1,6 @@
 """Shampoo: a gradient times an inverse root of its second moment along every dimension."""
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -61,32 +60,6 @@ class ShampooRoots:
                 weight = 1.0 if self.decay == 1 else 1 - self.decay
                 moment.baddbmm_(unfolded, unfolded.mT, beta=keep, alpha=weight)
 
-    def refresh(self, state: dict[str, Any]) -> None:
-        """Computes the roots of the present moments.
-
-        Args:
-            state: Of the parameter.
-
-        Raises:
-            NumericalError: If a root could not be found three times in a row.
-        """
-        scale = 1.0 if self.decay == 1 else 1 / (1 - self.decay ** state["moment_steps"])
-        orders = [2 * len(shape) for shape in self.partition.shapes for _ in shape]
-        roots = []
-        for moment, order in zip(state["moments"], orders, strict=True):
-            root, _ = inverse_root(moment * scale, order, self.epsilon)
-            if root is None:
-                state["failures"] = state.get("failures", 0) + 1
-                if state["failures"] >= TOLERATED_FAILURES or "roots" not in state:
-                    raise NumericalError(
-                        f"a moment of {list(moment.shape)} has had no root {state['failures']} "
-                        f"times in a row at epsilon={self.epsilon:g}: raise epsilon=, or look for "
-                        "gradients that are not finite"
-                    )
-                return
-            roots.append(root)
-        state["roots"], state["failures"] = roots, 0
-
     def apply(self, state: dict[str, Any], gradient: Tensor) -> list[Tensor]:
         """Multiplies by the roots.
 
@@ -110,6 +83,52 @@ class ShampooRoots:
         return result
 
 
+def refresh(tensors: Sequence[tuple[ShampooRoots, dict[str, Any]]]) -> None:
+    """Computes the roots of the present moments, those of one size and order in one batch.
+
+    Args:
+        tensors: Each with the state of its parameter.
+
+    Raises:
+        NumericalError: If a root could not be found three times in a row.
+    """
+    alike: dict[tuple[Any, ...], list[tuple[int, int, Tensor]]] = {}
+    found: list[list[Tensor | None]] = []
+    for number, (roots, state) in enumerate(tensors):
+        found.append([None] * len(state["moments"]))
+        scale = 1.0 if roots.decay == 1 else 1 / (1 - roots.decay ** state["moment_steps"])
+        orders = [2 * len(shape) for shape in roots.partition.shapes for _ in shape]
+        for place, (moment, order) in enumerate(zip(state["moments"], orders, strict=True)):
+            key = (moment.shape[-1], moment.dtype, moment.device, order, roots.epsilon)
+            alike.setdefault(key, []).append((number, place, moment * scale))
+    for (*_, order, epsilon), members in alike.items():
+        matrices = [moment for _, _, moment in members]
+        for (number, place, _), root in zip(members, _roots(matrices, order, epsilon), strict=True):
+            found[number][place] = root
+    for (roots, state), its in zip(tensors, found, strict=True):
+        if all(root is not None for root in its):
+            state["roots"], state["failures"] = its, 0
+            continue
+        state["failures"] = state.get("failures", 0) + 1
+        if state["failures"] >= TOLERATED_FAILURES or "roots" not in state:
+            sizes = [
+                len(m[0]) for m, root in zip(state["moments"], its, strict=True) if root is None
+            ]
+            raise NumericalError(
+                f"moments of order {sizes} have had no root {state['failures']} times in a row at "
+                f"epsilon={roots.epsilon:g}: raise epsilon=, or look for gradients that are not "
+                "finite"
+            )
+
+
+def _roots(stacks: Sequence[Tensor], order: int, epsilon: float) -> list[Tensor | None]:
+    """Inverse roots of stacks of equal matrices; one that has none spoils no other."""
+    joined, report = inverse_root(torch.cat(list(stacks)), order, epsilon)
+    if joined is not None and (report.rung == 0 or len(stacks) == 1):
+        return list(joined.split([len(stack) for stack in stacks]))
+    return [inverse_root(stack, order, epsilon)[0] for stack in stacks]
+
+
 def with_norms_of(directions: Sequence[Tensor], lengths: Sequence[Tensor]) -> list[Tensor]:
     """Stretches every block to the norm of another.
 
@@ -122,12 +141,9 @@ def with_norms_of(directions: Sequence[Tensor], lengths: Sequence[Tensor]) -> li
     """
     result = []
     for direction, other in zip(directions, lengths, strict=True):
-        shape = (len(direction), *([1] * (direction.ndim - 1)))
-        if not prod(direction.shape):
-            result.append(direction)
-            continue
+        entries = list(range(1, direction.ndim))
         wanted, present = (
-            torch.linalg.vector_norm(t.flatten(1), dim=1).view(shape) for t in (other, direction)
+            torch.linalg.vector_norm(t, dim=entries, keepdim=True) for t in (other, direction)
         )
         result.append(direction * torch.where(present > 0, wanted / present, 0.0))
     return result

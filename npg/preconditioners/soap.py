@@ -1,7 +1,7 @@
 """The slowly turning eigenbasis of Shampoo's moments, in which SOAP runs Adam."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,34 +71,6 @@ class EigenBasis:
             bases.append(found[1].flip(-1))
         state["bases"] = bases
 
-    def refresh(self, state: dict[str, Any], squares: Sequence[Tensor]) -> None:
-        """Turns the bases by one orthogonal iteration, sorted by their eigenvalues.
-
-        A moment that is not finite, or a factorisation that fails, leaves a basis as it is.
-
-        Args:
-            state: Of the parameter.
-            squares: Stacks in the present bases, whose entries are sorted along, in place.
-        """
-        number = 0
-        for stack in squares:
-            for i in range(1, stack.ndim):
-                moment, basis = state["moments"][number], state["bases"][number]
-                turned = moment @ basis
-                order = (basis * turned).sum(-2).argsort(dim=-1, descending=True)
-                try:
-                    fresh, _ = torch.linalg.qr(_columns(turned, order))
-                except RuntimeError:  # torch.linalg.LinAlgError is one
-                    fresh = None
-                number += 1
-                if fresh is None or not _finite(fresh):
-                    continue
-                state["bases"][number - 1] = fresh
-                places = order.view(
-                    len(order), *(-1 if j == i else 1 for j in range(1, stack.ndim))
-                )
-                stack.copy_(stack.gather(i, places.expand_as(stack)))
-
     def into(self, state: dict[str, Any], stacks: Sequence[Tensor]) -> list[Tensor]:
         """Turns stacks of blocks into the bases."""
         return self._turned(state, stacks, transposed=True)
@@ -122,6 +94,58 @@ class EigenBasis:
         return result
 
 
+def refresh(tensors: Sequence[tuple[dict[str, Any], Sequence[Tensor]]]) -> None:
+    """Turns bases by one orthogonal iteration, sorted by their eigenvalues.
+
+    Bases of one size are factorised in one batch. A moment that is not finite, or a factorisation
+    that fails, leaves a basis as it is.
+
+    Args:
+        tensors: Each a parameter's state, with its stacks in the present bases, whose entries are
+            sorted along, in place.
+    """
+    alike: dict[tuple[Any, ...], list[_Place]] = {}
+    for state, stacks in tensors:
+        axes = ((stack, i) for stack in stacks for i in range(1, stack.ndim))
+        for number, (stack, axis) in enumerate(axes):
+            moment = state["moments"][number]
+            key = (moment.shape[-1], moment.dtype, moment.device)
+            alike.setdefault(key, []).append(_Place(state, number, stack, axis))
+    for places in alike.values():
+        moments = _joined([place.state["moments"][place.number] for place in places])
+        bases = _joined([place.state["bases"][place.number] for place in places])
+        turned = moments @ bases
+        order = (bases * turned).sum(-2).argsort(dim=-1, descending=True)
+        try:
+            fresh, _ = torch.linalg.qr(_columns(turned, order))
+        except RuntimeError:  # torch.linalg.LinAlgError is one
+            continue
+        # Nothing is read from the device to find out which are good.
+        good = torch.isfinite(fresh.sum((-2, -1))).unsqueeze(-1)
+        fresh = torch.where(good.unsqueeze(-1), fresh, bases)
+        order = torch.where(good, order, torch.arange(order.shape[-1], device=order.device))
+        sizes = [len(place.stack) for place in places]
+        for place, basis, its in zip(places, fresh.split(sizes), order.split(sizes), strict=True):
+            place.state["bases"][place.number] = basis
+            shape = [1] * place.stack.ndim
+            shape[0], shape[place.axis] = its.shape
+            entries = its.view(shape).expand_as(place.stack)
+            place.stack.copy_(place.stack.gather(place.axis, entries))
+
+
+class _Place(NamedTuple):
+    """Where a basis is kept: the number-th of a state, along an axis of a stack."""
+
+    state: dict[str, Any]
+    number: int
+    stack: Tensor
+    axis: int
+
+
+def _joined(stacks: Sequence[Tensor]) -> Tensor:
+    return stacks[0] if len(stacks) == 1 else torch.cat(list(stacks))
+
+
 def _unfolded(blocks: Tensor, i: int) -> Tensor:
     """[k, …, d_i, …] as [k, d_i, rest]."""
     moved = blocks.movedim(i, 1)
@@ -130,7 +154,3 @@ def _unfolded(blocks: Tensor, i: int) -> Tensor:
 
 def _columns(matrices: Tensor, order: Tensor) -> Tensor:
     return matrices.gather(-1, order.unsqueeze(-2).expand_as(matrices))
-
-
-def _finite(tensor: Tensor) -> bool:
-    return tensor.device.type == "meta" or bool(torch.isfinite(tensor.sum()))

@@ -24,6 +24,7 @@ from npg.optim import (
     Shampoo,
     SignSGD,
 )
+from npg.optim.finite import masked, usable
 from tests.npg.optim.helpers import snapshot
 from tests.npg.oracles import TIGHT, mlp
 
@@ -131,6 +132,26 @@ class TestContract:
             model(torch.randn(4, 3, device="meta")).sum().backward()
             optimizer.step()
 
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_a_gradient_that_is_not_finite_is_sat_out(self, make, bad):
+        """As if the parameter had had none, and counted; the others step."""
+        parameters = [nn.Parameter(torch.randn(s)) for s in ((2, 3), (3,))]
+        twins = copy.deepcopy(parameters)
+        one, other = make(parameters), make(twins)
+        for i in range(4):
+            for p, q in zip(parameters, twins, strict=True):
+                p.grad = torch.randn(p.shape)
+                q.grad = p.grad.clone()
+            if i in (0, 2):
+                parameters[0].grad[1, 1] = bad
+                twins[0].grad = None
+            one.step()
+            other.step()
+        for p, q in zip(parameters, twins, strict=True):
+            assert torch.equal(p, q)
+        assert one.state[parameters[0]]["skipped"] == 2
+        assert "skipped" not in one.state[parameters[1]]
+
     def test_a_closure_of_torchs_kind(self, make):
         model, x = mlp(), torch.randn(8, 3)
         optimizer = make(model.parameters())
@@ -174,6 +195,23 @@ def test_a_subclass_says_what_it_does():
     optimizer = GradientOptimizer(parameters, {"lr": 0.1})
     with pytest.raises(NotImplementedError):
         drive(optimizer, parameters)
+
+
+def test_huge_gradients_are_finite():
+    """Their norm is not, in their precision; complex numbers come as pairs."""
+    huge, bad = torch.full((2, 2), 1e30, dtype=torch.float32), torch.tensor([1.0, math.inf])
+    states = [{}, {}, {}]
+    assert usable([huge, bad, torch.zeros(0)], states) == [True, False, True]
+    assert states == [{}, {"skipped": 1}, {}]
+
+
+def test_what_is_masked_counts_as_zero():
+    state = {}
+    good = torch.randn(2, 3)
+    assert torch.equal(masked(good, state), good)
+    assert torch.equal(masked(good / 0, state), torch.zeros(2, 3))
+    assert torch.equal(masked(good * math.nan, state), torch.zeros(2, 3))
+    assert int(state["skipped"]) == 2
 
 
 class TestAdaX:

@@ -184,6 +184,23 @@ class TestFaults:
             optimizer.step()
         assert torch.equal(p, before)
 
+    def test_a_moment_without_a_root_spoils_no_other_of_its_batch(self):
+        p, q = (nn.Parameter(torch.zeros(3, 3)) for _ in range(2))
+        alone = nn.Parameter(torch.zeros(3, 3))
+        both, one = Shampoo([p, q], 0.1, root_interval=1), Shampoo([alone], 0.1, root_interval=1)
+        for i in range(2):
+            p.grad, q.grad = torch.randn(3, 3), torch.randn(3, 3)
+            alone.grad = q.grad.clone()
+            if i == 1:
+                kept = [root.clone() for root in both.state[p]["roots"]]
+                both.state[p]["moments"][0].fill_(math.nan)
+            both.step()
+            one.step()
+        torch.testing.assert_close(q, alone, **TIGHT)
+        assert all(torch.equal(a, b) for a, b in zip(both.state[p]["roots"], kept, strict=True))
+        assert (both.state[p]["failures"], both.state[q]["failures"]) == (1, 0)
+        assert torch.isfinite(p).all()
+
     def test_low_precision_keeps_wide_moments(self):
         p = nn.Parameter(torch.zeros(3, 4, dtype=torch.bfloat16))
         optimizer = Shampoo([p], 0.1)

@@ -136,13 +136,32 @@ def test_a_factorisation_that_fails_leaves_the_basis(monkeypatch):
     assert torch.isfinite(p).all()
 
 
+def test_a_moment_that_is_not_finite_spoils_no_other_of_its_batch():
+    p, q = (nn.Parameter(torch.zeros(3, 3)) for _ in range(2))
+    alone = nn.Parameter(torch.zeros(3, 3))
+    both, one = (SOAP(x, 0.1, refresh_interval=1) for x in ([p, q], [alone]))
+    for i in range(3):
+        p.grad, q.grad = torch.randn(3, 3), torch.randn(3, 3)
+        alone.grad = q.grad.clone()
+        if i == 2:
+            kept = [basis.clone() for basis in both.state[p]["bases"]]
+            both.state[p]["moments"][0].fill_(math.nan)
+        both.step()
+        one.step()
+    torch.testing.assert_close(q, alone, **TIGHT)
+    assert torch.equal(both.state[p]["bases"][0], kept[0])
+    assert not torch.equal(both.state[p]["bases"][1], kept[1])
+    assert torch.isfinite(p).all()
+
+
 def _fails(*_):
     raise torch.linalg.LinAlgError("no")
 
 
-def test_gradients_that_are_not_finite_at_first():
+def test_no_eigenvectors_at_first(monkeypatch):
     p = nn.Parameter(torch.zeros(3, 3))
-    p.grad = torch.full((3, 3), math.nan)
+    p.grad = torch.randn(3, 3)
+    monkeypatch.setattr(torch.linalg, "eigh", _fails)
     with pytest.raises(NumericalError, match="no eigenvectors"):
         SOAP([p]).step()
     assert torch.equal(p, torch.zeros(3, 3))

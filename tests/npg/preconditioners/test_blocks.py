@@ -36,3 +36,10 @@ def test_neighbours_are_merged_as_long_as_they_fit(shape, limit, wanted):
 def test_pieces_are_as_equal_as_they_can_be():
     assert Partition((784, 10), 256).shapes == [(196, 10)]
     assert Partition((7,), 3).shapes == [(2,), (3,)]
+
+
+def test_equal_pieces_are_views():
+    tensor = torch.randn(784, 10)
+    (stack,) = Partition((784, 10), 256).cut(tensor)
+    assert stack.data_ptr() == tensor.data_ptr()
+    assert torch.equal(stack[1], tensor[196:392])

@@ -1,0 +1,53 @@
+"""Gradients that are not finite, found without making a device wait."""
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def usable(
+    gradients: Sequence[Tensor], states: Sequence[dict[str, Any]], name: str = "skipped"
+) -> list[bool]:
+    """Says which parameters can take a step, and counts the others.
+
+    One norm per tensor is read, which costs little on the CPU and a synchronisation elsewhere:
+    there every gradient passes.
+
+    Args:
+        gradients: Of the parameters, or what else is about to enter an average.
+        states: Of the parameters.
+        name: Under which a state counts.
+
+    Returns:
+        Whether all entries are finite.
+    """
+    # A tensor of another type, fake or spread over processes, has no number to tell.
+    here = [i for i, g in enumerate(gradients) if g.device.type == "cpu" and type(g) is Tensor]
+    result = [True] * len(gradients)
+    if not here:
+        return result
+    norms = torch._foreach_norm([gradients[i] for i in here])
+    for i, norm in zip(here, torch.stack([n.float() for n in norms]).tolist(), strict=True):
+        # A norm may overflow where no entry does.
+        if not isfinite(norm) and not bool(torch.isfinite(gradients[i]).all()):
+            result[i] = False
+            states[i][name] = states[i].get(name, 0) + 1
+    return result
+
+
+def masked(gradient: Tensor, state: dict[str, Any]) -> Tensor:
+    """Replaces a gradient that is not finite by zeros, and counts it, with nothing read.
+
+    Args:
+        gradient: Of a parameter.
+        state: Of the parameter; its count ``"skipped"`` is a tensor on the gradient's device.
+
+    Returns:
+        The gradient, or zeros.
+    """
+    finite = torch.isfinite(gradient).all()
+    state["skipped"] = state.get("skipped", 0) + (~finite).long()
+    return torch.where(finite, gradient, 0.0)
