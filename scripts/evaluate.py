@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     console = Console(soft_wrap=True, highlight=False)
     try:
         with configuration_errors():
-            model, env, description = load(options)
+            model, env, description = load(options, rendered=options.record is not None)
             recording = None if options.record is None else Recording(options.record, env)
         with training_errors(description):
             returns, lengths = play(model, env, options, recording)

@@ -11,6 +11,7 @@ from npg.curvature.gauss_newton import GaussNewton
 from npg.curvature.hessian import Hessian
 from npg.curvature.jacobian import Jacobian
 from npg.curvature.matrix import CurvatureMatrix, DampedMatrix, math_attention
+from npg.curvature.same_conditions import SameConditions
 
 __all__ = [
     "CurvatureMatrix",
@@ -19,5 +20,6 @@ __all__ = [
     "GaussNewton",
     "Hessian",
     "Jacobian",
+    "SameConditions",
     "math_attention",
 ]

@@ -104,14 +104,14 @@ class FirstRows:
 
 
 def reaches(outputs: Sequence[Tensor], name: str) -> bool:
-    """Whether the outputs' graph has a node of this name."""
+    """Whether the outputs' graph has a node whose name begins so."""
     todo = [output.grad_fn for output in outputs]
     seen = set()
     while todo:
         node = todo.pop()
         if node is None or node in seen:
             continue
-        if node.name() == name:
+        if node.name().startswith(name):
             return True
         seen.add(node)
         todo.extend(below for below, _ in node.next_functions)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 
@@ -101,7 +100,6 @@ class _Gradients(torch.autograd.Function):
         return settings.backward(signal, inputs, weight, wanted)
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401
         to_inputs: Tensor | None,
@@ -158,7 +156,6 @@ class _Passed(torch.autograd.Function):
         return _passed(signal, outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         (outputs,) = ctx.saved_tensors
         return _passed(signal, outputs), None
@@ -179,7 +176,8 @@ MANY = 2**18
 class TwiceDifferentiable(TorchFunctionMode):
     """Context in which convolutions are made so that ``create_graph=True`` is cheap to go on from.
 
-    What they compute is the same. They can be differentiated twice, not three times.
+    What they compute is the same, and so are derivatives of every order; from the third on they
+    are torch's own, and cost what these do.
     """
 
     def __torch_function__(

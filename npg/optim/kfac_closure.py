@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from npg.curvature import math_attention
+from npg.curvature import SameConditions, math_attention
 from npg.errors import ConfigurationError
 from npg.likelihoods import as_distribution
 from npg.linalg import assign_, flatten, split
@@ -17,7 +17,7 @@ from npg.optim.factor_damping import choose_factor_damping, exact_directions
 from npg.optim.kfac_curvature import update_curvature
 from npg.optim.kfac_plain import motion, shrinking
 from npg.optim.quadratic import QuadraticModel, rank_mean
-from npg.steps import SameConditions, minimise_quadratic
+from npg.steps import minimise_quadratic
 
 if TYPE_CHECKING:
     from npg.optim.kfac import KFAC

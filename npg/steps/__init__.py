@@ -5,14 +5,12 @@ from npg.steps.kl_clip import kl_clip_factor, norm_constraint_factor
 from npg.steps.kl_step import kl_step_length
 from npg.steps.levenberg_marquardt import LevenbergMarquardt
 from npg.steps.quadratic_model import QuadraticStep, minimise_quadratic
-from npg.steps.same_conditions import SameConditions
 from npg.steps.trust_region import Trial, TrustRegion
 
 __all__ = [
     "KLAdaptive",
     "LevenbergMarquardt",
     "QuadraticStep",
-    "SameConditions",
     "Trial",
     "TrustRegion",
     "kl_clip_factor",

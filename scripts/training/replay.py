@@ -21,8 +21,8 @@ from training.video import Recording, prepare_rendering
 
 
 @dataclass
-class Options:
-    """Which agent to play, and how."""
+class Agent:
+    """Which agent to play, where."""
 
     path: tyro.conf.Positional[Path]
     """Directory of a run, or a checkpoint."""
@@ -30,8 +30,6 @@ class Options:
     """Episodes to play."""
     checkpoint: Literal["best", "last"] | None = None
     """Which checkpoint of the directory; None is the best one, or the last where there is none."""
-    deterministic: bool = True
-    """Take the most probable action instead of a random one."""
     seed: int | None = None
     """Of environments and actions. None follows from the run's seed: episodes that neither its
     training nor its evaluations played."""
@@ -39,17 +37,26 @@ class Options:
     """Gymnasium id, for a checkpoint outside of its run's directory, or to try another one."""
     agent: Annotated[str | None, tyro.conf.arg(metavar=f"{{{','.join(AGENTS)}}}")] = None
     """Kind of agent, for a checkpoint outside of its run's directory; None is trpo there."""
-    record: Path | None = None
-    """Write the first episode to this mp4 file."""
     device: str = "cpu"
     """cpu, cuda or auto."""
 
 
-def load(options: Options) -> tuple[OnPolicyAlgorithm, VecEnv, str]:
+@dataclass
+class Options(Agent):
+    """Which agent to play, and how."""
+
+    deterministic: bool = True
+    """Take the most probable action instead of a random one."""
+    record: Path | None = None
+    """Write the first episode to this mp4 file."""
+
+
+def load(options: Agent, rendered: bool = False) -> tuple[OnPolicyAlgorithm, VecEnv, str]:
     """Loads the agent and makes environments as it knows them, with undivided rewards.
 
     Args:
         options: Which agent and environment.
+        rendered: Whether the environments draw pictures.
 
     Returns:
         Agent, environments, and a line that describes them.
@@ -72,7 +79,7 @@ def load(options: Options) -> tuple[OnPolicyAlgorithm, VecEnv, str]:
     if seed is None:
         seed = seeds.derived(run.get("seed", 0), seeds.REPLAY)
     rendering = {}
-    if options.record is not None:
+    if rendered:
         prepare_rendering()
         rendering["render_mode"] = "rgb_array"
     number = min(options.episodes, EVALUATION_ENVS)

@@ -80,6 +80,24 @@ def test_gradcheck():
     assert torch.autograd.gradgradcheck(convolution, (x, weight, bias))
 
 
+def test_the_third_derivative():
+    """A Hessian product of a loss that contains a gradient, such as a gradient penalty."""
+    x, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3, requires_grad=True)
+    large = torch.randn(2**18 + 1, requires_grad=True)
+    own, vector = [weight, large], [torch.randn_like(weight), torch.randn_like(large)]
+
+    def penalised():
+        loss = torch.tanh(F.conv2d(x, weight)).square().sum() + F.relu(large).pow(3).sum()
+        slopes = torch.autograd.grad(loss, own, create_graph=True)
+        return loss + sum(slope.square().sum() for slope in slopes)
+
+    wanted = second(penalised(), own, vector)
+    with TwiceDifferentiable():
+        found = second(penalised(), own, vector)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize(
     "call",
     [

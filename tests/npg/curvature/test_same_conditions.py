@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from npg.steps import SameConditions
+from npg.curvature import SameConditions
 
 
 def noisy():
@@ -94,6 +94,34 @@ class TestSameConditions:
         assert all(module.calls is calls for module, calls in zip(model, kept, strict=True))
         model(x)
         assert [float(module.calls) for module in model] == [2.0, 2.0]
+
+    def test_a_graph_from_inside_is_differentiated_outside(self):
+        """Writing the old values into BatchNorm's buffers would spoil what its graph saved."""
+        model, x = noisy(), torch.randn(10, 3)
+        conditions = SameConditions(model)
+        first = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+        with conditions:
+            loss = model(x).square().sum()
+        torch.testing.assert_close(torch.autograd.grad(loss, list(model.parameters())), first)
+
+    def test_a_buffer_that_two_modules_share(self):
+        class Adding(nn.Module):
+            def __init__(self, buffer):
+                super().__init__()
+                self.register_buffer("total", buffer)
+
+            def forward(self, x):
+                self.total.add_(1)
+                return x + self.total
+
+        shared, x = torch.zeros(()), torch.zeros(2)
+        model = nn.Sequential(Adding(shared), Adding(shared))
+        conditions = SameConditions(model)
+        for _ in range(2):
+            with conditions:
+                assert torch.equal(model(x), torch.tensor([3.0, 3.0]))  # 0 + 1 + 2
+        assert float(shared) == 0
+        assert model[0].total is model[1].total is shared
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     def test_on_a_gpu(self):
