@@ -28,9 +28,7 @@ def oracle_of(model: OnPolicy, **settings) -> OnPolicyAlgorithm:
     return theirs
 
 
-def train_both(
-    model: OnPolicy, theirs: OnPolicyAlgorithm, updates: int = 3, atol: float = 1e-6
-) -> None:
+def train_both(model: OnPolicy, theirs: OnPolicyAlgorithm, updates: int = 3) -> None:
     """Some updates, each on a rollout that ours collected; compares parameters and logs."""
     counted = model._n_updates - theirs._n_updates  # one of them may have been loaded
     for update in range(updates):
@@ -47,7 +45,7 @@ def train_both(
             agent.train()
         mine = model.policy.state_dict()
         for name, value in theirs.policy.state_dict().items():
-            torch.testing.assert_close(mine[name], value, rtol=1e-5, atol=atol, msg=name)
+            torch.testing.assert_close(mine[name], value, rtol=1e-5, atol=1e-6, msg=name)
     ours, other = (
         [dict(agent.policy.optimizer.state.get(p, {})) for p in agent.policy.parameters()]
         for agent in (model, theirs)
