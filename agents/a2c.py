@@ -1,15 +1,16 @@
 """Advantage actor-critic."""
 
 from collections.abc import Collection
-from typing import Any, Self
+from typing import Any
 
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from agents.arguments import check_not_negative
 from agents.first_order import FirstOrder
+from agents.learning import learning
 
 
 class A2C(FirstOrder):
@@ -132,28 +133,4 @@ class A2C(FirstOrder):
     def _foreign_arguments(cls, keys: Collection[str]) -> dict[str, Any]:
         return {} if cls._mark in keys else {"rollout_buffer_class": None}
 
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 100,
-        tb_log_name: str = "A2C",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Self:
-        """Trains; arguments and callbacks are Stable-Baselines3's.
-
-        Args:
-            total_timesteps: Environment steps, rounded up to whole rollouts.
-            callback: Called at every step; may stop the training.
-            log_interval: Updates between log lines.
-            tb_log_name: Name of the run in TensorBoard.
-            reset_num_timesteps: Whether counting starts at zero.
-            progress_bar: Whether to draw one.
-
-        Returns:
-            The agent.
-        """
-        return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )
+    learn = learning("A2C", updates=100)

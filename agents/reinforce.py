@@ -1,15 +1,16 @@
 """REINFORCE."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
 from agents.arguments import check_more_samples
 from agents.first_order import FirstOrder
+from agents.learning import learning
 from agents.plain_steps import fuse
 from agents.rollout import Batch
 from npg.errors import ConfigurationError
@@ -140,28 +141,4 @@ class REINFORCE(FirstOrder):
         others = (returns.sum() - returns) / (len(returns) - 1)
         return returns - others
 
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 100,
-        tb_log_name: str = "REINFORCE",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Self:
-        """Trains; arguments and callbacks are Stable-Baselines3's.
-
-        Args:
-            total_timesteps: Environment steps, rounded up to whole rollouts.
-            callback: Called at every step; may stop the training.
-            log_interval: Updates between log lines.
-            tb_log_name: Name of the run in TensorBoard.
-            reset_num_timesteps: Whether counting starts at zero.
-            progress_bar: Whether to draw one.
-
-        Returns:
-            The agent.
-        """
-        return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )
+    learn = learning("REINFORCE", updates=100)

@@ -1,4 +1,4 @@
-"""Stable-Baselines3's agent of the same name beside one of ours, on the same rollouts."""
+"""Stable-Baselines3's agent beside one of ours, on the same rollouts."""
 
 import copy
 
@@ -13,13 +13,13 @@ from agents.on_policy import OnPolicy
 from tests.agents.rollouts import collect
 
 
-def oracle_of(model: OnPolicy, **settings) -> OnPolicyAlgorithm:
-    """Stable-Baselines3's agent with the same parameters and optimizer state."""
+def oracle_of(model: OnPolicy, peer: str | None = None, **settings) -> OnPolicyAlgorithm:
+    """Stable-Baselines3's agent, of the same name if none is given, in the same state."""
     policy = "MultiInputPolicy" if isinstance(model.observation_space, spaces.Dict) else "MlpPolicy"
     policy = "CnnPolicy" if len(model.observation_space.shape or ()) == 3 else policy
     given = {k: v for k, v in model.policy_kwargs.items() if k != "use_sde"}
     settings = {"n_steps": model.n_steps, "seed": 0, "device": "cpu", **settings}
-    theirs = getattr(stable_baselines3, type(model).__name__)(
+    theirs = getattr(stable_baselines3, peer or type(model).__name__)(
         settings.pop("policy", policy), model.env, **{**settings, "policy_kwargs": given}
     )
     theirs.policy.load_state_dict(model.policy.state_dict())
