@@ -13,7 +13,9 @@ from typing import Literal
 
 import tyro
 
-Part = Literal["throughput", "rollout", "fisher", "kfac", "autoencoder", "kl", "returns"]
+Part = Literal[
+    "throughput", "throughput-ppo", "rollout", "fisher", "kfac", "autoencoder", "kl", "returns"
+]
 
 
 @dataclass
@@ -55,6 +57,7 @@ def main(options: Options) -> None:
 
     parts = {
         "throughput": throughput.run,
+        "throughput-ppo": throughput.run_ppo,
         "rollout": rollouts.run,
         "fisher": fisher_products.run,
         "kfac": kfac_steps.run,
