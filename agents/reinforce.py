@@ -35,7 +35,7 @@ class REINFORCE(FirstOrder):
         gamma: Discount factor.
         baseline: b, which takes noise out of the gradient: "value" is V(s), as it was before the
             rollout; "mean" the mean return of the other samples of the rollout; "none" is 0.
-            Neither biases the gradient, but for "mean" where samples share an episode.
+            None of them biases the gradient, but "mean" a little where samples share an episode.
         ent_coef: Weight of the entropy: higher explores longer.
         vf_coef: Weight of the value loss; it matters most where actor and critic share features.
         max_grad_norm: Longest gradient, actor's and critic's together; infinity does not clip.
