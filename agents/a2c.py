@@ -1,23 +1,19 @@
 """Advantage actor-critic."""
 
 from collections.abc import Collection
-from typing import Any, Self
+from typing import Any
 
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from agents.actor_critic import ActorCritic
 from agents.arguments import check_not_negative
-from agents.flat_rmsprop import FlatRMSprop
-from agents.plain_actor_critic import Losses, PlainActorCritic, plain_actor_critic
-from agents.rollout import Batch
-from npg.errors import ConfigurationError
-from npg.optim import create, names
+from agents.first_order import FirstOrder
+from agents.learning import learning
 
 
-class A2C(ActorCritic):
+class A2C(FirstOrder):
     """One gradient step per short rollout, on the policy gradient and the value loss together.
 
     L = −mean A log π(a|s) − ``ent_coef`` mean H(π) + ``vf_coef`` mean (V − R)², its gradient
@@ -108,10 +104,10 @@ class A2C(ActorCritic):
             verbose=verbose,
             seed=seed,
             device=device,
+            optimizer=optimizer,
         )
         self.rms_prop_eps = rms_prop_eps
         self.use_rms_prop = use_rms_prop
-        self.optimizer = optimizer
         if use_rms_prop and "optimizer_class" not in self.policy_kwargs:
             self.policy_kwargs = {
                 **self.policy_kwargs,
@@ -124,47 +120,6 @@ class A2C(ActorCritic):
     def _check_settings(self) -> None:
         super()._check_settings()
         check_not_negative(rms_prop_eps=self.rms_prop_eps)
-        if self.optimizer is not None and self.optimizer not in names():
-            raise ConfigurationError(
-                f"optimizer must be None or one of {', '.join(names())}, got {self.optimizer!r}"
-            )
-
-    def _build_optimizers(self) -> None:
-        self._by_hand: PlainActorCritic | None = None
-        self._flat_step: FlatRMSprop | None = None
-        if self.optimizer is not None:
-            chosen = create(self.optimizer, self.policy, lr=self.lr_schedule(1.0))
-            if getattr(chosen, "protocol", "gradient") == "function":
-                raise ConfigurationError(
-                    f"optimizer={self.optimizer!r} evaluates its objective by itself instead of "
-                    "taking a gradient: agents.TRPO and agents.NPG drive such a one; here, leave "
-                    "optimizer=None (RMSprop) or name one that takes gradients"
-                )
-            self.policy.optimizer = chosen
-
-    def _gradients(self, samples: Batch) -> tuple[Losses, float]:
-        if self.optimizer is None:  # another may want to see the graph
-            rows = len(samples.returns)
-            self._by_hand = plain_actor_critic(self.policy, rows, self._by_hand)
-        if self._by_hand is None:
-            return super()._gradients(samples)
-        return self._by_hand.gradients(samples, self.ent_coef, self.vf_coef, self.max_grad_norm)
-
-    def _step(self, samples: Batch) -> None:
-        optimizer, by_hand, flat = self.policy.optimizer, self._by_hand, self._flat_step
-        if by_hand is None:
-            super()._step(samples)
-            return
-        if flat is None or flat.optimizer is not optimizer or flat.gradient is not by_hand.flat:
-            flat = FlatRMSprop(optimizer, by_hand.parameters, by_hand.flat)
-            self._flat_step = flat
-        if flat.fits():
-            flat.step()
-        else:
-            optimizer.step()
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_by_hand", "_flat_step"]
 
     @classmethod
     def _owns(cls, keys: Collection[str]) -> bool:
@@ -178,28 +133,4 @@ class A2C(ActorCritic):
     def _foreign_arguments(cls, keys: Collection[str]) -> dict[str, Any]:
         return {} if cls._mark in keys else {"rollout_buffer_class": None}
 
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 100,
-        tb_log_name: str = "A2C",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Self:
-        """Trains; arguments and callbacks are Stable-Baselines3's.
-
-        Args:
-            total_timesteps: Environment steps, rounded up to whole rollouts.
-            callback: Called at every step; may stop the training.
-            log_interval: Updates between log lines.
-            tb_log_name: Name of the run in TensorBoard.
-            reset_num_timesteps: Whether counting starts at zero.
-            progress_bar: Whether to draw one.
-
-        Returns:
-            The agent.
-        """
-        return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )
+    learn = learning("A2C", updates=100)

@@ -1,14 +1,15 @@
 """ACKTR: actor-critic with K-FAC in a trust region."""
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from agents.kfac_actor_critic import KFACActorCritic
 from agents.kfac_update import SharedCurvature
+from agents.learning import learning
 
 
 class ACKTR(KFACActorCritic):
@@ -137,28 +138,4 @@ class ACKTR(KFACActorCritic):
         if _init_setup_model:
             self._setup_model()
 
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 100,
-        tb_log_name: str = "ACKTR",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Self:
-        """Trains; arguments and callbacks are Stable-Baselines3's.
-
-        Args:
-            total_timesteps: Environment steps, rounded up to whole rollouts.
-            callback: Called at every step; may stop the training.
-            log_interval: Updates between log lines.
-            tb_log_name: Name of the run in TensorBoard.
-            reset_num_timesteps: Whether counting starts at zero.
-            progress_bar: Whether to draw one.
-
-        Returns:
-            The agent.
-        """
-        return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )
+    learn = learning("ACKTR", updates=100)

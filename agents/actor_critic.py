@@ -5,10 +5,10 @@ from numbers import Real
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import explained_variance
+from torch import Tensor
 
 from agents.arguments import (
     check_fractions,
@@ -17,6 +17,7 @@ from agents.arguments import (
     check_whole,
 )
 from agents.critics import Snapshot
+from agents.losses import Loss, Objective, PolicyGradient, SquaredError
 from agents.on_policy import OnPolicy
 from agents.plain_actor_critic import Losses
 from agents.rollout import Batch, batch, standardised
@@ -66,40 +67,70 @@ class ActorCritic(OnPolicy):
         """
         self._update_learning_rate(self.policy.optimizer)
         samples = batch(self.rollout_buffer, self.action_space, self.device)
-        if self.normalize_advantage:
-            samples = samples._replace(advantages=standardised(samples.advantages))
+        self._prepare(len(samples.returns))
+        objective = self._objective(samples)
         self._n_updates += 1
-        losses, norm = self._gradients(samples)
+        losses, norm = self._gradients(samples, objective)
         if not math.isfinite(sum(losses, norm)):
             self.policy.optimizer.zero_grad()
             self._skip("its loss or gradient is not finite; scale the reward, or look for NaN")
             return
-        self._step(samples)
+        self._step()
         self._log(losses)
 
-    def _gradients(self, samples: Batch) -> tuple[Losses, float]:
+    def _prepare(self, rows: int) -> None:
+        """Called before the passes of an update, each of at most so many samples."""
+
+    def _objective(self, samples: Batch) -> Objective:
+        """The loss of some samples."""
+        advantages = self._advantages(samples)
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = standardised(advantages)
+        return Objective(
+            self._policy_loss(samples, advantages),
+            self._value_loss(samples),
+            self.ent_coef,
+            self.vf_coef,
+        )
+
+    def _advantages(self, samples: Batch) -> Tensor:
+        """What the policy's log-probabilities are weighted by, before any normalisation."""
+        return samples.advantages
+
+    def _policy_loss(self, samples: Batch, advantages: Tensor) -> Loss:
+        return PolicyGradient(advantages)
+
+    def _value_loss(self, samples: Batch) -> Loss:
+        return SquaredError(samples.returns)
+
+    def _gradients(self, samples: Batch, objective: Objective) -> tuple[Losses, float]:
         """Leaves the clipped gradients in ``grad``; returns the losses and the unclipped norm."""
         policy, optimizer = self.policy, self.policy.optimizer
         policy.set_training_mode(True)
         statistics = Snapshot(policy.buffers())
         values, log_probs, entropy = policy.evaluate_actions(samples.observations, samples.actions)
-        policy_loss = -(samples.advantages * log_probs).mean()
-        value_loss = F.mse_loss(samples.returns, values.flatten())
+        policy_loss, _ = objective.policy(log_probs)
+        value_loss, _ = objective.value(values.flatten())
         entropy_loss = log_probs.mean() if entropy is None else -entropy.mean()
-        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        loss = policy_loss + objective.ent_coef * entropy_loss + objective.vf_coef * value_loss
         optimizer.zero_grad()
-        loss.backward(create_graph=getattr(optimizer, "protocol", "gradient") == "hessian")
+        loss.backward(create_graph=protocol_of(optimizer) == "hessian")
         norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm))
         losses = Losses(*torch.stack([policy_loss, value_loss, entropy_loss]).tolist())
         if not math.isfinite(sum(losses, norm)):
             statistics.restore()  # BatchNorm's, from observations too large to square
         return losses, norm
 
-    def _step(self, samples: Batch) -> None:
+    def _step(self) -> None:
         """Turns the gradients in ``grad`` into a step."""
         self.policy.optimizer.step()
 
     def _log(self, losses: Losses) -> None:
+        self.logger.record("train/policy_loss", losses.policy)
+        self._log_common(losses)
+
+    def _log_common(self, losses: Losses) -> None:
+        """Records what every agent of this kind does, by the same names."""
         buffer = self.rollout_buffer
         record = self.logger.record
         record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -108,7 +139,11 @@ class ActorCritic(OnPolicy):
             explained_variance(buffer.values.flatten(), buffer.returns.flatten()),
         )
         record("train/entropy_loss", losses.entropy)
-        record("train/policy_loss", losses.policy)
         record("train/value_loss", losses.value)
         if hasattr(self.policy, "log_std"):
             record("train/std", torch.exp(self.policy.log_std).mean().item())
+
+
+def protocol_of(optimizer: torch.optim.Optimizer) -> str:
+    """How an optimizer is driven; torch's own take gradients."""
+    return getattr(optimizer, "protocol", "gradient")

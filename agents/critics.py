@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
+from agents.plain_steps import fuse
 from agents.predictions import Parts, take
 from agents.rollout import Batch
 from agents.shared_features import KLBudget
@@ -43,9 +44,7 @@ class AdamCritic:
         self.parts = parts
         self.epochs = epochs
         self.batch_size = batch_size
-        if type(policy.optimizer) is torch.optim.Adam:  # one kernel instead of a dozen each
-            for group in policy.optimizer.param_groups:
-                group["fused"] = group["fused"] is not False and not group["foreach"]
+        fuse(policy.optimizer)
 
     def fit(self, batch: Batch, budget: KLBudget) -> float:
         """Fits by minibatches; one whose loss is not finite is skipped."""

@@ -13,6 +13,7 @@ from agents.actor_critic import ActorCritic
 from agents.arguments import check_below_one, check_not_negative, check_positive, check_whole
 from agents.kfac_update import KFACUpdate, SharedCurvature
 from agents.listening import quiet, statistics_due
+from agents.losses import Objective
 from agents.plain_actor_critic import Losses, PlainActorCritic, plain_actor_critic
 from agents.rollout import Batch
 from npg.errors import ConfigurationError
@@ -171,7 +172,7 @@ class KFACActorCritic(ActorCritic):
             if self.policy.training:
                 self.policy.set_training_mode(False)
 
-    def _gradients(self, samples: Batch) -> tuple[Losses, float]:
+    def _gradients(self, samples: Batch, objective: Objective) -> tuple[Losses, float]:
         policy = self.policy
         if policy.training:  # it acted in the other mode, and the divergence is from there
             policy.set_training_mode(False)
@@ -181,11 +182,12 @@ class KFACActorCritic(ActorCritic):
             self.actor_optimizer,
             self.critic_optimizer,
             samples,
+            objective,
             self._by_hand,
             self._shared,
             self._buffers,
         )
-        losses = update.actor_pass(self.ent_coef, self.vf_coef)
+        losses = update.actor_pass()
         value_loss = losses.value if self.critic_optimizer is None else update.critic_pass()
         gradients = [p.grad for p in update.parameters if p.grad is not None]
         terms = [losses.policy, value_loss, losses.entropy, *torch._foreach_norm(gradients)]
@@ -194,7 +196,7 @@ class KFACActorCritic(ActorCritic):
             update.restore()
         return Losses(policy_loss, value_loss, entropy_loss), math.hypot(*norms)
 
-    def _step(self, samples: Batch) -> None:
+    def _step(self) -> None:
         actor, critic, update = self.actor_optimizer, self.critic_optimizer, self._update
         assert update is not None
         actor.step()

@@ -7,7 +7,6 @@ from itertools import chain
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 from torch.distributions import Distribution, Normal
@@ -16,6 +15,7 @@ from agents.acting_policy import ActingPolicy
 from agents.batch_statistics import MovedOnce
 from agents.critics import Snapshot
 from agents.listening import KFACSnapshot, listening, statistics_due
+from agents.losses import Objective
 from agents.plain_actor_critic import PlainActorCritic
 from agents.plain_heads import GaussianHead
 from agents.plain_networks import action_distribution
@@ -57,6 +57,7 @@ class KFACUpdate:
         actor: Optimizer of what the actions depend on, and of all else if the curvature is joint.
         critic: Optimizer of what only the value depends on.
         samples: The rollout's.
+        objective: The loss of these samples.
         by_hand: The policy's passes, where they can be written by hand.
         shared: Whose curvature the shared features get; None where none are shared.
         buffers: BatchNorm's.
@@ -73,11 +74,13 @@ class KFACUpdate:
         actor: KFAC,
         critic: KFAC | None,
         samples: Batch,
+        objective: Objective,
         by_hand: PlainActorCritic | None,
         shared: SharedCurvature | None,
         buffers: Sequence[Tensor],
     ) -> None:
         self.policy, self.samples, self.by_hand, self.shared = policy, samples, by_hand, shared
+        self.objective = objective
         self.actor, self.critic = actor, critic
         optimizers = [actor] if critic is None else [actor, critic]
         moved, *others = [optimizer.tensors() for optimizer in optimizers]
@@ -98,35 +101,33 @@ class KFACUpdate:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def actor_pass(self, ent_coef: float, vf_coef: float) -> ActorLosses:
+    def actor_pass(self) -> ActorLosses:
         """Leaves the actor's gradients, and its statistics where they are due.
-
-        Args:
-            ent_coef: Weight of the entropy loss.
-            vf_coef: Weight of the value loss where features are shared.
 
         Returns:
             The losses.
         """
-        samples, optimizer = self.samples, self.actor
+        samples, objective, optimizer = self.samples, self.objective, self.actor
         if self.by_hand is not None:
             if statistics_due(optimizer):
                 with _distribution_kept(self.policy):
                     acted = action_distribution(self.policy, self.acting.output)
                     self._observe_plain(optimizer, prediction(acted), 0)
-            actor = self.by_hand.actor_gradients(self.acting.output, samples, ent_coef)
+            actor = self.by_hand.actor_gradients(
+                self.acting.output, samples.actions, objective.policy, objective.ent_coef
+            )
             return ActorLosses(actor.policy_loss, actor.entropy_loss, None)
         self.policy.set_training_mode(True)
         with listening(optimizer), _distribution_kept(self.policy):
             action, log_probs, entropy, values = self._evaluate()
-            policy_loss = -(samples.advantages * log_probs).mean()
+            policy_loss, _ = objective.policy(log_probs)
             entropy_loss = log_probs.mean() if entropy is None else -entropy.mean()
-            value_loss = None if values is None else F.mse_loss(values, samples.returns)
+            value_loss = None if values is None else objective.value(values)[0]
             joint = values is not None and self.shared == "joint"
             optimizer.observe(Product([action, _around(values)]) if joint else action)
-        loss = policy_loss + ent_coef * entropy_loss
+        loss = policy_loss + objective.ent_coef * entropy_loss
         if value_loss is not None:
-            loss = loss + vf_coef * value_loss
+            loss = loss + objective.vf_coef * value_loss
             value_loss = value_loss.detach()
         self._differentiate(loss, optimizer)
         return ActorLosses(policy_loss.detach(), entropy_loss.detach(), value_loss)
@@ -147,12 +148,12 @@ class KFACUpdate:
                 values = self.by_hand.critic.forward(self.acting.features)
             if statistics_due(optimizer):
                 self._observe_plain(optimizer, _around(values.flatten()), 1)
-            return self.by_hand.critic_gradients(values, samples.returns, 0.5)
+            return self.by_hand.critic_gradients(values, self.objective.value, 0.5)
         self.policy.set_training_mode(True)
         with listening(optimizer):
             values = self.policy.predict_values(samples.observations).flatten()
             optimizer.observe(_around(values))
-        loss = F.mse_loss(values, samples.returns)
+        loss, _ = self.objective.value(values)
         self._differentiate(0.5 * loss, optimizer)
         return loss.detach()
 

@@ -5,7 +5,6 @@ distribution a prediction, and :class:`npg.optim.NaturalGradient` does the step.
 """
 
 import math
-import warnings
 from numbers import Real
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from agents.arguments import (
     check_not_negative,
     check_samples_to_normalise,
     check_whole,
+    warn_of_truncated_batches,
 )
 from agents.critics import AdamCritic, Critic, CriticKind, GaussNewtonCritic, Snapshot
 from agents.on_policy import OnPolicy
@@ -97,16 +97,10 @@ class NaturalPolicyGradient(OnPolicy):
         self._check_values()
         if self.env is None:
             return
-        samples = self.env.num_envs * self.n_steps
         if self.normalize_advantage:
             check_samples_to_normalise(self.n_steps, self.env.num_envs)
-        if self.critic == "adam" and samples % self.batch_size:
-            warnings.warn(
-                f"You have specified a mini-batch size of {self.batch_size}, but the rollout has "
-                f"`n_steps * n_envs = {samples}` samples: the last mini-batch of every epoch has "
-                f"{samples % self.batch_size}. A `batch_size` that divides it avoids that.",
-                stacklevel=3,
-            )
+        if self.critic == "adam":
+            warn_of_truncated_batches(self.batch_size, self.n_steps, self.env.num_envs)
 
     def _step_rule(self) -> dict[str, Any]:
         """Settings of NaturalGradient that say how far to go, in units of the joint KL.

@@ -1,14 +1,15 @@
 """The natural policy gradient."""
 
 import math
-from typing import Any, Self
+from typing import Any
 
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from agents.critics import CriticKind
+from agents.learning import learning
 from agents.natural_policy import NaturalPolicyGradient
 from npg.errors import ConfigurationError
 from npg.optim import FisherInverse
@@ -139,28 +140,4 @@ class NPG(NaturalPolicyGradient):
             "line_search": False,
         }
 
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "NPG",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Self:
-        """Trains; arguments and callbacks are Stable-Baselines3's.
-
-        Args:
-            total_timesteps: Environment steps, rounded up to whole rollouts.
-            callback: Called at every step; may stop the training.
-            log_interval: Updates between log lines.
-            tb_log_name: Name of the run in TensorBoard.
-            reset_num_timesteps: Whether counting starts at zero.
-            progress_bar: Whether to draw one.
-
-        Returns:
-            The agent.
-        """
-        return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )
+    learn = learning("NPG", updates=1)

@@ -17,6 +17,7 @@ from agents.backpropagation import (
     hooked,
     trained_parameters,
 )
+from agents.losses import Loss, Objective
 from agents.plain_heads import HEADS, Differentiated, head_of
 from agents.plain_networks import Layers, plain_features, plain_layers
 from agents.rollout import Batch
@@ -26,8 +27,8 @@ class Losses(NamedTuple):
     """The terms of the loss, as numbers.
 
     Attributes:
-        policy: −mean A log π(a|s).
-        value: Mean (V − R)².
+        policy: Of log π(a|s).
+        value: Of V(s).
         entropy: −mean H(π(·|s)), or mean log π(a|s) where H has no formula.
     """
 
@@ -45,7 +46,7 @@ class PlainActorCritic:
         policy: The policy.
         actor: Its actor's layers.
         critic: Its critic's.
-        rows: Samples per call.
+        rows: Most samples per call.
     """
 
     def __init__(self, policy: ActorCriticPolicy, actor: Layers, critic: Layers, rows: int) -> None:
@@ -79,22 +80,22 @@ class PlainActorCritic:
 
     @torch.no_grad()
     def gradients(
-        self, samples: Batch, ent_coef: float, vf_coef: float, max_norm: float
+        self, samples: Batch, objective: Objective, max_norm: float
     ) -> tuple[Losses, float]:
         """Leaves the clipped gradients in ``grad``.
 
         Args:
-            samples: The rollout's.
-            ent_coef: Weight of the entropy loss.
-            vf_coef: Weight of the value loss.
+            samples: At most so many as the constructor was told.
+            objective: The loss.
             max_norm: Length to which the gradient is clipped.
 
         Returns:
             The terms of the loss, and the norm before the clipping.
         """
         features = plain_features(self.policy, samples.observations)
-        actor = self.actor_gradients(self.actor.forward(features), samples, ent_coef)
-        value_loss = self.critic_gradients(self.critic.forward(features), samples.returns, vf_coef)
+        output, values = self.actor.forward(features), self.critic.forward(features)
+        actor = self.actor_gradients(output, samples.actions, objective.policy, objective.ent_coef)
+        value_loss = self.critic_gradients(values, objective.value, objective.vf_coef)
         for parameter in self.others:
             parameter.grad = None
         norm = float(torch.linalg.vector_norm(self.flat))
@@ -104,39 +105,40 @@ class PlainActorCritic:
         return Losses(*map(float, terms)), norm
 
     @torch.no_grad()
-    def actor_gradients(self, output: Tensor, samples: Batch, ent_coef: float) -> Differentiated:
+    def actor_gradients(
+        self, output: Tensor, actions: Tensor, loss: Loss, ent_coef: float
+    ) -> Differentiated:
         """Leaves the gradients of the actor's loss in its ``grad``.
 
         Args:
             output: Of the actor's last forward pass, [N, K].
-            samples: The rollout's.
+            actions: [N, A], or [N] for a Discrete space.
+            loss: Of log π(a|s).
             ent_coef: Weight of the entropy loss.
 
         Returns:
             The losses; the gradients in it are used up.
         """
-        actor = self.head.differentiate(output, samples, ent_coef)
+        actor = self.head.differentiate(output, actions, loss, ent_coef)
         self.actor.backward(actor.output)
         for gradient in self.log_std_gradient:
             self.policy.log_std.grad = gradient.copy_(actor.log_std)
         return actor
 
     @torch.no_grad()
-    def critic_gradients(self, values: Tensor, returns: Tensor, vf_coef: float) -> Tensor:
-        """Leaves the gradients of ``vf_coef`` mean (V − R)² in the critic's ``grad``.
+    def critic_gradients(self, values: Tensor, loss: Loss, vf_coef: float) -> Tensor:
+        """Leaves the gradients of ``vf_coef`` times the value loss in the critic's ``grad``.
 
         Args:
-            values: V, of the critic's last forward pass, [N, 1]; they are used up.
-            returns: R, [N].
+            values: V, of the critic's last forward pass, [N, 1].
+            loss: Of V.
             vf_coef: Weight of the value loss.
 
         Returns:
-            mean (V − R)².
+            The value loss.
         """
-        residual = values.sub_(returns.unsqueeze(1))
-        flat = residual.view(-1)
-        value_loss = torch.dot(flat, flat) / len(flat)
-        self.critic.backward(residual.mul_(2 * vf_coef / len(flat)))
+        value_loss, slope = loss(values.view(-1))
+        self.critic.backward(slope.mul_(vf_coef).unsqueeze(1))
         return value_loss
 
 
@@ -154,7 +156,7 @@ def plain_actor_critic(
 
     Args:
         policy: Any policy.
-        rows: Samples of the rollout.
+        rows: Most samples per call.
         last: What the last call returned, to be used again where nothing has changed.
 
     Returns:

@@ -1,12 +1,13 @@
 """From an actor's output to log π(a|s) and to the gradient of the actor's loss, past autograd.
 
-With w_n = A_n / N, the loss is L = −Σ w_n log π(a_n) − c mean H. A categorical's logits get
+The loss is L = ℓ(log π(a_1), …, log π(a_N)) − c mean H, with the slope s_n = ∂ℓ/∂log π(a_n). A
+categorical's logits get
 
-    ∂L/∂z = w (p − 1_a) + (c / N) p ⊙ (log p + H),
+    ∂L/∂z = s (1_a − p) + (c / N) p ⊙ (log p + H),
 
 a Gaussian's mean and log standard deviation
 
-    ∂L/∂μ = −w (a − μ) / σ²,    ∂L/∂log σ = −Σ_n w_n ((a_n − μ_n)² / σ² − 1) − c.
+    ∂L/∂μ = s (a − μ) / σ²,    ∂L/∂log σ = Σ_n s_n ((a_n − μ_n)² / σ² − 1) − c.
 """
 
 import math
@@ -23,9 +24,9 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
+from agents.losses import Loss
 from agents.plain_networks import action_distribution
 from agents.predictions import prediction
-from agents.rollout import Batch
 from npg.likelihoods import joint_kl
 
 
@@ -33,7 +34,7 @@ class Differentiated(NamedTuple):
     """The actor's losses and their gradients.
 
     Attributes:
-        policy_loss: −mean A log π(a|s).
+        policy_loss: ℓ.
         entropy_loss: −mean H.
         output: ∂L/∂output, [N, K].
         log_std: ∂L/∂log σ where the policy has one, [K].
@@ -81,12 +82,24 @@ class Head:
         with torch.no_grad():
             return action_distribution(self.policy, output).log_prob(actions)
 
-    def differentiate(self, output: Tensor, samples: Batch, ent_coef: float) -> Differentiated:
-        """Computes the losses and what they do to the output, see the module's formulas."""
+    def differentiate(
+        self, output: Tensor, actions: Tensor, loss: Loss, ent_coef: float
+    ) -> Differentiated:
+        """Computes the losses and what they do to the output, see the module's formulas.
+
+        Args:
+            output: The actor's, [N, K].
+            actions: [N, A], or [N] for a Discrete space.
+            loss: ℓ.
+            ent_coef: c.
+
+        Returns:
+            The losses and their gradients, in memory of their own.
+        """
         with torch.enable_grad():
             output = output.detach().requires_grad_()
             distribution = action_distribution(self.policy, output)
-            policy_loss = -(samples.advantages * distribution.log_prob(samples.actions)).mean()
+            policy_loss, _ = loss(distribution.log_prob(actions))
             entropy_loss = -distribution.entropy().mean()
             (delta,) = torch.autograd.grad(policy_loss + ent_coef * entropy_loss, output)
         return Differentiated(policy_loss.detach(), entropy_loss.detach(), delta, None)
@@ -111,15 +124,17 @@ class CategoricalHead(Head):
         log_probs = output.log_softmax(1).gather(1, actions.unsqueeze(1)).squeeze(1)
         return log_probs if math.isfinite(log_probs.sum()) else super().log_probs(output, actions)
 
-    def differentiate(self, output: Tensor, samples: Batch, ent_coef: float) -> Differentiated:
+    def differentiate(
+        self, output: Tensor, actions: Tensor, loss: Loss, ent_coef: float
+    ) -> Differentiated:
         """See :class:`Head`."""
-        chosen = samples.actions.unsqueeze(1)
-        weights = (samples.advantages / len(output)).unsqueeze(1)
+        chosen = actions.unsqueeze(1)
         log_p = output.log_softmax(1)
         p = log_p.exp()
         negative_entropy = torch.linalg.vecdot(p, log_p)
-        policy_loss = -torch.dot(weights.view(-1), log_p.gather(1, chosen).view(-1))
-        delta = (p * weights).scatter_add_(1, chosen, -weights)
+        policy_loss, slope = loss(log_p.gather(1, chosen).view(-1))
+        slope = slope.unsqueeze(1)
+        delta = (p * -slope).scatter_add_(1, chosen, slope)
         if ent_coef:
             log_p -= negative_entropy.unsqueeze(1)
             delta += log_p.mul_(p).mul_(ent_coef / len(output))
@@ -148,21 +163,22 @@ class GaussianHead(Head):
         log_probs = squares.mul_(-0.5).sub_(_normaliser(log_std))
         return log_probs if math.isfinite(log_probs.sum()) else super().log_probs(output, actions)
 
-    def differentiate(self, output: Tensor, samples: Batch, ent_coef: float) -> Differentiated:
+    def differentiate(
+        self, output: Tensor, actions: Tensor, loss: Loss, ent_coef: float
+    ) -> Differentiated:
         """See :class:`Head`."""
         log_std = self.policy.log_std.detach()
-        weights = samples.advantages / len(output)
-        precision = torch.exp(-2 * log_std)
-        deviations = samples.actions - output
-        delta = deviations * precision
+        deviations = actions - output
+        delta = deviations * torch.exp(-2 * log_std)
         squares = deviations.mul_(delta)  # ((a − μ) / σ)²
         normaliser = _normaliser(log_std)
-        total = weights.sum()
-        weighted = weights @ squares
-        policy_loss = 0.5 * weighted.sum() + total * normaliser
-        delta.mul_(-weights.unsqueeze(1))
+        policy_loss, slope = loss(squares.sum(1).mul_(-0.5).sub_(normaliser))
+        delta.mul_(slope.unsqueeze(1))
         return Differentiated(
-            policy_loss, -normaliser - 0.5 * len(log_std), delta, total - weighted - ent_coef
+            policy_loss,
+            -normaliser - 0.5 * len(log_std),
+            delta,
+            slope @ squares - slope.sum() - ent_coef,
         )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 from torch import Tensor
 
 from agents.advantages import generalised_advantages
@@ -23,6 +24,7 @@ class Batch(NamedTuple):
         log_probs: log π(a|s) of the acting policy, [N].
         advantages: [N], not normalised.
         returns: λ-returns, the critic's targets, [N].
+        values: V(s) of the critic during the rollout, [N].
     """
 
     observations: Observations
@@ -30,6 +32,7 @@ class Batch(NamedTuple):
     log_probs: Tensor
     advantages: Tensor
     returns: Tensor
+    values: Tensor
 
 
 class _TimeLimits:
@@ -162,17 +165,7 @@ def batch(rollout: RolloutBuffer, space: spaces.Space, device: torch.device) -> 
         All samples.
     """
     if not isinstance(rollout, (Rollout, DictRollout)) or rollout.generator_ready:
-        samples = next(iter(rollout.get(batch_size=None)))
-        actions = samples.actions
-        if isinstance(space, spaces.Discrete):
-            actions = actions.long().flatten()
-        return Batch(
-            samples.observations,
-            actions,
-            samples.old_log_prob.flatten(),
-            samples.advantages.flatten(),
-            samples.returns.flatten(),
-        )
+        return converted(next(iter(rollout.get(batch_size=None))), space)
 
     def column(values: np.ndarray) -> Tensor:
         return torch.as_tensor(values[: rollout.pos].reshape(-1), device=device)
@@ -183,6 +176,24 @@ def batch(rollout: RolloutBuffer, space: spaces.Space, device: torch.device) -> 
         column(rollout.log_probs),
         column(rollout.advantages),
         column(rollout.returns),
+        column(rollout.values),
+    )
+
+
+def converted(
+    samples: RolloutBufferSamples | DictRolloutBufferSamples, space: spaces.Space
+) -> Batch:
+    """Makes a batch of what a buffer's ``get`` yielded."""
+    actions = samples.actions
+    if isinstance(space, spaces.Discrete):
+        actions = actions.long().flatten()
+    return Batch(
+        samples.observations,
+        actions,
+        samples.old_log_prob.flatten(),
+        samples.advantages.flatten(),
+        samples.returns.flatten(),
+        samples.old_values.flatten(),
     )
 
 

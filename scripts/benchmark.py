@@ -14,7 +14,15 @@ from typing import Literal
 import tyro
 
 Part = Literal[
-    "throughput", "rollout", "fisher", "kfac", "optimizers", "autoencoder", "kl", "returns"
+    "throughput",
+    "throughput-ppo",
+    "rollout",
+    "fisher",
+    "kfac",
+    "optimizers",
+    "autoencoder",
+    "kl",
+    "returns",
 ]
 
 
@@ -59,6 +67,7 @@ def main(options: Options) -> None:
 
     parts = {
         "throughput": throughput.run,
+        "throughput-ppo": throughput.run_ppo,
         "rollout": rollouts.run,
         "fisher": fisher_products.run,
         "kfac": kfac_steps.run,

@@ -3,8 +3,9 @@
     python scripts/evaluate.py runs/trpo_CartPole-v1_1 --episodes 20 --record video.mp4
     python scripts/evaluate.py trpo_hopper.zip --env Hopper-v5
 
-A file may also be a checkpoint of sb3-contrib's TRPO. Exit codes: 0 done, 1 the environment gave
-numbers that are none, 2 there is nothing to evaluate.
+A file may also be a checkpoint of sb3-contrib's TRPO, or, with `--agent`, of Stable-Baselines3's
+A2C or PPO. Exit codes: 0 done, 1 the environment gave numbers that are none, 2 there is nothing to
+evaluate.
 """
 
 import sys

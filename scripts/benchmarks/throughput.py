@@ -7,7 +7,7 @@ import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 
-from agents import A2C, ACKTR, TRPO
+from agents import A2C, ACKTR, PPO, TRPO
 from benchmarks.report import Row, interleaved, median_ratio, show
 from envs import make
 
@@ -42,6 +42,30 @@ A2C_UPDATES = 100  # of a few milliseconds each
 
 # ACKTR against A2C at the same rollouts: (environment, environments, steps per environment).
 ACKTR_CASES = [("CartPole-v1", 8, 20), ("HalfCheetah-v5", 8, 20)]
+
+# PPO with rollouts of 2048: (environment, environments, steps per environment, backend).
+PPO_CASES = [
+    ("CartPole-v1", 1, 2048, "gymnasium"),
+    ("CartPole-v1", 8, 256, "gymnasium"),
+    ("HalfCheetah-v5", 1, 2048, "gymnasium"),
+    ("HalfCheetah-v5", 8, 256, "gymnasium"),
+    ("HalfCheetah-v5", 8, 256, "envpool"),
+]
+
+
+def run_ppo(rounds: int, command: str) -> None:
+    """Trains PPO of both libraries for equal numbers of steps, in turn, with equal settings."""
+    rows = []
+    for env_id, num_envs, n_steps, backend in PPO_CASES:
+        settings = {"n_steps": n_steps, "seed": 0, "device": "cpu"}
+        env = make(env_id, num_envs=num_envs, seed=0, backend=backend)
+        ours = PPO("MlpPolicy", env, **settings)
+        peer_env = make_vec_env(env_id, num_envs, seed=0)
+        theirs = stable_baselines3.PPO("MlpPolicy", peer_env, **settings)
+        what = f"{env_id}, {num_envs} × {n_steps}, {backend}"
+        steps = num_envs * n_steps
+        rows.append(_compare(ours, theirs, steps, rounds, what, "stable-baselines3", ">= 2"))
+    show("PPO's training throughput", rows, command)
 
 
 def run(rounds: int, command: str) -> None:

@@ -14,7 +14,7 @@ import tyro
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tyro.constructors import PrimitiveConstructorSpec
 
-from agents import A2C, ACKTR, NPG, TRPO
+from agents import A2C, ACKTR, NPG, PPO, REINFORCE, TRPO
 
 # A new agent is one line here: its arguments are read off its constructor.
 AGENTS: dict[str, type[OnPolicyAlgorithm]] = {
@@ -22,6 +22,8 @@ AGENTS: dict[str, type[OnPolicyAlgorithm]] = {
     "npg": NPG,
     "a2c": A2C,
     "acktr": ACKTR,
+    "ppo": PPO,
+    "reinforce": REINFORCE,
 }
 
 # Constructor arguments that the options of the run decide.

@@ -16,12 +16,13 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
-from agents import A2C, ACKTR, NPG, TRPO
+from agents import A2C, ACKTR, NPG, PPO, REINFORCE, TRPO
 from agents.on_policy import OnPolicy
 
 AGENTS = (TRPO, NPG)
 both_agents = pytest.mark.parametrize("agent", AGENTS)  # those of the natural gradient
-ACTOR_CRITICS = (A2C, ACKTR)  # those that step on the plain policy gradient
+FIRST_ORDER = (A2C, PPO, REINFORCE)  # those that take any gradient optimizer
+ACTOR_CRITICS = (ACKTR, *FIRST_ORDER)  # those with one loss for actor and critic
 every_agent = pytest.mark.parametrize("agent", [*AGENTS, *ACTOR_CRITICS])
 every_variant = pytest.mark.parametrize(
     ("agent", "settings"),
@@ -196,11 +197,19 @@ def vector_env(make: Callable[[], gym.Env], count: int = 1) -> DummyVecEnv:
     return DummyVecEnv([make] * count)
 
 
+def minibatches(agent: type[OnPolicy], size: int) -> dict[str, Any]:
+    """The size of its minibatches, for an agent that takes any."""
+    return {"batch_size": size} if agent in (*AGENTS, PPO) else {}
+
+
 def short(agent: type[OnPolicy], **settings: Any) -> dict[str, Any]:
     """Arguments with which an update takes milliseconds, and what is given besides."""
     chosen: dict[str, Any] = {"n_steps": 64, "seed": 0, "device": "cpu"}
-    if agent not in ACTOR_CRITICS:
-        chosen |= {"batch_size": 32, "n_critic_updates": 2}
+    chosen |= minibatches(agent, 32)
+    if agent in AGENTS:
+        chosen["n_critic_updates"] = 2
+    if agent is PPO:
+        chosen["n_epochs"] = 1
     if agent is TRPO:
         chosen["kl_reduction"] = "joint"
     return chosen | settings

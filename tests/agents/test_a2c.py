@@ -16,7 +16,7 @@ from torch import nn
 from agents import A2C
 from npg.errors import ConfigurationError
 from npg.optim import FunctionOptimizer, names, registry
-from tests.agents.a2c import SMALL, a2c, oracle_of, train_both
+from tests.agents.a2c import SMALL, a2c
 from tests.agents.helpers import (
     ACTIONS,
     BOX,
@@ -30,6 +30,7 @@ from tests.agents.helpers import (
     parameters,
     same,
 )
+from tests.agents.peers import oracle_of, train_both
 from tests.agents.rollouts import collect
 
 SETTINGS = [
@@ -45,7 +46,7 @@ SETTINGS = [
 @pytest.mark.parametrize("actions", ACTIONS)
 def test_the_update_is_that_of_stable_baselines3(actions, by_hand, settings, monkeypatch) -> None:
     if not by_hand:
-        monkeypatch.setattr("agents.a2c.plain_actor_critic", lambda *_: None)
+        monkeypatch.setattr("agents.first_order.plain_actor_critic", lambda *_: None)
     model = a2c(ACTIONS[actions], **settings)
     before = parameters(model)
     train_both(model, oracle_of(model, **settings))

@@ -12,7 +12,7 @@ import torch
 from agents import A2C, TRPO
 from agents.arguments import BatchOfOneError
 from npg.errors import CheckpointError, ConfigurationError
-from tests.agents.a2c import SMALL, a2c, oracle_of, train_both
+from tests.agents.a2c import SMALL, a2c
 from tests.agents.checkpoints import equal_states
 from tests.agents.helpers import (
     BOX,
@@ -27,6 +27,7 @@ from tests.agents.helpers import (
     small,
     vector_env,
 )
+from tests.agents.peers import oracle_of, train_both
 
 # --------------------------------------------------------------------------------------- arguments
 

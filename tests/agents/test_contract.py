@@ -16,16 +16,17 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 from torch import nn
 
-from agents import A2C, ACKTR, NPG
+from agents import A2C, ACKTR, NPG, PPO, REINFORCE
 from envs import LeanVecEnv
 from tests.agents.helpers import (
-    ACTOR_CRITICS,
+    AGENTS,
     BOX,
     DICTIONARY,
     VECTOR,
     Toy,
     every_agent,
     finite,
+    minibatches,
     parameters,
     same,
     short,
@@ -39,7 +40,8 @@ def test_it_is_an_on_policy_algorithm_with_its_learn(agent) -> None:
     assert issubclass(agent, OnPolicyAlgorithm)
     assert {"MlpPolicy", "CnnPolicy", "MultiInputPolicy"} <= agent.policy_aliases.keys()
     ours = inspect.signature(agent.learn).parameters
-    peer = stable_baselines3.A2C if agent in ACTOR_CRITICS else stable_baselines3.PPO
+    every_rollout = agent in (*AGENTS, PPO)  # is logged; the others' are many
+    peer = stable_baselines3.PPO if every_rollout else stable_baselines3.A2C
     theirs = inspect.signature(peer.learn).parameters
     assert list(ours) == list(theirs)
     for name in set(ours) - {"tb_log_name"}:
@@ -66,6 +68,8 @@ def test_attributes_that_others_read(agent) -> None:
     optimizer, rate, gae_lambda = {
         A2C: (torch.optim.RMSprop, 7e-4, 1.0),
         ACKTR: (torch.optim.Adam, 0.25, 0.95),
+        PPO: (torch.optim.Adam, 3e-4, 0.95),
+        REINFORCE: (torch.optim.Adam, 3e-3, 1.0),
     }.get(agent, (torch.optim.Adam, 1e-3, 0.95))
     assert isinstance(model.policy.optimizer, optimizer)
     assert model.lr_schedule(1.0) == model.learning_rate == rate
@@ -160,9 +164,9 @@ def test_sde_needs_a_box_and_boxes_need_bounds(agent) -> None:
 def test_image_observations(agent) -> None:
     """Channels last are transposed, NatureCNN fits 36 × 36."""
     image = spaces.Box(0, 255, (36, 36, 3), np.uint8)
-    settings = {"n_steps": 16}
-    if agent not in ACTOR_CRITICS:
-        settings |= {"batch_size": 16, "n_critic_updates": 1, "cg_max_steps": 2}
+    settings = {"n_steps": 16, **minibatches(agent, 16)}
+    if agent in AGENTS:
+        settings |= {"n_critic_updates": 1, "cg_max_steps": 2}
     features = {"features_extractor_kwargs": {"features_dim": 8}}
     model = small(
         agent, vector_env(lambda: Toy(image)), "CnnPolicy", policy_kwargs=features, **settings

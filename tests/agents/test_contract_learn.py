@@ -18,15 +18,15 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
-from agents import A2C, TRPO
+from agents import A2C, PPO, REINFORCE, TRPO
 from tests.agents.helpers import (
-    ACTOR_CRITICS,
     BOX,
     VECTOR,
     Toy,
     both_agents,
     both_critics,
     every_agent,
+    minibatches,
     short,
     small,
     vector_env,
@@ -104,16 +104,25 @@ def test_logged_keys(agent, critic) -> None:
     np.testing.assert_allclose(last["train/std"], 1.0, atol=0.1)
 
 
-def test_logged_keys_of_a2c_are_those_of_stable_baselines3() -> None:
+@pytest.mark.parametrize(
+    ("ours", "theirs", "settings"),
+    [
+        pytest.param(A2C, stable_baselines3.A2C, {}, id="A2C"),
+        pytest.param(PPO, stable_baselines3.PPO, {}, id="PPO"),
+        pytest.param(PPO, stable_baselines3.PPO, {"clip_range_vf": 0.1}, id="PPO-clipped-value"),
+        pytest.param(REINFORCE, stable_baselines3.A2C, {}, id="REINFORCE"),
+    ],
+)
+def test_logged_keys_are_those_of_stable_baselines3(ours, theirs, settings) -> None:
     dumps = []
-    for agent in (A2C, stable_baselines3.A2C):
+    for agent in (ours, theirs):
         env = vector_env(lambda: Monitor(Toy(VECTOR, BOX)))
-        model = agent("MlpPolicy", env, **short(A2C))
+        model = agent("MlpPolicy", env, **short(ours, **settings))
         recorder = recorded(model)
         model.learn(64 * 3, log_interval=1)
         dumps.append([dump.keys() for dump in recorder.dumps])
     assert dumps[0] == dumps[1]
-    assert "train/policy_loss" in dumps[0][-1]
+    assert "train/value_loss" in dumps[0][-1]
 
 
 def test_log_interval() -> None:
@@ -186,8 +195,7 @@ class Order(BaseCallback):
 @every_agent
 def test_callbacks_are_called_in_order(agent) -> None:
     callback = Order()
-    sizes = {} if agent in ACTOR_CRITICS else {"batch_size": 4}
-    model = small(agent, vector_env(Toy), n_steps=4, **sizes)
+    model = small(agent, vector_env(Toy), n_steps=4, **minibatches(agent, 4))
     train = model.train
     model.train = lambda: (callback.calls.append("train"), train())
     model.learn(8, callback=callback)

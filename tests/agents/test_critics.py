@@ -39,7 +39,7 @@ def samples(size: int = 64, scale: float = 1.0) -> Batch:
     observations = torch.randn(size, 3)
     returns = scale * (2 * observations[:, 0] - observations[:, 1] + 3)
     nothing = torch.zeros(size)
-    return Batch(observations, nothing, nothing, nothing, returns)
+    return Batch(observations, nothing, nothing, nothing, returns, nothing)
 
 
 def critic_of(model: TRPO, critic: str, **settings):

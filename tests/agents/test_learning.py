@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from agents import A2C, ACKTR, NPG, TRPO
+from agents import A2C, ACKTR, NPG, PPO, REINFORCE, TRPO
 from envs import LinearQuadraticRegulator, make
 from tests.agents.helpers import (
     AGENTS,
@@ -138,6 +138,8 @@ def test_the_identity_is_learned(agent, critic, actions) -> None:
     [
         pytest.param(A2C, 150, {"learning_rate": 0.005}, id="A2C"),
         pytest.param(ACKTR, 50, {"target_kl": 0.03}, id="ACKTR"),
+        pytest.param(PPO, 30, {"learning_rate": 0.005, "n_epochs": 5}, id="PPO"),
+        pytest.param(REINFORCE, 150, {"learning_rate": 0.01}, id="REINFORCE"),
     ],
 )
 @pytest.mark.parametrize(
@@ -179,12 +181,17 @@ def test_cart_pole_is_solved(agent, critic) -> None:
 ACKTR_SETTINGS = {"n_steps": 32, "target_kl": 0.01, "gae_lambda": 0.98, "critic_steps": 3}
 
 
-@pytest.mark.slow
+PPO_SETTINGS = {"n_steps": 128, "batch_size": 256, "learning_rate": 1e-3}
+REINFORCE_SETTINGS = {"n_steps": 64, "normalize_advantage": True}
+
+
 @pytest.mark.parametrize(
     ("agent", "steps", "settings"),
     [
-        pytest.param(A2C, 200_000, {}, id="A2C"),
-        pytest.param(ACKTR, 100_000, ACKTR_SETTINGS, id="ACKTR"),
+        pytest.param(A2C, 200_000, {}, id="A2C", marks=pytest.mark.slow),
+        pytest.param(ACKTR, 100_000, ACKTR_SETTINGS, id="ACKTR", marks=pytest.mark.slow),
+        pytest.param(PPO, 100_000, PPO_SETTINGS, id="PPO"),
+        pytest.param(REINFORCE, 200_000, REINFORCE_SETTINGS, id="REINFORCE"),
     ],
 )
 def test_actor_critics_solve_cart_pole(agent, steps, settings) -> None:

@@ -180,7 +180,7 @@ def test_minibatches_of_one(agent) -> None:
 def test_a_truncated_minibatch_is_announced(agent) -> None:
     with pytest.warns(UserWarning, match="mini-batch size of 60") as caught:
         small(agent, vector_env(Toy), batch_size=60)
-    assert "has 4" in str(caught[0].message)
+    assert "mini-batch of size 4" in str(caught[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         small(agent, vector_env(Toy), batch_size=16)

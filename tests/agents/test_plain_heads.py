@@ -7,14 +7,14 @@ import torch
 from torch import distributions
 
 from agents import A2C
+from agents.losses import PolicyGradient
 from agents.plain_heads import head_of
-from agents.rollout import Batch
 from tests.agents.helpers import ACTIONS, Toy, small, vector_env
 
 ROWS = 30
 
 
-def head_and_samples(actions: str):
+def head_and_actions(actions: str):
     model = small(A2C, vector_env(lambda: Toy(action_space=ACTIONS[actions]))).learn(64)
     policy = model.policy.double()
     if hasattr(policy, "log_std"):
@@ -25,9 +25,8 @@ def head_and_samples(actions: str):
         [torch.as_tensor(model.action_space.sample()).flatten() for _ in range(ROWS)]
     )
     given = given.flatten() if actions == "discrete" else given.double()
-    nothing = torch.zeros(ROWS)
     advantages = torch.randn(ROWS, dtype=torch.float64)
-    return head_of(policy), output, Batch(nothing, given, nothing, advantages, nothing)
+    return head_of(policy), output, given, advantages
 
 
 def exact(actions: str, policy, output):
@@ -44,19 +43,19 @@ def exact(actions: str, policy, output):
 @pytest.mark.parametrize("ent_coef", [0.0, 0.3])
 @pytest.mark.parametrize("actions", ACTIONS)
 def test_losses_and_gradients_are_those_of_torch(actions: str, ent_coef: float) -> None:
-    head, output, samples = head_and_samples(actions)
+    head, output, given, advantages = head_and_actions(actions)
     leaf = output.clone().requires_grad_()
     parts = exact(actions, head.policy, leaf)
-    columns = samples.actions.unbind(1) if len(parts) > 1 else [samples.actions]
+    columns = given.unbind(1) if len(parts) > 1 else [given]
     log_probs = sum(p.log_prob(a) for p, a in zip(parts, columns, strict=True))
-    policy_loss = -(samples.advantages * log_probs).mean()
+    policy_loss = -(advantages * log_probs).mean()
     entropy_loss = -sum(p.entropy() for p in parts).mean()
     wanted = [leaf, head.policy.log_std] if actions in ("box", "matrix") else [leaf]
     gradients = torch.autograd.grad(policy_loss + ent_coef * entropy_loss, wanted)
 
-    torch.testing.assert_close(head.log_probs(output, samples.actions), log_probs.detach())
+    torch.testing.assert_close(head.log_probs(output, given), log_probs.detach())
     with torch.no_grad():
-        result = head.differentiate(output, samples, ent_coef)
+        result = head.differentiate(output, given, PolicyGradient(advantages), ent_coef)
     torch.testing.assert_close(result.policy_loss, policy_loss.detach())
     torch.testing.assert_close(result.entropy_loss, entropy_loss.detach())
     torch.testing.assert_close(result.output, gradients[0])
@@ -68,15 +67,15 @@ def test_losses_and_gradients_are_those_of_torch(actions: str, ent_coef: float) 
 
 @pytest.mark.parametrize("actions", ["discrete", "box"])
 def test_outputs_that_are_no_numbers_are_refused_as_by_torch(actions: str) -> None:
-    head, output, samples = head_and_samples(actions)
+    head, output, given, _ = head_and_actions(actions)
     output[3, 0] = math.nan
     with pytest.raises(ValueError, match="to satisfy the constraint"):
-        head.log_probs(output, samples.actions)
+        head.log_probs(output, given)
 
 
 @pytest.mark.parametrize("actions", ACTIONS)
 def test_the_divergence_is_that_of_torch(actions: str) -> None:
-    head, output, _ = head_and_samples(actions)
+    head, output, *_ = head_and_actions(actions)
     policy = head.policy
     with torch.no_grad():
         old, reference = exact(actions, policy, output.clone()), head.reference(output)

@@ -29,7 +29,7 @@ def samples(space=VECTOR, size: int = 50) -> Batch:
         else torch.randn(size, *space.shape)
     )
     nothing = torch.zeros(size)
-    return Batch(observations, nothing, nothing, nothing, torch.randn(size))
+    return Batch(observations, nothing, nothing, nothing, torch.randn(size), nothing)
 
 
 def trained(layers) -> list[nn.Parameter]:
