@@ -50,6 +50,12 @@ class FirstOrder(ActorCritic):
                     "taking a gradient: agents.TRPO and agents.NPG drive such a one; here, leave "
                     "optimizer=None or name one that takes gradients"
                 )
+            if hasattr(chosen, "observe"):
+                raise ConfigurationError(
+                    f"optimizer={self.optimizer!r} has to be told of predictions, a policy's and "
+                    "a critic's: agents.ACKTR tells such a one; here, leave optimizer=None or name "
+                    'another that takes gradients ("sophia-h" is the same step on another estimate)'
+                )
             self.policy.optimizer = chosen
 
     def _prepare(self, rows: int) -> None:

@@ -196,7 +196,7 @@ def test_one_sample_has_no_others(settings) -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_every_optimizer_trains_or_is_refused_with_a_remedy(name) -> None:
-    if issubclass(registry._class(name), FunctionOptimizer):
+    if issubclass(registry._class(name), FunctionOptimizer) or name == "sophia-g":
         with pytest.raises(ConfigurationError, match=f"optimizer='{name}'.*optimizer=None"):
             small(REINFORCE, vector_env(Toy), optimizer=name)
         return
