@@ -11,35 +11,64 @@ from npg.errors import ConfigurationError
 from npg.linalg import flatten
 
 
-def rademacher(like: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
-    """Draws ±1 with equal probability, a bit of the generator per entry.
+class Signs:
+    """Random signs for the same tensors, step after step, in memory that is kept.
 
     Args:
         like: Tensors whose shapes, dtypes and devices to take; a complex one gets a sign for
             either part.
-        generator: On the tensors' device, or the CPU's where they are on ``meta``. Default:
-            torch's own.
+    """
+
+    def __init__(self, like: Sequence[Tensor]) -> None:
+        self.like = [t.detach() for t in like]
+        self.sizes = [t.numel() * (2 if t.is_complex() else 1) for t in like]
+        words = -(-sum(self.sizes) // 64)
+        device = like[0].device
+        self.words = torch.empty(words, dtype=torch.int64, device=device)
+        self.table = _signs(torch.promote_types(like[0].dtype, torch.float32).to_real(), device)
+        self.drawn = self.table.new_empty(8 * words, 8)
+
+    def fits(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are tensors like those it was made for."""
+        return len(tensors) == len(self.like) and all(
+            (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+            for a, b in zip(tensors, self.like, strict=True)
+        )
+
+    def draw(self, generator: torch.Generator | None = None) -> list[Tensor]:
+        """Draws ±1 with equal probability, a bit of the generator per entry.
+
+        Args:
+            generator: On the tensors' device, or the CPU's where they are on ``meta``. Default:
+                torch's own.
+
+        Returns:
+            A tensor for each, until the next draw.
+        """
+        # 64 at once: numbers that are drawn one by one would cost as much as a backward pass.
+        if self.words.device.type != "meta":
+            self.words.random_(-(2**63), None, generator=generator)
+        octets = self.words.view(torch.uint8).int()
+        signs = torch.index_select(self.table, 0, octets, out=self.drawn).view(-1)
+        return [
+            torch.view_as_complex(piece.to(t.dtype.to_real()).view(*t.shape, 2))
+            if t.is_complex()
+            else piece.to(t).view(t.shape)
+            for piece, t in zip(signs[: sum(self.sizes)].split(self.sizes), self.like, strict=True)
+        ]
+
+
+def rademacher(like: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
+    """Draws :class:`Signs` once.
+
+    Args:
+        like: Tensors whose shapes, dtypes and devices to take.
+        generator: On their device. Default: torch's own.
 
     Returns:
         A tensor for each.
     """
-    sizes = [t.numel() * (2 if t.is_complex() else 1) for t in like]
-    if not like:
-        return []
-    device = like[0].device
-    # 64 at once: numbers that are drawn one by one would cost as much as a backward pass.
-    words = torch.empty(-(-sum(sizes) // 64), dtype=torch.int64, device=device)
-    if device.type != "meta":
-        words.random_(-(2**63), None, generator=generator)
-    octets = words.view(torch.uint8).int()
-    table = _signs(torch.promote_types(like[0].dtype, torch.float32).to_real(), device)
-    signs = table.index_select(0, octets).flatten()[: sum(sizes)]
-    return [
-        torch.view_as_complex(piece.to(t.dtype.to_real()).view(*t.shape, 2))
-        if t.is_complex()
-        else piece.to(t).view(t.shape)
-        for piece, t in zip(signs.split(sizes), like, strict=True)
-    ]
+    return Signs(like).draw(generator) if like else []
 
 
 @lru_cache(maxsize=8)
@@ -93,7 +122,8 @@ def hutchinson(
     if samples < 1:
         raise ConfigurationError(f"samples must be at least 1, got {samples}")
     total = torch.zeros_like(flatten(matrix.parameters))
+    source = Signs([total])
     for _ in range(samples):
-        (signs,) = rademacher([total], generator)
+        (signs,) = source.draw(generator)
         total += signs * matrix.matvec(signs)
     return total / samples

@@ -178,7 +178,14 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     What they compute is the same, and so are derivatives of every order; from the third on they
     are torch's own, and cost what these do.
+
+    Attributes:
+        replaced: How many were.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replaced = 0
 
     def __torch_function__(
         self,
@@ -192,10 +199,12 @@ class TwiceDifferentiable(TorchFunctionMode):
         if func in _RECTIFIERS and torch.is_grad_enabled():
             rectified = _rectified(*args, **(kwargs or {}))
             if rectified is not None:
+                self.replaced += 1
                 return rectified
         if dimensions is not None and torch.is_grad_enabled():
             replaced = _replaced(dimensions, *args, **(kwargs or {}))
             if replaced is not None:
+                self.replaced += 1
                 return replaced
         return func(*args, **(kwargs or {}))
 

@@ -1,13 +1,12 @@
 """What the optimizers have in common that probe the Hessian with random signs."""
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from npg.curvature.hutchinson import probe, rademacher
+from npg.curvature.hutchinson import Signs, probe
 from npg.curvature.twice_differentiable import TwiceDifferentiable
 from npg.errors import ConfigurationError
 from npg.optim.base import Protocol
@@ -58,6 +57,8 @@ class HessianOptimizer(SeededOptimizer):
         super().__init__(model, defaults, parameters, **options)
         self.hessian_interval = hessian_interval
         self.steps = 0
+        self._signs: Signs | None = None
+        self._replaces = True  # convolutions, as far as is known
 
     @property
     def needs_graph(self) -> bool:
@@ -103,7 +104,11 @@ class HessianOptimizer(SeededOptimizer):
         self, closure: Callable[[], Any], parameters: list[Tensor]
     ) -> tuple[Tensor, bool]:
         """Runs the closure, and differentiates the loss unless it did so itself."""
-        with TwiceDifferentiable() if self.needs_graph else nullcontext():
+        if self.needs_graph and self._replaces:
+            with TwiceDifferentiable() as mode:
+                result, called_backward = run_closure(closure, parameters)
+            self._replaces = mode.replaced > 0  # else looking at every call is for nothing
+        else:
             result, called_backward = run_closure(closure, parameters)
         loss = result[0] if isinstance(result, tuple) else result
         if not isinstance(loss, Tensor) or loss.ndim != 0:
@@ -143,7 +148,9 @@ class HessianOptimizer(SeededOptimizer):
                 f"{type(self).__name__} probes the Hessian on this step, and the gradients have no "
                 f"graph: {GRAPH_ADVICE}"
             )
-        signs = rademacher(dense, self.generator)
+        if self._signs is None or not self._signs.fits(dense):
+            self._signs = Signs(dense)
+        signs = self._signs.draw(self.generator)
         products = probe(gradients, dense, signs)
         states = [self.state[p] for p in dense]
         good = usable(products, states, "skipped_statistics")
@@ -171,6 +178,10 @@ class HessianOptimizer(SeededOptimizer):
     ) -> None:
         """Lets z and Hz enter the curvature."""
         raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All attributes but the memory for signs."""
+        return {**super().__getstate__(), "_signs": None}
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state, the generator's, and the steps taken under ``"steps"``."""
