@@ -1,4 +1,4 @@
-"""Convolutions and rectifiers whose second derivative costs what it should.
+"""Convolutions, rectifiers and attention whose second derivative costs what it should.
 
 Torch differentiates a convolution's backward pass by convolving whole activations with each other,
 which its kernels are not made for. The three terms of it are a convolution and two of the gradients
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from npg.curvature.matrix import math_attention
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,10 @@ class _Passed(torch.autograd.Function):
         return _passed(signal, outputs), None
 
 
+_ATTENTION = {
+    nn.functional.scaled_dot_product_attention,
+    nn.functional.multi_head_attention_forward,
+}
 _RECTIFIERS = {torch.relu, torch.Tensor.relu, nn.functional.relu}
 _CONVOLUTIONS: dict[Callable[..., Tensor], int] = {
     torch.conv1d: 1,
@@ -176,8 +182,9 @@ MANY = 2**18
 class TwiceDifferentiable(TorchFunctionMode):
     """Context in which convolutions are made so that ``create_graph=True`` is cheap to go on from.
 
-    What they compute is the same, and so are derivatives of every order; from the third on they
-    are torch's own, and cost what these do.
+    Attention takes the kernel that can be differentiated twice at all. What they compute is the
+    same, and so are derivatives of every order; from the third on they are torch's own, and cost
+    what these do.
 
     Attributes:
         replaced: How many were.
@@ -195,6 +202,10 @@ class TwiceDifferentiable(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         """Replaces convolutions; lets everything else pass."""
+        if func in _ATTENTION:
+            self.replaced += 1
+            with math_attention():
+                return func(*args, **(kwargs or {}))
         dimensions = _CONVOLUTIONS.get(func)
         if func in _RECTIFIERS and torch.is_grad_enabled():
             rectified = _rectified(*args, **(kwargs or {}))

@@ -1,6 +1,7 @@
 """Closures of either kind: those that run the forward pass only, and torch's, which go back."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -9,18 +10,23 @@ from torch import Tensor
 from npg.curvature import math_attention
 
 
-def run_closure(closure: Callable[[], Any], parameters: Sequence[Tensor]) -> tuple[Any, bool]:
+def run_closure(
+    closure: Callable[[], Any],
+    parameters: Sequence[Tensor],
+    context: AbstractContextManager[object] | None = None,
+) -> tuple[Any, bool]:
     """Runs a closure with gradients, and finds out of which kind it is.
 
     Args:
         closure: Of either kind.
         parameters: Whose gradients tell.
+        context: In which to run it. Default: attention can be differentiated twice.
 
     Returns:
         What it returned, and whether it called ``backward()``.
     """
     before = [(p.grad, None if p.grad is None else p.grad._version) for p in parameters]
-    with torch.enable_grad(), math_attention():
+    with torch.enable_grad(), context or math_attention():
         result = closure()
     called_backward = any(
         p.grad is not None and not (p.grad is old and p.grad._version == version)

@@ -1,6 +1,7 @@
 """What the optimizers have in common that probe the Hessian with random signs."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -58,7 +59,7 @@ class HessianOptimizer(SeededOptimizer):
         self.hessian_interval = hessian_interval
         self.steps = 0
         self._signs: Signs | None = None
-        self._replaces = True  # convolutions, as far as is known
+        self._replaces = True  # convolutions or attention, as far as is known
 
     @property
     def needs_graph(self) -> bool:
@@ -104,12 +105,10 @@ class HessianOptimizer(SeededOptimizer):
         self, closure: Callable[[], Any], parameters: list[Tensor]
     ) -> tuple[Tensor, bool]:
         """Runs the closure, and differentiates the loss unless it did so itself."""
-        if self.needs_graph and self._replaces:
-            with TwiceDifferentiable() as mode:
-                result, called_backward = run_closure(closure, parameters)
+        mode = TwiceDifferentiable() if self.needs_graph and self._replaces else None
+        result, called_backward = run_closure(closure, parameters, mode or nullcontext())
+        if mode is not None:
             self._replaces = mode.replaced > 0  # else looking at every call is for nothing
-        else:
-            result, called_backward = run_closure(closure, parameters)
         loss = result[0] if isinstance(result, tuple) else result
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             raise ConfigurationError(
