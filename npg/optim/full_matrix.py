@@ -41,7 +41,7 @@ class FullMatrixAdagrad(GradientOptimizer):
     def __init__(
         self,
         model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 0.1,
+        lr: float = 0.5,
         eps: float = 1e-8,
         memory: int | None = 32,
         weight_decay: float = 0.0,

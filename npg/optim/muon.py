@@ -10,13 +10,15 @@ from torch.optim import AdamW, Muon
 
 from npg.errors import ConfigurationError
 from npg.optim.base import Protocol, attributes, trainable
+from npg.optim.decay_groups import NORMALISATIONS
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """One object, with one ``state_dict`` and one rate for a scheduler to move.
 
     Muon's steps get the size of AdamW's (``adjust_lr_fn="match_rms_adamw"``), so that one rate
-    suits both. Embeddings are matrices whose rows are parameters of their own: AdamW has them.
+    suits both. Embeddings are matrices whose rows are parameters of their own: AdamW has them, and
+    what normalisation layers have.
 
     Args:
         model: Module, or parameters.
@@ -27,6 +29,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         ns_steps: Newton–Schulz iterations of Muon.
         betas: Of AdamW.
         eps: Of AdamW.
+        undecayed: Parameters of AdamW's part that do not decay, biases and norms for instance.
         parameters: Restricts a module to these of its parameters.
 
     Raises:
@@ -51,9 +54,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
         ns_steps: int = 5,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        undecayed: Iterable[Tensor] = (),
         parameters: Iterable[Tensor] | None = None,
     ) -> None:
         matrices, others = _divided(model, parameters)
+        light = {id(p) for p in undecayed}
         self._parts: dict[str, torch.optim.Optimizer] = {}
         groups: list[dict[str, Any]] = []
         if matrices:
@@ -67,11 +72,19 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 adjust_lr_fn="match_rms_adamw",
             )
         if others:
+            divided: list[dict[str, Any]] = [
+                {"params": [p for p in others if id(p) not in light]},
+                {"params": [p for p in others if id(p) in light], "weight_decay": 0.0},
+            ]
             self._parts["adamw"] = AdamW(
-                others, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps
+                [group for group in divided if group["params"]],
+                lr=lr,
+                weight_decay=weight_decay,
+                betas=betas,
+                eps=eps,
             )
         for name, part in self._parts.items():
-            groups.append({**part.param_groups[0], "part": name})
+            groups += [{**group, "part": name} for group in part.param_groups]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self._join()
 
@@ -132,13 +145,13 @@ def _divided(
     model: nn.Module | Iterable[Tensor], parameters: Iterable[Tensor] | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Matrices, and what is none."""
-    embeddings: set[int] = set()
+    rows: set[int] = set()  # weights whose rows are parameters of their own, and gains
     if isinstance(model, nn.Module):
-        kinds = (nn.Embedding, nn.EmbeddingBag)
-        embeddings = {id(m.weight) for m in model.modules() if isinstance(m, kinds)}
+        kinds = (nn.Embedding, nn.EmbeddingBag, *NORMALISATIONS)
+        rows = {id(p) for m in model.modules() if isinstance(m, kinds) for p in m.parameters()}
     given: list[Any] = list(trainable(model, parameters))
     if not given or any(isinstance(p, dict) for p in given):
         raise ConfigurationError("MuonWithAdamW takes a module or its parameters, not groups")
-    matrices = [p for p in given if p.ndim == 2 and id(p) not in embeddings]
+    matrices = [p for p in given if p.ndim == 2 and id(p) not in rows]
     chosen = {id(p) for p in matrices}
     return matrices, [p for p in given if id(p) not in chosen]

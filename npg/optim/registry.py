@@ -12,6 +12,7 @@ from npg.errors import ConfigurationError
 from npg.optim.adahessian import AdaHessian
 from npg.optim.adax import AdaX, AdaXW
 from npg.optim.base import FunctionOptimizer, Prediction, trainable
+from npg.optim.decay_groups import decay_groups, spared
 from npg.optim.directions import NormalizedGradient, SignSGD
 from npg.optim.ekfac import EKFAC
 from npg.optim.full_matrix import FullMatrixAdagrad
@@ -94,7 +95,12 @@ def takes(name: str, option: str) -> bool:
 
 
 def create(
-    name: str, model: nn.Module, lr: float | None = None, **options: Any
+    name: str,
+    model: nn.Module,
+    lr: float | None = None,
+    *,
+    decay_biases_and_norms: bool = True,
+    **options: Any,
 ) -> torch.optim.Optimizer:
     """Makes an optimizer by name.
 
@@ -104,6 +110,8 @@ def create(
         lr: Learning rate. Default: the optimizer's own, but 0.03 for ``"adafactor"``, 0.005 for
             ``"adax"``, 0.1 for ``"langevin"``, 0.003 for ``"radam"``, 0.001 for ``"rmsprop"``, and
             0.05 for ``"sgd"``, whose momentum is 0.9.
+        decay_biases_and_norms: Whether weight decay is for all parameters; False spares vectors and
+            whatever normalisation layers have.
         **options: Further arguments of the optimizer's class. ``parameters``, which restricts
             ``model``, goes with all of them.
 
@@ -111,15 +119,35 @@ def create(
         The optimizer.
 
     Raises:
-        ConfigurationError: If no optimizer has this name.
+        ConfigurationError: If no optimizer has this name, or it has no weight decay to spare.
     """
     kind = _class(name)
+    if not decay_biases_and_norms:
+        model, options = _sparing(name, model, options)
     if lr is not None:
         options["lr"] = lr
     options = {**_DEFAULTS.get(name, {}), **options}
     if name in _OF_TORCH:
         return kind(trainable(model, options.pop("parameters", None)), **options)
     return kind(model, **options)  # type: ignore[arg-type]
+
+
+def _sparing(name: str, model: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401
+    """Model and options with which biases and norms do not decay."""
+    if not takes(name, "weight_decay"):
+        raise ConfigurationError(f"decay_biases_and_norms=False: {name!r} has no weight_decay=")
+    if not isinstance(model, nn.Module):
+        model = list(model)
+    parameters = options.pop("parameters", None)
+    parameters = None if parameters is None else list(parameters)
+    if name == "muon":  # it divides its parameters itself
+        everything = model.parameters() if isinstance(model, nn.Module) else model
+        light = spared(model, everything if parameters is None else parameters)
+        return model, {**options, "parameters": parameters, "undecayed": light}
+    groups = decay_groups(model, parameters)
+    if isinstance(model, nn.Module):
+        return model, {**options, "parameters": groups}
+    return groups, options
 
 
 def train_step(

@@ -97,7 +97,7 @@ class SophiaG(_Sophia, SeededOptimizer):
     def __init__(
         self,
         model: nn.Module,
-        lr: float = 1e-3,
+        lr: float = 2e-3,
         betas: tuple[float, float] = (0.965, 0.99),
         gamma: float = 0.04,
         weight_decay: float = 0.1,
@@ -251,7 +251,7 @@ class SophiaH(_Sophia, HessianOptimizer):
     def __init__(
         self,
         model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 1e-3,
+        lr: float = 2e-3,
         betas: tuple[float, float] = (0.96, 0.99),
         gamma: float = 0.01,
         weight_decay: float = 0.1,

@@ -28,10 +28,10 @@ Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def group_norm_network(image_size: int, classes: int) -> nn.Module:
-    """Three convolutions with group norm, at full, half and quarter resolution."""
+    """Three convolutions with group norm, at half and quarter resolution."""
     quarter = -(-image_size // 4)
     layers: list[nn.Module] = []
-    for inputs, outputs, stride in ((1, 16, 1), (16, 32, 2), (32, 32, 2)):
+    for inputs, outputs, stride in ((1, 16, 2), (16, 32, 2), (32, 32, 1)):
         layers += [
             nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1),
             nn.GroupNorm(4, outputs),
