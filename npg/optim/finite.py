@@ -29,6 +29,7 @@ def usable(
     result = [True] * len(gradients)
     for i in here:
         gradient = gradients[i]
+        gradient = torch.view_as_real(gradient) if gradient.is_complex() else gradient
         # A sum is the cheapest look at all entries; it may overflow where none of them does.
         if not isfinite(gradient.sum()) and not bool(torch.isfinite(gradient).all()):
             result[i] = False
