@@ -30,15 +30,7 @@ class _Settings:
         """W ∗ x + b."""
         none = [0] * len(self.stride)
         result: Tensor = torch.ops.aten.convolution(
-            inputs,
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            False,
-            none,
-            self.groups,
+            inputs, weight, bias, self.stride, self.padding, self.dilation, False, none, self.groups
         )
         return result
 
@@ -47,7 +39,7 @@ class _Settings:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of ⟨δ, W ∗ x + b⟩ in x, W and b, as far as they are wanted."""
         none = [0] * len(self.stride)
-        in_inputs, in_weight, in_bias = torch.ops.aten.convolution_backward(
+        result: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
             signal,
             inputs,
             weight,
@@ -60,7 +52,7 @@ class _Settings:
             self.groups,
             list(wanted),
         )
-        return in_inputs, in_weight, in_bias
+        return result
 
 
 class _Convolution(torch.autograd.Function):
@@ -121,7 +113,7 @@ class _Gradients(torch.autograd.Function):
             in_signal = to_bias.view(-1, *[1] * (signal.ndim - 2)).expand_as(signal)
         if to_inputs is not None:
             moved = settings.convolve(to_inputs, weight)
-            in_signal = moved if in_signal is None else in_signal + moved
+            in_signal = moved if in_signal is None else moved.add_(in_signal)
             if ctx.needs_input_grad[2]:
                 _, in_weight, _ = settings.backward(signal, to_inputs, weight, (False, True, False))
         return in_signal, in_inputs, in_weight, None, None

@@ -1,6 +1,6 @@
 """Gradients that are not finite, found without making a device wait."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import isfinite
 from typing import Any
 
@@ -35,6 +35,26 @@ def usable(
             result[i] = False
             states[i][name] = states[i].get(name, 0) + 1
     return result
+
+
+def all_finite(pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:
+    """Whether that is known of all tensors of pairs of equal shapes, by one look at each pair.
+
+    What is not finite makes their product so; a product that is not may have other reasons.
+
+    Args:
+        pairs: Gradients, say, and what a curvature makes of them.
+
+    Returns:
+        False also where nothing can be read without waiting.
+    """
+    for one, other in pairs:
+        here = one.device.type == "cpu" and type(one) is Tensor and one.dtype == other.dtype
+        if not (here and not one.is_complex()):
+            return False
+        if not isfinite(torch.dot(one.reshape(-1), other.reshape(-1))):
+            return False
+    return True
 
 
 def masked(gradient: Tensor, state: dict[str, Any]) -> Tensor:

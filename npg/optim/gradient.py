@@ -163,7 +163,7 @@ class GradientOptimizer(torch.optim.Optimizer):
             )
         gradients = [real_view(p.grad) for p in parameters]
         states = [self.state[p] for p in parameters]
-        can_step = usable(gradients, states)
+        can_step = self._usable(gradients, states)
         for parameter, gradient, state, can in zip(
             parameters, gradients, states, can_step, strict=True
         ):
@@ -181,6 +181,10 @@ class GradientOptimizer(torch.optim.Optimizer):
             batch.states.append(state)
         batches = singles if not group["foreach"] else list(by_step.values())
         return [self._decayed(group, batch) for batch in batches]
+
+    def _usable(self, gradients: list[Tensor], states: list[dict[str, Any]]) -> list[bool]:
+        """Which of them can take a step, see :func:`usable`."""
+        return usable(gradients, states)
 
     def _decayed(self, group: dict[str, Any], batch: Batch) -> Batch:
         decay, gradients = group["weight_decay"], batch.gradients

@@ -12,7 +12,7 @@ from npg.curvature.twice_differentiable import TwiceDifferentiable
 from npg.errors import ConfigurationError
 from npg.optim.base import Protocol
 from npg.optim.closures import run_closure
-from npg.optim.finite import usable
+from npg.optim.finite import all_finite, usable
 from npg.optim.gradient import real_view
 from npg.optim.seeded import SeededOptimizer
 
@@ -59,6 +59,7 @@ class HessianOptimizer(SeededOptimizer):
         self.hessian_interval = hessian_interval
         self.steps = 0
         self._signs: Signs | None = None
+        self._finite = False  # as far as this step's probe has seen
         self._replaces = True  # convolutions or attention, as far as is known
 
     @property
@@ -90,6 +91,7 @@ class HessianOptimizer(SeededOptimizer):
         loss, differentiated = None, False
         if closure is not None:
             loss, differentiated = self._evaluate(closure, parameters)
+        self._finite = False
         try:
             if self.needs_graph:
                 self._probe(must_have_graph=not differentiated)
@@ -151,8 +153,11 @@ class HessianOptimizer(SeededOptimizer):
             self._signs = Signs(dense)
         signs = self._signs.draw(self.generator)
         products = probe(gradients, dense, signs)
-        states = [self.state[p] for p in dense]
-        good = usable(products, states, "skipped_statistics")
+        self._finite = all_finite(zip(gradients, products, strict=True))
+        good = [True] * len(dense)
+        if not self._finite:
+            states = [self.state[p] for p in dense]
+            good = usable(products, states, "skipped_statistics")
         pairs = {
             p: (real_view(z), real_view(product))
             for p, z, product, finite in zip(dense, signs, products, good, strict=True)
@@ -167,6 +172,9 @@ class HessianOptimizer(SeededOptimizer):
                     [pairs[p][0] for p in mine],
                     [pairs[p][1] for p in mine],
                 )
+
+    def _usable(self, gradients: list[Tensor], states: list[dict[str, Any]]) -> list[bool]:
+        return [True] * len(states) if self._finite else super()._usable(gradients, states)
 
     def _measure(
         self,
