@@ -30,19 +30,27 @@ class _Settings:
         """W ∗ x + b."""
         none = [0] * len(self.stride)
         result: Tensor = torch.ops.aten.convolution(
-            inputs, weight, bias, self.stride, self.padding, self.dilation, False, none, self.groups
+            _last(inputs),
+            _last(weight),
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            none,
+            self.groups,
         )
-        return result
+        return _last(result)
 
     def backward(
         self, signal: Tensor, inputs: Tensor, weight: Tensor, wanted: Sequence[bool]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of ⟨δ, W ∗ x + b⟩ in x, W and b, as far as they are wanted."""
         none = [0] * len(self.stride)
-        result: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-            signal,
-            inputs,
-            weight,
+        in_inputs, in_weight, in_bias = torch.ops.aten.convolution_backward(
+            _last(signal),
+            _last(inputs),
+            _last(weight),
             [len(weight)],
             self.stride,
             self.padding,
@@ -52,7 +60,18 @@ class _Settings:
             self.groups,
             list(wanted),
         )
-        return result
+        # Gradients of parameters lie as these do, for the steps that are taken with both.
+        return in_inputs, in_weight.contiguous() if wanted[1] else in_weight, in_bias
+
+
+def _last(tensor: Tensor) -> Tensor:
+    """The tensor with its channels last, the layout that a CPU's kernels need no copies from."""
+    if not (tensor.device.type == "cpu" and tensor.ndim == 4):
+        return tensor
+    if tensor.shape[1] == 1 and tensor.is_contiguous():  # both layouts, but kernels go by strides
+        _, _, height, width = tensor.shape
+        return tensor.as_strided(tensor.shape, (height * width, 1, width, 1))
+    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 class _Convolution(torch.autograd.Function):
@@ -120,6 +139,7 @@ class _Gradients(torch.autograd.Function):
 
 
 def _passed(signal: Tensor, outputs: Tensor) -> Tensor:
+    signal = _last(signal) if not outputs.is_contiguous() else signal
     result: Tensor = torch.ops.aten.threshold_backward(signal, outputs, 0)
     return result
 
