@@ -21,12 +21,14 @@ class Signs:
 
     def __init__(self, like: Sequence[Tensor]) -> None:
         self.like = [t.detach() for t in like]
-        self.sizes = [t.numel() * (2 if t.is_complex() else 1) for t in like]
-        words = -(-sum(self.sizes) // 64)
+        sizes = [t.numel() * (2 if t.is_complex() else 1) for t in like]
+        words = -(-sum(sizes) // 64)
         device = like[0].device
         self.words = torch.empty(words, dtype=torch.int64, device=device)
+        self.octets = self.words.view(torch.uint8)
         self.table = _signs(torch.promote_types(like[0].dtype, torch.float32).to_real(), device)
         self.drawn = self.table.new_empty(8 * words, 8)
+        self.pieces = self.drawn.view(-1)[: sum(sizes)].split(sizes)
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether these are tensors like those it was made for."""
@@ -48,13 +50,12 @@ class Signs:
         # 64 at once: numbers that are drawn one by one would cost as much as a backward pass.
         if self.words.device.type != "meta":
             self.words.random_(-(2**63), None, generator=generator)
-        octets = self.words.view(torch.uint8).int()
-        signs = torch.index_select(self.table, 0, octets, out=self.drawn).view(-1)
+        torch.index_select(self.table, 0, self.octets.int(), out=self.drawn)
         return [
             torch.view_as_complex(piece.to(t.dtype.to_real()).view(*t.shape, 2))
             if t.is_complex()
-            else piece.to(t).view(t.shape)
-            for piece, t in zip(signs[: sum(self.sizes)].split(self.sizes), self.like, strict=True)
+            else piece.view(t.shape).to(t)
+            for piece, t in zip(self.pieces, self.like, strict=True)
         ]
 
 

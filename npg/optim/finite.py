@@ -25,7 +25,7 @@ def usable(
         Whether all entries are finite.
     """
     # A tensor of another type, fake or spread over processes, has no number to tell.
-    here = [i for i, g in enumerate(gradients) if g.device.type == "cpu" and type(g) is Tensor]
+    here = [i for i, g in enumerate(gradients) if g.is_cpu and type(g) is Tensor]
     result = [True] * len(gradients)
     for i in here:
         gradient = gradients[i]
@@ -49,8 +49,8 @@ def all_finite(pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:
         False also where nothing can be read without waiting.
     """
     for one, other in pairs:
-        here = one.device.type == "cpu" and type(one) is Tensor and one.dtype == other.dtype
-        if not (here and not one.is_complex()):
+        here = one.is_cpu and type(one) is Tensor and one.dtype == other.dtype
+        if not here or one.is_complex():
             return False
         if not isfinite(torch.dot(one.reshape(-1), other.reshape(-1))):
             return False

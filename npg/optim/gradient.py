@@ -232,6 +232,8 @@ def check_range(settings: dict[str, Any], name: str, lower: float, upper: float)
         ConfigurationError: If it is outside, or no number.
     """
     value = settings[name]
+    if type(value) is float and lower <= value < upper:  # nearly always, and in every step
+        return
     numbers: Sequence[Any] = value if isinstance(value, tuple | list) else [value]
     if any(isinstance(number, Tensor) for number in numbers):
         return  # on a device, perhaps
