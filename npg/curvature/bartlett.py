@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -42,6 +43,7 @@ class BartlettDiagonal:
         family: str | Callable[[Tensor], Distribution] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
+        self.distributed = isinstance(model, nn.parallel.DistributedDataParallel)
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         self.model: nn.Module = model
@@ -118,8 +120,21 @@ class BartlettDiagonal:
         if not self.seen:
             raise ConfigurationError("nothing was measured")
         samples, totals = self.seen, self._totals
+        if self.distributed:
+            samples, totals = self._over_ranks(samples, totals)
         self.clear()
         return {p: _squared(total) / samples for p, total in totals.items()}
+
+    def _over_ranks(
+        self, samples: int, totals: dict[Tensor, Tensor]
+    ) -> tuple[int, dict[Tensor, Tensor]]:
+        """Sums over all ranks, which are here together; what a rank did not see counts as zero."""
+        wanted = [p for p in self.parameters if p.requires_grad]
+        sums = [totals[p] if p in totals else torch.zeros_like(p) for p in wanted]
+        count = wanted[0].new_full((1,), float(samples), dtype=torch.float64)
+        for tensor in (*sums, count):
+            torch.distributed.all_reduce(tensor)
+        return int(count), dict(zip(wanted, sums, strict=True))
 
 
 def _squared(total: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Diagonals and traces from products with random signs: E[z ⊙ Hz] is diag(H), E[zᵀHz] is tr H."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -72,7 +71,6 @@ def rademacher(like: Sequence[Tensor], generator: torch.Generator | None = None)
     return Signs(like).draw(generator) if like else []
 
 
-@lru_cache(maxsize=8)
 def _signs(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The signs [256, 8] that the bits of every octet stand for."""
     octets = torch.arange(256, device=device).unsqueeze(1)

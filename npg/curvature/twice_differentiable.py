@@ -179,6 +179,7 @@ _ATTENTION = {
     nn.functional.scaled_dot_product_attention,
     nn.functional.multi_head_attention_forward,
 }
+_VIEWS = {torch.Tensor.view, torch.Tensor.view_as}
 _RECTIFIERS = {torch.relu, torch.Tensor.relu, nn.functional.relu}
 _CONVOLUTIONS: dict[Callable[..., Tensor], int] = {
     torch.conv1d: 1,
@@ -214,6 +215,10 @@ class TwiceDifferentiable(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         """Replaces convolutions; lets everything else pass."""
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return func(*args, **(kwargs or {}))  # its transforms have rules for torch's own alone
+        if func in _VIEWS:
+            return _viewed(func, args, kwargs or {})
         if func in _ATTENTION:
             self.replaced += 1
             with math_attention():
@@ -230,6 +235,16 @@ class TwiceDifferentiable(TorchFunctionMode):
                 self.replaced += 1
                 return replaced
         return func(*args, **(kwargs or {}))
+
+
+def _viewed(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """A view, or a copy where only the layout that was chosen here stands in its way."""
+    try:
+        return func(*args, **kwargs)
+    except RuntimeError as error:
+        if "not compatible with input tensor's size and stride" not in str(error):
+            raise
+        return func(args[0].contiguous(), *args[1:], **kwargs)
 
 
 def _rectified(input: Tensor, inplace: bool = False) -> Tensor | None:
@@ -253,6 +268,7 @@ def _replaced(
     """The convolution, or None where torch's own has to do."""
     batched = input.ndim == dimensions + 2
     alike = input.dtype == weight.dtype and not torch.is_autocast_enabled(input.device.type)
+    alike = alike and not input.is_complex()
     if isinstance(padding, str) or not (batched and alike and type(input) is Tensor):
         return None
     sizes = [

@@ -26,6 +26,12 @@ def _categorical(logits: Tensor) -> Categorical:
             f"more, got {list(logits.shape)}: let the model return them so, or for one number per "
             'sample use "bernoulli" (its logit), "normal" or "mse" (a mean)'
         )
+    if logits.ndim > 3:
+        raise ConfigurationError(
+            f'"categorical" takes the last dimension for the classes, got {list(logits.shape)}: of '
+            "images of logits, [samples, classes, height, width], say which it is by a callable, "
+            "likelihood=lambda z: Categorical(logits=z.movedim(1, -1))"
+        )
     return Categorical(logits=logits, validate_args=False)
 
 

@@ -97,13 +97,14 @@ class AdaHessian(HessianOptimizer):
             squares.update([diagonals[i] for i in places])
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
-        if not all("probes" in state for state in batch.states):  # joined after the last probe
-            batch = batch.only([i for i, state in enumerate(batch.states) if "probes" in state])
-            if not batch.states:
-                return
         first = group["betas"][0]
         mean = batch.remembered("mean")
         torch._foreach_lerp_(mean, batch.gradients, 1 - first)
+        if not all("probes" in state for state in batch.states):  # joined after the last probe
+            batch = batch.only([i for i, state in enumerate(batch.states) if "probes" in state])
+            mean = [state["mean"] for state in batch.states]
+            if not mean:
+                return
         denominators = self._squares(group, batch.states, 0.0).denominators()
         self._shrink(group, batch.parameters)
         rate = group["lr"] / (1 - first**batch.step)

@@ -123,6 +123,24 @@ def trainable(
     return groups if grouped else tensors
 
 
+def refuse_replicas(optimizer: object, model: object) -> None:
+    """Refuses a model in DistributedDataParallel, whose gradients only ``backward()`` averages.
+
+    Args:
+        optimizer: Which differentiates by itself.
+        model: What it was given.
+
+    Raises:
+        ConfigurationError: If it is such a model.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ConfigurationError(
+            f"{type(optimizer).__name__} differentiates by itself, which DistributedDataParallel "
+            "does not see: its replicas would drift apart. KFAC, EKFAC, SophiaG and the optimizers "
+            "that need gradients alone train such a model"
+        )
+
+
 class FunctionOptimizer(torch.optim.Optimizer):
     """An optimizer whose ``step(closure)`` evaluates the objective as often as it needs.
 
@@ -145,6 +163,7 @@ class FunctionOptimizer(torch.optim.Optimizer):
         defaults: dict[str, Any],
         parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
     ) -> None:
+        refuse_replicas(self, model)
         super().__init__(trainable(model, parameters), defaults)
         self.settings = tuple(defaults)  # torch adds names of its own to these
         self.extra: dict[str, float] = {"steps": 0, "skipped": 0, "rejected": 0}

@@ -28,8 +28,14 @@ def run_closure(
     before = [(p.grad, None if p.grad is None else p.grad._version) for p in parameters]
     with torch.enable_grad(), context or math_attention():
         result = closure()
-    called_backward = any(
-        p.grad is not None and not (p.grad is old and p.grad._version == version)
+    changed = [
+        p.grad
         for p, (old, version) in zip(parameters, before, strict=True)
+        if p.grad is not None and not (p.grad is old and p.grad._version == version)
+    ]
+    kept = {id(old) for old, _ in before if old is not None}
+    # What is there still, and changed, may have been filled with zeros by zero_grad alone.
+    called_backward = any(
+        id(g) not in kept or g.device.type == "meta" or bool(g.detach().any()) for g in changed
     )
     return result, called_backward

@@ -4,11 +4,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from npg.errors import ConfigurationError
-
-NORMALISATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+from npg.init import NORMALISATIONS
 
 
 def spared(model: nn.Module | Iterable[Tensor], parameters: Iterable[Tensor]) -> list[Tensor]:

@@ -51,6 +51,8 @@ class SignSGD(GradientOptimizer):
             foreach=foreach,
         )
 
+    squares = False
+
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         check_range(group, "momentum", 0, 1)
@@ -100,6 +102,8 @@ class NormalizedGradient(GradientOptimizer):
             maximize=maximize,
         )
 
+    squares = False
+
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         check_range(group, "momentum", 0, 1)
@@ -110,8 +114,8 @@ class NormalizedGradient(GradientOptimizer):
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         mean = _averaged(group, batch)
-        kind = torch.promote_types(mean[0].dtype, torch.float32)
-        norms = [n.to(kind) for n in torch._foreach_norm(mean)]
+        # Squares of what float32 can hold, float64 can.
+        norms = [torch.linalg.vector_norm(m, dtype=torch.float64) for m in mean]
         norm = torch.linalg.vector_norm(torch.stack(norms))
         # 0 / 0 is no direction; nothing is read from the device to find out.
         factor = torch.where(norm > 0, -group["lr"] / norm, 0.0)

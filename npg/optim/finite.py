@@ -9,20 +9,25 @@ from torch import Tensor
 
 
 def usable(
-    gradients: Sequence[Tensor], states: Sequence[dict[str, Any]], name: str = "skipped"
+    gradients: Sequence[Tensor],
+    states: Sequence[dict[str, Any]],
+    name: str = "skipped",
+    *,
+    squares: bool = True,
 ) -> list[bool]:
     """Says which parameters can take a step, and counts the others.
 
-    One sum per tensor is read, which costs little on the CPU and a synchronisation elsewhere:
+    One number per tensor is read, which costs little on the CPU and a synchronisation elsewhere:
     there every gradient passes.
 
     Args:
         gradients: Of the parameters, or what else is about to enter an average.
         states: Of the parameters.
         name: Under which a state counts.
+        squares: Whether their squares enter an average, in which one that overflows would stay.
 
     Returns:
-        Whether all entries are finite.
+        Whether all entries are finite, and so is the sum of their squares if that counts.
     """
     # A tensor of another type, fake or spread over processes, has no number to tell.
     here = [i for i, g in enumerate(gradients) if g.is_cpu and type(g) is Tensor]
@@ -30,8 +35,13 @@ def usable(
     for i in here:
         gradient = gradients[i]
         gradient = torch.view_as_real(gradient) if gradient.is_complex() else gradient
-        # A sum is the cheapest look at all entries; it may overflow where none of them does.
-        if not isfinite(gradient.sum()) and not bool(torch.isfinite(gradient).all()):
+        flat = gradient.reshape(-1)
+        if isfinite(torch.dot(flat, flat) if squares else flat.sum()):
+            continue
+        # In half precision the number may overflow where its terms, in their averages, do not.
+        wide = flat.float() if squares and flat.dtype.itemsize < 4 else flat
+        fine = isfinite(torch.dot(wide, wide)) if squares else bool(torch.isfinite(flat).all())
+        if not fine:
             result[i] = False
             states[i][name] = states[i].get(name, 0) + 1
     return result

@@ -17,7 +17,9 @@ class FullMatrixAdagrad(GradientOptimizer):
     """θ ← θ − η (M + ε I)^(−1/2) g, M = Σ g gᵀ over all parameters of a group as one vector.
 
     The sum is over the last so many gradients, of which no more than these are kept; a step then
-    costs two passes over them. Parameters without a gradient count as having one of 0, and stay.
+    costs two passes over them. Differences between these that are below 10⁻⁴ of their size in
+    single precision, where their digits are lost, count as none. Parameters without a gradient
+    count as having one of 0, and stay.
 
     Args:
         model: Module, or parameters, or groups of them.
@@ -37,6 +39,8 @@ class FullMatrixAdagrad(GradientOptimizer):
         Duchi, Hazan and Singer, "Adaptive subgradient methods for online learning and stochastic
         optimization", 2011; Agarwal et al., "Efficient full-matrix adaptive regularization", 2019.
     """
+
+    structural = ("memory",)
 
     def __init__(
         self,

@@ -87,6 +87,10 @@ class GradientOptimizer(torch.optim.Optimizer):
     # Whether gradients that are not finite count as zero on devices where looking would stall:
     # for steps that are long enough to hide what that costs.
     masks: ClassVar[bool] = False
+    # Whether gradients are squared: one whose square overflows then counts as not finite.
+    squares: ClassVar[bool] = True
+    # Arguments that decide of what shape states are, and so must be the same to load them.
+    structural: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -137,10 +141,17 @@ class GradientOptimizer(torch.optim.Optimizer):
         Torch hooks the ``step`` of every class that it meets: a step inside a step would call them
         twice.
         """
-        for group in self.param_groups:
-            self._check(group)
-            for batch in self._batches(group):
-                self._update(group, batch)
+        groups = [self._read(group) for group in self.param_groups]
+        batches = [(group, batch) for group in groups for batch in self._batches(group)]
+        for group, batch in batches:  # nothing moves before all were looked at
+            self._update(group, batch)
+
+    def _read(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The settings of a group, checked; a rate that is a tensor as a number."""
+        if isinstance(group["lr"], Tensor):
+            group = {**group, "lr": float(group["lr"])}
+        self._check(group)
+        return group
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         """Finds the way, and only then shrinks and moves the batch's parameters."""
@@ -184,7 +195,7 @@ class GradientOptimizer(torch.optim.Optimizer):
 
     def _usable(self, gradients: list[Tensor], states: list[dict[str, Any]]) -> list[bool]:
         """Which of them can take a step, see :func:`usable`."""
-        return usable(gradients, states)
+        return usable(gradients, states, squares=self.squares)
 
     def _decayed(self, group: dict[str, Any], batch: Batch) -> Batch:
         decay, gradients = group["weight_decay"], batch.gradients
@@ -200,12 +211,31 @@ class GradientOptimizer(torch.optim.Optimizer):
         Torch casts tensors to their parameter's dtype, which moments may well exceed.
         """
         saved = copy.deepcopy(state_dict)
+        self._check_structure(saved.pop("structure", {}))
         super().load_state_dict(saved)
         parameters = [p for group in self.param_groups for p in group["params"]]
         numbers = [i for group in saved["param_groups"] for i in group["params"]]
         for number, parameter in zip(numbers, parameters, strict=True):
             for name, value in saved["state"].get(number, {}).items():
                 self.state[parameter][name] = _moved(value, parameter.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state, and under ``"structure"`` what decided of what shape it is."""
+        own = super().state_dict()
+        if self.structural:
+            own["structure"] = self._structure()
+        return own
+
+    def _structure(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.structural}
+
+    def _check_structure(self, saved: dict[str, Any]) -> None:
+        here = self._structure()
+        if saved != here:
+            raise ConfigurationError(
+                f"the state is of an optimizer with {saved or 'no such settings'}, and this "
+                f"{type(self).__name__} has {here}: make it with the same"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """All attributes."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from npg.curvature.hutchinson import Signs, probe
 from npg.curvature.twice_differentiable import TwiceDifferentiable
 from npg.errors import ConfigurationError
-from npg.optim.base import Protocol
+from npg.optim.base import Protocol, refuse_replicas
 from npg.optim.closures import run_closure
 from npg.optim.finite import all_finite, usable
 from npg.optim.gradient import real_view
@@ -55,6 +55,7 @@ class HessianOptimizer(SeededOptimizer):
     ) -> None:
         if hessian_interval < 1:
             raise ConfigurationError(f"hessian_interval must be at least 1, got {hessian_interval}")
+        refuse_replicas(self, model)
         super().__init__(model, defaults, parameters, **options)
         self.hessian_interval = hessian_interval
         self.steps = 0
@@ -87,6 +88,8 @@ class HessianOptimizer(SeededOptimizer):
                 f"{type(self).__name__} takes no GradScaler, which scales the curvature as well: "
                 "use autocast with bfloat16, which needs none"
             )
+        for group in self.param_groups:
+            self._read(group)
         parameters = [p for g in self.param_groups for p in g["params"] if p.requires_grad]
         loss, differentiated = None, False
         if closure is not None:
@@ -197,6 +200,6 @@ class HessianOptimizer(SeededOptimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave."""
         rest = dict(state_dict)
-        steps = int(rest.pop("steps"))
+        steps = int(rest.pop("steps", 0))
         super().load_state_dict(rest)
         self.steps = steps

@@ -33,6 +33,8 @@ class Langevin(SeededOptimizer):
         Welling and Teh, "Bayesian learning via stochastic gradient Langevin dynamics", 2011.
     """
 
+    squares = False
+
     def __init__(
         self,
         model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],

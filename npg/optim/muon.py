@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon
 
 from npg.errors import ConfigurationError
+from npg.init import NORMALISATIONS
 from npg.optim.base import Protocol, attributes, trainable
-from npg.optim.decay_groups import NORMALISATIONS
+from npg.optim.finite import usable
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -123,8 +124,17 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        given = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in given if p.grad is not None]
+        dense = all(g.layout == torch.strided for g in gradients)  # else torch's own refuse them
+        good = usable(gradients, [{} for _ in gradients]) if dense else [True] * len(given)
+        left_out = [(p, g) for p, g, can in zip(given, gradients, good, strict=True) if not can]
+        for p, _ in left_out:
+            p.grad = None
         for part in self._parts.values():
             part.step()
+        for p, g in left_out:
+            p.grad = g
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -90,8 +90,13 @@ def takes(name: str, option: str) -> bool:
     Raises:
         ConfigurationError: If no optimizer has this name.
     """
-    kinds = inspect.getmro(_class(name))
-    return any(option in inspect.signature(kind.__init__).parameters for kind in kinds)  # type: ignore[misc]
+    for kind in inspect.getmro(_class(name)):
+        known = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+        if option in known:
+            return True
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+            return False  # what it does not take, it does not hand on
+    return False
 
 
 def create(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from npg.errors import ConfigurationError
 from npg.optim.gradient import GradientOptimizer
 
 
@@ -39,8 +40,19 @@ class SeededOptimizer(GradientOptimizer):
         return {**super().state_dict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` gave."""
+        """Restores what :meth:`state_dict` gave.
+
+        Args:
+            state_dict: Of this class.
+
+        Raises:
+            ConfigurationError: If it is of another.
+        """
         rest = dict(state_dict)
+        if "generator" not in rest:
+            raise ConfigurationError(
+                f"the state has no generator: it is of another optimizer than {type(self).__name__}"
+            )
         generator = rest.pop("generator")
         super().load_state_dict(rest)
         self.generator.set_state(generator.cpu())

@@ -51,6 +51,7 @@ class Shampoo(GradientOptimizer):
     """
 
     masks = True
+    structural = ("block_size", "merge_size")
 
     def __init__(
         self,

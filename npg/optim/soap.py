@@ -44,6 +44,7 @@ class SOAP(GradientOptimizer):
 
     decoupled = True
     masks = True
+    structural = ("block_size", "merge_size", "precondition_vectors")
 
     def __init__(
         self,

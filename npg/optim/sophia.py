@@ -71,14 +71,16 @@ class SophiaG(_Sophia, SeededOptimizer):
     does not depend on B.
 
     Args:
-        model: Module to train, in training mode.
+        model: Module to train, in training mode. Of one in DistributedDataParallel the diagonals
+            are averaged over ranks.
         lr: η, by which an entry moves at most.
         betas: β₁ and β₂.
         gamma: γ. High values clip fewer entries, see :meth:`win_rate`.
         weight_decay: λ, decoupled.
         likelihood: What the model's output parametrises: ``"categorical"``, ``"bernoulli"``,
-            ``"normal"``, ``"mse"`` or a callable output → Distribution. None where
-            :meth:`observe` hands predictions over.
+            ``"normal"``, ``"mse"`` or a callable output → Distribution; classes are its last
+            dimension. None where :meth:`observe` hands predictions over, with a mask where samples
+            do not count.
         hessian_interval: Steps from one measurement to the next.
         eps: ε.
         seed: Seeds the labels.
@@ -176,6 +178,8 @@ class SophiaG(_Sophia, SeededOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for group in self.param_groups:
+            self._read(group)
         if self.bartlett.seen:
             diagonals = self.bartlett.take()
             found = list(diagonals)
@@ -205,7 +209,7 @@ class SophiaG(_Sophia, SeededOptimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave."""
         rest = dict(state_dict)
-        steps, measured = int(rest.pop("steps")), bool(rest.pop("measured"))
+        steps, measured = int(rest.pop("steps", 0)), bool(rest.pop("measured", False))
         super().load_state_dict(rest)
         self.steps, self.measured = steps, measured
         self.bartlett.clear()

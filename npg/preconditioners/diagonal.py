@@ -60,7 +60,7 @@ class MeanSquares(TensorPreconditioner):
         if self.power != 1:
             torch._foreach_pow_(roots, self.power)
         torch._foreach_add_(roots, self.epsilon)
-        return roots
+        return _above_zero(roots)
 
     def apply(self, gradients: list[Tensor]) -> list[Tensor]:
         """Divides by P."""
@@ -103,7 +103,7 @@ class ClippedCurvature(TensorPreconditioner):
         curvatures = remembered(self.states, "curvature", gradients)
         result = list(torch._foreach_mul(curvatures, self.gamma))
         torch._foreach_clamp_min_(result, self.epsilon)
-        return result
+        return _above_zero(result)
 
     def apply(self, gradients: list[Tensor]) -> list[Tensor]:
         """Divides, and clips what is left."""
@@ -111,3 +111,11 @@ class ClippedCurvature(TensorPreconditioner):
         torch._foreach_clamp_min_(ratios, -1.0)
         torch._foreach_clamp_max_(ratios, 1.0)
         return ratios
+
+
+def _above_zero(denominators: list[Tensor]) -> list[Tensor]:
+    """In float16 an ε of 1e-8 is 0, and 0 / 0 no step."""
+    half = [d for d in denominators if d.dtype == torch.float16]
+    if half:
+        torch._foreach_clamp_min_(half, torch.finfo(torch.float16).tiny)
+    return denominators

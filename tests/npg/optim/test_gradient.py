@@ -201,8 +201,12 @@ def test_huge_gradients_are_finite():
     """Their norm is not, in their precision; complex numbers come as pairs."""
     huge, bad = torch.full((2, 2), 1e30, dtype=torch.float32), torch.tensor([1.0, math.inf])
     states = [{}, {}, {}]
-    assert usable([huge, bad, torch.zeros(0)], states) == [True, False, True]
+    given = [huge, bad, torch.zeros(0)]
+    assert usable(given, states, squares=False) == [True, False, True]
     assert states == [{}, {"skipped": 1}, {}]
+    assert usable(given, [{}, {}, {}]) == [False, False, True], "1e60 would stay in an average"
+    half = torch.full((100,), 1e4, dtype=torch.float16)
+    assert usable([half], [{}]) == [True], "only the sum of the squares overflows float16"
 
 
 def test_what_is_masked_counts_as_zero():
