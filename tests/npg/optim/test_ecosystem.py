@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from npg.errors import ConfigurationError
-from npg.optim import FunctionOptimizer, HessianOptimizer, create, names, train_step
+from npg.optim import FunctionOptimizer, HessianOptimizer, create, names, takes, train_step
 from tests.npg.optim.helpers import snapshot
 from tests.npg.oracles import mlp
 
@@ -297,3 +297,68 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(name, data):
             optimizer.step()
         ends.append(snapshot(model))
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-7, atol=1e-9)
+
+
+# What reads numbers of the host: a search evaluates losses, a flow compares them, a solver stops.
+READS = {"ekfac", "kfac", "loss-flow", "natural-gradient", "newton-cg"}
+
+
+# Torch's Adafactor reads the root mean square of its step.
+@pytest.mark.parametrize("name", [n for n in names() if n not in {*READS, "adafactor"}])
+def test_nothing_is_read_from_the_device(name):
+    """On ``meta`` there is nothing to read; K-FAC's plain loop is tested where its closures are."""
+    model = nn.Sequential(nn.Linear(3, 4, device="meta"), nn.ReLU(), nn.Linear(4, 2, device="meta"))
+    x, y = torch.randn(5, 3, device="meta"), torch.zeros(5, dtype=torch.long, device="meta")
+    optimizer = made(name, model, "categorical")
+    for _ in range(12):  # past an interval of ten
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward(create_graph=getattr(optimizer, "needs_graph", False))
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", [n for n in names() if n not in READS])
+def test_sparse_gradients_are_refused(name):
+    """Torch's Adagrad, SGD and sparse Adam have steps of their own for them."""
+    if name in ("adagrad", "sgd"):
+        pytest.skip("it takes them")
+    table = nn.Embedding(5, 2, sparse=True)
+    optimizer = made(name, table, "categorical")
+    kept = snapshot(table)
+    loss = table(torch.tensor([1, 2])).square().sum()
+    with pytest.raises((ConfigurationError, RuntimeError), match=r"(?i)sparse|dense"):  # noqa: PT012
+        loss.backward(create_graph=getattr(optimizer, "needs_graph", False))
+        optimizer.step()
+    assert torch.equal(snapshot(table), kept)
+
+
+@pytest.mark.parametrize("name", [n for n in names() if takes(n, "maximize")])
+def test_maximising_is_minimising_the_negative(name, data):
+    x, y = data
+    ends = []
+    for sign in (1, -1):
+        torch.manual_seed(0)
+        model = mlp()
+        optimizer = made(name, model, "categorical", lr=RATE, maximize=sign < 0)
+
+        def forward(model=model, sign=sign):
+            logits = model(x)
+            return sign * F.cross_entropy(logits, y), logits
+
+        for _ in range(4):
+            train_step(optimizer, forward)
+        ends.append(snapshot(model))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in names() if takes(n, "foreach")])
+def test_one_by_one_is_all_at_once(name, data):
+    ends = []
+    for foreach in (True, False):
+        torch.manual_seed(0)
+        model = mlp()
+        optimizer = made(name, model, "categorical", lr=RATE, foreach=foreach)
+        for _ in range(4):
+            train_step(optimizer, closure_of(model, *data))
+        ends.append(snapshot(model))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-10, atol=1e-12)
