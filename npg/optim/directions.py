@@ -114,9 +114,7 @@ class NormalizedGradient(GradientOptimizer):
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
         mean = _averaged(group, batch)
-        # Squares of what float32 can hold, float64 can.
-        norms = [torch.linalg.vector_norm(m, dtype=torch.float64) for m in mean]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        norm = _norm(mean)
         # 0 / 0 is no direction; nothing is read from the device to find out.
         factor = torch.where(norm > 0, -group["lr"] / norm, 0.0)
         for parameter, direction in zip(batch.parameters, mean, strict=True):
@@ -130,3 +128,15 @@ def _averaged(group: dict[str, Any], batch: Batch) -> list[Tensor]:
     mean = batch.remembered("mean")
     torch._foreach_lerp_(mean, batch.gradients, 1 - group["momentum"])
     return mean
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    """‖·‖ of all, a scalar, in float64 where squares in the tensors' precision might be lost."""
+    if type(tensors[0]) is Tensor and tensors[0].is_cpu:
+        norms = [norm.double() for norm in torch._foreach_norm(tensors)]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        if 1e-15 < norm < 1e15:  # in the host's memory this waits for nothing
+            return norm
+    wide = [torch.linalg.vector_norm(t, dtype=torch.float64) for t in tensors]
+    norm = torch.linalg.vector_norm(torch.stack(wide))
+    return norm
