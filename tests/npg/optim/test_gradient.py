@@ -3,7 +3,6 @@
 import copy
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,7 +16,6 @@ from npg.optim import (
     AdaXW,
     GradientOptimizer,
     Langevin,
-    LossFlow,
     Muon,
     MuonWithAdamW,
     NormalizedGradient,
@@ -216,185 +214,6 @@ def test_what_is_masked_counts_as_zero():
     assert torch.equal(masked(good / 0, state), torch.zeros(2, 3))
     assert torch.equal(masked(good * math.nan, state), torch.zeros(2, 3))
     assert int(state["skipped"]) == 2
-
-
-class TestAdaX:
-    @pytest.mark.parametrize("decoupled", [False, True])
-    def test_is_the_published_recursion(self, decoupled):
-        first, second, lr, eps, decay = 0.9, 1e-2, 0.1, 1e-3, 0.05
-        kind = AdaXW if decoupled else AdaX
-        p = nn.Parameter(torch.randn(5))
-        x, m, v = p.detach().clone(), torch.zeros(5), torch.zeros(5)
-        optimizer = kind([p], lr, (first, second), eps, decay)
-        for t in range(1, 200):
-            g = torch.randn(5)
-            p.grad = g.clone()
-            optimizer.step()
-            if decoupled:
-                x = x * (1 - lr * decay)
-            else:
-                g = g + decay * x
-            m = first * m + (1 - first) * g
-            v = (1 + second) * v + second * g**2
-            x = x - lr * m / ((v / ((1 + second) ** t - 1)).sqrt() + eps)
-            torch.testing.assert_close(p.detach(), x, **TIGHT)
-
-    @pytest.mark.parametrize("last", [999_999, 10_000_000])
-    def test_late_steps(self, last):
-        """Where the plain recursion has overflowed: (1 + β₂)ᵗ is no float32 after 880,000 steps."""
-        p = nn.Parameter(torch.zeros((), dtype=torch.float32))
-        optimizer = AdaX([p], 1e-3)
-        p.grad = torch.ones_like(p)
-        optimizer.step()
-        state = optimizer.state[p]
-        state["step"] = last
-        p.grad = torch.full_like(p, 200.0)
-        optimizer.step()
-        fresh = 1e-4 / (1 - math.exp(-(last + 1) * math.log1p(1e-4))) * math.exp(-100)
-        assert fresh < 1e-40  # the past has all of the weight
-        assert float(state["mean_square"]) == 1.0
-        assert torch.isfinite(p)
-
-    @pytest.mark.slow
-    def test_a_million_steps(self):
-        second = 1e-4
-        p = nn.Parameter(torch.zeros((), dtype=torch.float32))
-        optimizer = AdaX([p], 0.0, (0.9, second))
-        squares = np.empty(1_000_000)
-        for t in range(len(squares)):
-            p.grad = torch.full_like(p, 1.0 + (t % 7))
-            squares[t] = (1.0 + (t % 7)) ** 2
-            optimizer.step()
-        exponents = (np.arange(len(squares)) + 1) * np.log1p(second)
-        shares = np.exp(-exponents)  # (1 + β₂)^(t − s) / (1 + β₂)^t
-        wanted = second * (shares @ squares) / -math.expm1(-len(squares) * math.log1p(second))
-        assert float(optimizer.state[p]["mean_square"]) == pytest.approx(wanted, rel=1e-3)
-
-    def test_its_memory_is_the_closed_sum(self):
-        """v̂ = Σ (1 + β₂)^(t−s) β₂ g² / ((1 + β₂)ᵗ − 1)."""
-        second = 1e-4
-        optimizer = AdaX([p := nn.Parameter(torch.zeros(()))], 0.0, (0.9, second))
-        squares = []
-        for i in range(300):
-            p.grad = torch.tensor(math.sin(i) + 0.1)
-            squares.append(float(p.grad) ** 2)
-            optimizer.step()
-        weights = second * (1 + second) ** np.arange(299, -1, -1)
-        wanted = float(weights @ np.array(squares)) / math.expm1(300 * math.log1p(second))
-        assert float(optimizer.state[p]["mean_square"]) == pytest.approx(wanted, rel=1e-12)
-
-    def test_without_growth_it_is_the_mean_of_all(self):
-        optimizer = AdaX([p := nn.Parameter(torch.zeros(()))], 0.0, (0.9, 0.0))
-        for value in (1.0, 2.0, 3.0):
-            p.grad = torch.tensor(value)
-            optimizer.step()
-        assert float(optimizer.state[p]["mean_square"]) == pytest.approx(14 / 3)
-
-
-class TestDirections:
-    def test_every_entry_moves_by_the_rate(self):
-        p = nn.Parameter(torch.zeros(4))
-        p.grad = torch.tensor([1e-30, -5.0, 0.0, 1e30])
-        SignSGD([p], 0.1, momentum=0.0).step()
-        assert torch.equal(p.detach(), torch.tensor([-0.1, 0.1, 0.0, -0.1]))
-
-    def test_the_sign_of_the_average(self):
-        p = nn.Parameter(torch.zeros(()))
-        optimizer = SignSGD([p], 0.1, momentum=0.5)
-        for gradient, wanted in ((1.0, -0.1), (-0.4, -0.2), (-2.0, -0.1)):
-            p.grad = torch.tensor(gradient)  # means .5, .05, −.975
-            optimizer.step()
-            assert float(p) == pytest.approx(wanted)
-
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-    def test_a_step_has_the_length_of_the_rate(self, dtype):
-        parameters = [nn.Parameter(torch.randn(s, dtype=dtype)) for s in ((3,), (2, 4))]
-        start = [p.detach().double().clone() for p in parameters]
-        gradients = [torch.randn(p.shape, dtype=dtype) for p in parameters]
-        for p, g in zip(parameters, gradients, strict=True):
-            p.grad = g
-        NormalizedGradient(parameters, 0.5, momentum=0.0).step()
-        moved = [p.detach().double() - s for p, s in zip(parameters, start, strict=True)]
-        norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
-        bound = 0.02 if dtype == torch.bfloat16 else 1e-6
-        for move, g in zip(moved, gradients, strict=True):
-            torch.testing.assert_close(move, -0.5 * g.double() / norm, atol=bound, rtol=0)
-
-    def test_one_norm_for_parameters_of_different_age(self):
-        a, b = (nn.Parameter(torch.zeros(1)) for _ in range(2))
-        optimizer = NormalizedGradient([a, b], 1.0, momentum=0.0)
-        a.grad = torch.ones(1)
-        optimizer.step()
-        a.grad, b.grad = torch.full((1,), 3.0), torch.full((1,), 4.0)
-        optimizer.step()
-        assert (float(a), float(b)) == pytest.approx((-1.6, -0.8))
-
-
-class TestLangevin:
-    def test_wanders_as_the_stationary_distribution(self):
-        """On k x²/2 the chain is autoregressive, with variance T / (k (1 − η k / 2))."""
-        rate, temperature = 0.1, 0.5
-        curvatures = torch.tensor([0.5, 2.0]).unsqueeze(1)
-        x = nn.Parameter(torch.zeros(2, 40_000))
-        optimizer = Langevin([x], rate, temperature)
-        for _ in range(150):
-            x.grad = curvatures * x.detach()
-            optimizer.step()
-        wanted = temperature / (curvatures * (1 - rate * curvatures / 2)).squeeze()
-        torch.testing.assert_close(x.detach().var(1), wanted, rtol=0.03, atol=0)
-
-    def test_cold_it_is_gradient_descent(self):
-        p, q = (nn.Parameter(torch.ones(3)) for _ in range(2))
-        p.grad = q.grad = torch.tensor([1.0, -2.0, 3.0])
-        Langevin([p], 0.1, 0.0).step()
-        torch.optim.SGD([q], 0.1).step()
-        assert torch.equal(p, q)
-
-
-class TestLossFlow:
-    @staticmethod
-    def objective(x):
-        return x * (x - 1) * (x - 3) ** 2 + 1.62276
-
-    def test_leaves_the_valley_in_which_descent_stays(self):
-        """SYSTEMS.md row B7: from 4 it passes the local minimum at 3 and ends near 0.41."""
-        x = nn.Parameter(torch.tensor(4.0))
-        flow = LossFlow([x], lr=0.01, max_inverse_norm=1000)
-        for _ in range(2500):
-            flow.step(lambda: (self.objective(x), x))
-        assert float(x) == pytest.approx(0.41, abs=0.02)
-        y = nn.Parameter(torch.tensor(4.0))
-        descent = torch.optim.SGD([y], 0.01)
-        for _ in range(2500):
-            descent.zero_grad()
-            self.objective(y).backward()
-            descent.step()
-        assert float(y) == pytest.approx(3.0, abs=0.02)
-
-    def test_the_loss_falls_as_an_exponential(self):
-        x = nn.Parameter(torch.tensor([2.0, -1.0]))
-        flow = LossFlow([x], lr=1e-3, max_inverse_norm=1e9)
-
-        def closure():
-            return (x**4).sum(), x
-
-        first = float(flow.step(closure))
-        for _ in range(999):
-            last = float(flow.step(closure))
-        assert last / first == pytest.approx(math.exp(-0.999), rel=1e-3)
-
-    def test_what_cannot_flow_stays(self):
-        x = nn.Parameter(torch.tensor(1.0))
-        flow = LossFlow([x], lr=0.1)
-        for loss, reason in (
-            (lambda: x - 5, "negative"),
-            (lambda: 0 * x, "zero gradient"),
-            (lambda: x * math.nan, "not finite"),
-        ):
-            report = flow.step(lambda made=loss: (made(), x))
-            assert reason in report.reason
-            assert float(x) == 1.0
-        assert flow.extra["skipped"] == 3
 
 
 class TestMuon:
