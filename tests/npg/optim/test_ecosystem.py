@@ -257,14 +257,18 @@ def test_memory_does_not_grow(name):
     model = nn.Linear(3, 3)
     x, y = torch.randn(8, 3), torch.randint(3, (8,))
     optimizer = made(name, model, "categorical", lr=1e-3)
-    sizes = []
-    for steps in (200, 800):
+
+    def grown(steps):
+        """Tensors and bytes more than before."""
+        before = tensors_alive(), resident()
         for _ in range(steps):
             train_step(optimizer, closure_of(model, x, y))
         gc.collect()
-        sizes.append((resident(), tensors_alive()))
-    assert sizes[1][1] <= sizes[0][1]
-    assert sizes[1][0] - sizes[0][0] < 4e6  # 5 kB a step
+        return tensors_alive() - before[0], resident() - before[1]
+
+    grown(200)
+    # A leak of 5 kB a step shows in every window; an allocator that takes one more arena, in one.
+    assert any(tensors <= 0 and size < 4e6 for tensors, size in (grown(800) for _ in range(3)))
 
 
 def resident():
