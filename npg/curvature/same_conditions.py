@@ -16,10 +16,10 @@ class SameConditions:
     that no tensor is written to that a graph has saved: it can be differentiated outside.
 
     Args:
-        model: Whose buffers to keep.
+        model: Whose buffers to keep; None where nobody knows a module.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module | None) -> None:
         self.model = model
         self.before = (_copies(_buffers(model)), _generators())
         self.after: tuple[Buffers, list[Tensor]] = ([], [])
@@ -40,7 +40,9 @@ class SameConditions:
         self.after = ([], [])
 
 
-def _buffers(model: nn.Module) -> Buffers:
+def _buffers(model: nn.Module | None) -> Buffers:
+    if model is None:
+        return []
     return [
         (module, name, buffer)
         for module in model.modules()

@@ -13,14 +13,20 @@ from torch.distributions import Distribution
 from npg.curvature import math_attention
 from npg.errors import ConfigurationError
 from npg.linalg import flatten
+from npg.optim.closures import run_closure
 
 Prediction = Distribution | Tensor
-Closure = Callable[[], tuple[Tensor, Prediction]]
+Closure = Callable[[], tuple[Tensor, Prediction]] | Callable[[], Tensor]
 Protocol = Literal["gradient", "function", "hessian"]
 
 CLOSURE_ADVICE = (
     "the closure must run the forward pass only and return (loss, prediction), both with their "
     "graph: no backward(), no zero_grad(), and `return loss, logits` instead of `return loss`"
+)
+LOSS_ADVICE = (
+    "the closure must run the forward pass only, with gradients enabled, and return the loss, "
+    "a scalar tensor with its graph, or (loss, prediction): no backward(), no zero_grad(), no "
+    "detach() or item()"
 )
 
 
@@ -41,6 +47,7 @@ class StepReport:
         cg_residual: Relative residual of the linear system.
         damping: λ that was used.
         reduction_ratio: Actual over predicted change of the loss, where both were measured.
+        evaluations: Of the objective, with its gradient or without; 0 where nobody counts.
     """
 
     loss: float
@@ -55,6 +62,7 @@ class StepReport:
     cg_residual: float = math.nan
     damping: float = math.nan
     reduction_ratio: float = math.nan
+    evaluations: int = 0
 
     def __float__(self) -> float:
         """The loss before the step."""
@@ -156,6 +164,8 @@ class FunctionOptimizer(torch.optim.Optimizer):
 
     protocol: ClassVar[Protocol] = "function"
     takes_complex: ClassVar[bool] = False
+    # Whether a closure has to return the prediction, too.
+    needs_prediction: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -166,6 +176,7 @@ class FunctionOptimizer(torch.optim.Optimizer):
         refuse_replicas(self, model)
         super().__init__(trainable(model, parameters), defaults)
         self.settings = tuple(defaults)  # torch adds names of its own to these
+        self.module = model if isinstance(model, nn.Module) else None
         self.extra: dict[str, float] = {"steps": 0, "skipped": 0, "rejected": 0}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -202,24 +213,68 @@ class FunctionOptimizer(torch.optim.Optimizer):
             if p.requires_grad
         )
 
-    def evaluate(self, closure: Closure) -> tuple[Tensor, Prediction]:
-        """Runs the closure with gradients, and checks what it returns."""
-        with torch.enable_grad(), math_attention():
-            result = closure()
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise ConfigurationError(f"{type(self).__name__}: {CLOSURE_ADVICE}")
-        loss, prediction = result
-        if not (isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad):
-            raise ConfigurationError(f"{type(self).__name__}: {CLOSURE_ADVICE}")
+    def evaluate(
+        self, closure: Closure, *, watch: bool = False
+    ) -> tuple[Tensor, Prediction | None]:
+        """Runs the closure with gradients, and checks what it returns.
+
+        Args:
+            closure: Runs the forward pass.
+            watch: Whether to look at the gradients for traces of ``backward()``.
+
+        Returns:
+            The loss and the prediction; None where there is none and nobody needs it.
+
+        Raises:
+            ConfigurationError: If it is another kind of closure.
+        """
+        if watch:
+            result, called_backward = run_closure(closure, self.tensors())
+        else:
+            called_backward = False
+            with torch.enable_grad(), math_attention():
+                result = closure()
+        pair = isinstance(result, tuple) and len(result) == 2
+        loss, prediction = result if pair else (result, None)
+        fits = isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad
+        if called_backward or not (fits and (pair or not self.needs_prediction)):
+            raise ConfigurationError(f"{type(self).__name__}: {self.advice}")
         return loss, prediction
 
-    def gradient(self, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        """Returns the flat gradient [P] and keeps the graph."""
+    @property
+    def advice(self) -> str:
+        """What kind of closure it takes."""
+        return CLOSURE_ADVICE if self.needs_prediction else LOSS_ADVICE
+
+    def gradient(
+        self, loss: Tensor, parameters: Sequence[Tensor], *, retain_graph: bool = True
+    ) -> Tensor:
+        """Returns the flat gradient [P].
+
+        Args:
+            loss: With its graph.
+            parameters: In whose order.
+            retain_graph: Whether the graph is needed again.
+
+        Returns:
+            Zeros for parameters that take no part.
+
+        Raises:
+            ConfigurationError: If none takes part, or the graph is gone.
+        """
         with self.graph_needed():
             gradients = torch.autograd.grad(
-                loss, parameters, retain_graph=True, materialize_grads=True
+                loss, parameters, retain_graph=retain_graph, allow_unused=True
             )
-        return flatten(gradients)
+        if all(gradient is None for gradient in gradients):
+            raise ConfigurationError(
+                f"{type(self).__name__}: the loss does not depend on any of the parameters: are "
+                "these the parameters of the model that the closure runs?"
+            )
+        return flatten(
+            torch.zeros_like(p) if gradient is None else gradient
+            for p, gradient in zip(parameters, gradients, strict=True)
+        )
 
     @contextmanager
     def graph_needed(self) -> Iterator[None]:
@@ -228,12 +283,13 @@ class FunctionOptimizer(torch.optim.Optimizer):
             yield
         except RuntimeError as error:
             if "second time" in str(error):
-                raise ConfigurationError(f"{type(self).__name__}: {CLOSURE_ADVICE}") from error
+                raise ConfigurationError(f"{type(self).__name__}: {self.advice}") from error
             raise
 
     def start(self, closure: Closure) -> Start:
         """Evaluates the objective with its gradient, counts a step, and looks for obstacles."""
         loss, prediction = self.evaluate(closure)
+        assert prediction is not None
         return self.start_from(loss, prediction, self.gradient(loss, self.tensors()))
 
     def start_from(self, loss_tensor: Tensor, prediction: Prediction, gradient: Tensor) -> Start:

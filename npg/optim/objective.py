@@ -1,0 +1,144 @@
+"""A closure as a function of the parameters, for steps that evaluate it more than once."""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from npg.curvature import SameConditions, math_attention
+from npg.errors import ConfigurationError
+from npg.linalg import add_, assign_
+from npg.optim.base import Closure, Prediction
+from npg.steps import Point
+
+if TYPE_CHECKING:
+    from npg.optim.base import FunctionOptimizer
+
+
+@dataclass(frozen=True)
+class Evaluation(Point):
+    """The objective at a point of a line.
+
+    Attributes:
+        gradient: Flat gradient [P]; empty where only the value was asked for.
+    """
+
+    gradient: Tensor
+
+
+class Objective:
+    """One step's view of a closure: evaluated often, always under the same conditions.
+
+    Random numbers and running statistics advance with the first evaluation; all others find them
+    as that one did, and leave them as it left them.
+
+    Args:
+        optimizer: Whose step it is.
+        closure: Runs the forward pass; no backward.
+
+    Attributes:
+        evaluations: So far.
+        parameters: What it is a function of.
+    """
+
+    def __init__(self, optimizer: "FunctionOptimizer", closure: Closure) -> None:
+        self.optimizer = optimizer
+        self.closure = closure
+        self.parameters = optimizer.tensors()
+        self.evaluations = 0
+        self._conditions: SameConditions | None = None
+        self._start: list[Tensor] = []
+
+    def evaluate(self) -> tuple[Tensor, Prediction | None]:
+        """Evaluates it where the parameters are, with a graph.
+
+        Returns:
+            The loss and, where the closure returns one, the prediction.
+        """
+        first = self._conditions is None
+        if self._conditions is None:
+            self._conditions = SameConditions(self.optimizer.module)
+        self.evaluations += 1
+        with nullcontext() if first else self._conditions:
+            return self.optimizer.evaluate(self.closure, watch=first)
+
+    def gradient(self, step: float = 0.0, direction: Tensor | None = None) -> Evaluation:
+        """Evaluates value and gradient where the parameters are.
+
+        Args:
+            step: How far along the direction that is.
+            direction: [P]. Default: none, and a slope of nan.
+
+        Returns:
+            What was found; what is not finite is no error.
+        """
+        loss, _ = self.evaluate()
+        gradient = self.optimizer.gradient(loss, self.parameters, retain_graph=False)
+        slope = math.nan if direction is None else float(gradient @ direction)
+        return Evaluation(step, float(loss.detach()), slope, gradient)
+
+    def value(self) -> float:
+        """Evaluates the value alone, where the parameters are."""
+        assert self._conditions is not None
+        self.evaluations += 1
+        with torch.no_grad(), self._conditions, math_attention():
+            result = self.closure()
+        return float(result[0] if isinstance(result, tuple) else result)
+
+    def remember(self) -> None:
+        """Takes the parameters' present values as the start of a line."""
+        self._start = [p.detach().clone() for p in self.parameters]
+
+    def move(self, direction: Tensor, step: float) -> None:
+        """Goes to the start plus so much of a direction [P]."""
+        add_(self.parameters, self._start, direction, step)
+
+    def restore(self) -> None:
+        """Goes back to the start, bit for bit."""
+        assign_(self.parameters, self._start)
+
+    def displacement(self) -> Tensor:
+        """How far the parameters are from the start [P], after rounding."""
+        return torch.cat(
+            [(p.detach() - q).reshape(-1) for p, q in zip(self.parameters, self._start, strict=True)]
+        )
+
+    def check_again(self, value: float) -> None:
+        """Evaluates once more where the parameters are, and compares.
+
+        Args:
+            value: What was found there before.
+
+        Raises:
+            ConfigurationError: If the closure disagrees with itself.
+        """
+        again = self.value()
+        if agree(value, again, self.parameters):
+            return
+        raise ConfigurationError(
+            f"{type(self.optimizer).__name__}: the closure returned {value:.9g} and then "
+            f"{again:.9g} at the same parameters. torch's own random numbers and the buffers of "
+            "the module given as model are kept, so that dropout and batch normalisation may be "
+            "there; draw batches, and numbers from other generators, outside the closure, or pass "
+            "deterministic=False"
+        )
+
+
+def agree(a: float, b: float, like: Sequence[Tensor]) -> bool:
+    """Whether two values are the same but for the order of additions.
+
+    Args:
+        a: One of them.
+        b: The other.
+        like: Tensors of the dtype that they were computed in.
+
+    Returns:
+        Whether they differ by less than half of the digits.
+    """
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return math.isfinite(a) == math.isfinite(b)
+    return abs(a - b) <= math.sqrt(torch.finfo(like[0].dtype).eps) * max(abs(a), abs(b))
