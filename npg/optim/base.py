@@ -296,12 +296,7 @@ class FunctionOptimizer(torch.optim.Optimizer):
         """The same from an objective that was evaluated."""
         self.extra["steps"] += 1
         loss, norm = float(loss_tensor.detach()), float(torch.linalg.vector_norm(gradient))
-        obstacle = ""
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            obstacle = "loss or gradient is not finite"
-        elif norm == 0:
-            obstacle = "zero gradient"
-        return Start(loss, loss_tensor, prediction, gradient, norm, obstacle)
+        return Start(loss, loss_tensor, prediction, gradient, norm, obstacle_to(loss, norm))
 
     def skip(self, loss: float, reason: str, **known: float) -> StepReport:
         """Counts a step that was not taken, and reports it."""
@@ -325,6 +320,21 @@ class FunctionOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """All attributes, see :func:`attributes`."""
         return attributes(self)
+
+
+def obstacle_to(loss: float, gradient_norm: float) -> str:
+    """Says why no step can be taken from somewhere.
+
+    Args:
+        loss: There.
+        gradient_norm: There.
+
+    Returns:
+        A reason; empty where there is none.
+    """
+    if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+        return "loss or gradient is not finite"
+    return "" if gradient_norm else "zero gradient"
 
 
 def attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
