@@ -49,11 +49,8 @@ class LineSearchOptimizer(IteratedOptimizer):
     ) -> None:
         if not 0 <= lr < math.inf:
             raise ConfigurationError(f"lr must not be negative, got {lr}")
-        if isinstance(line_search, str):
-            line_search = {"strong-wolfe": StrongWolfe(), "armijo": Armijo()}.get(
-                line_search, line_search
-            )
-        if not (line_search is None or isinstance(line_search, LineSearch)):
+        search = SEARCHES.get(line_search) if isinstance(line_search, str) else line_search
+        if (search is None) != (line_search is None) or not isinstance(search, LineSearch | None):
             raise ConfigurationError(
                 'line_search must be "strong-wolfe", "armijo", npg.steps.StrongWolfe(...), '
                 "npg.steps.Armijo(...) or None"
