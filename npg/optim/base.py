@@ -214,7 +214,7 @@ class FunctionOptimizer(torch.optim.Optimizer):
         )
 
     def evaluate(
-        self, closure: Closure, *, watch: bool = False
+        self, closure: Closure | None, *, watch: bool = False
     ) -> tuple[Tensor, Prediction | None]:
         """Runs the closure with gradients, and checks what it returns.
 
@@ -228,6 +228,8 @@ class FunctionOptimizer(torch.optim.Optimizer):
         Raises:
             ConfigurationError: If it is another kind of closure.
         """
+        if not callable(closure):
+            raise ConfigurationError(f"{type(self).__name__}.step(closure): {self.advice}")
         if watch:
             result, called_backward = run_closure(closure, self.tensors())
         else:
@@ -270,6 +272,10 @@ class FunctionOptimizer(torch.optim.Optimizer):
             raise ConfigurationError(
                 f"{type(self).__name__}: the loss does not depend on any of the parameters: are "
                 "these the parameters of the model that the closure runs?"
+            )
+        if any(gradient is not None and gradient.layout != torch.strided for gradient in gradients):
+            raise ConfigurationError(
+                f"{type(self).__name__} needs dense gradients: use nn.Embedding(..., sparse=False)"
             )
         return flatten(
             torch.zeros_like(p) if gradient is None else gradient

@@ -53,7 +53,7 @@ class IteratedOptimizer(FunctionOptimizer):
     def advance(self, objective: Objective, start: Evaluation) -> tuple[StepReport, Evaluation]:
         """Takes one iteration from a start with a gradient that is finite and not zero."""
 
-    def step(self, closure: Closure) -> StepReport:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> StepReport:  # type: ignore[override]
         """Takes one step: one iteration, or as many as :attr:`iterations` says.
 
         Args:

@@ -110,13 +110,14 @@ class LineSearchOptimizer(IteratedOptimizer):
 
     def _search(self, objective: Objective, start: Evaluation) -> Found[Evaluation]:
         """Looks along −η H g, and leaves the parameters where it found something."""
-        direction = self.natural(start.gradient) * -1.0 * self.rates()
+        natural = self.natural(start.gradient)
+        direction = natural * -1.0 * self.rates()
         slope = float(start.gradient @ direction)
-        length = float(torch.linalg.vector_norm(direction))
+        length = float(torch.linalg.vector_norm(natural))
         if not (math.isfinite(slope) and math.isfinite(length)):
             return Found(None, 0, "direction is not finite")
         if slope >= 0:
-            return Found(None, 0, "no descent" if length else "the step is zero")
+            return Found(None, 0, "no descent" if slope else "the step is zero")
         last = [start]
 
         def evaluate(step: float) -> Evaluation:

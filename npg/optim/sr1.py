@@ -1,7 +1,7 @@
 """The symmetric rank-one method, whose matrix may be indefinite."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -120,11 +120,12 @@ class SR1(DenseQuasiNewton):
         """Trials in the ball, each of which teaches H, until one is good enough."""
         radius, ratio = self.extra["radius"], math.nan
         for _ in range(MAX_TRIALS):
-            trial, predicted = self._minimum(start.gradient, radius)
-            if not predicted < 0:  # an H too ill-conditioned to say anything
-                self.forget()
+            trial, curvature = self._minimum(start.gradient, radius)
+            trial = trial * self.rates()
+            predicted = float(start.gradient.dot(trial)) + 0.5 * curvature(trial)
+            if not predicted < 0 and self.forget():  # too ill-conditioned to say anything
                 continue
-            objective.move(trial * self.rates(), 1.0)
+            objective.move(trial, 1.0)
             step = objective.displacement()
             length = float(torch.linalg.vector_norm(step))
             if not length:
@@ -162,18 +163,17 @@ class SR1(DenseQuasiNewton):
             start.value, start.value, False, "no trial was good", kl=0.0, reduction_ratio=ratio
         ), start
 
-    def _minimum(self, gradient: Tensor, radius: float) -> tuple[Tensor, float]:
-        """The model's minimum in the ball, and what it promises."""
+    def _minimum(
+        self, gradient: Tensor, radius: float
+    ) -> tuple[Tensor, Callable[[Tensor], float]]:
+        """The model's minimum in the ball, and pᵀBp of any p."""
         if self._inverse is None or len(self._inverse) != len(gradient):
             self.forget()
-            norm = float(torch.linalg.vector_norm(gradient))
-            return gradient * (-radius / norm), -radius * norm
+            return gradient * (-radius / torch.linalg.vector_norm(gradient)), lambda p: 0.0
         inverse, vectors = torch.linalg.eigh(self._inverse.double())
         least = CONDITION * float(inverse.abs().max())
         inverse = torch.where(inverse.abs() < least, least, inverse)
         values, order = (1 / inverse).sort()
         vectors = vectors[:, order]
-        slope = gradient.double()
-        p, _ = minimise_in_ball(values, vectors, slope, radius)
-        promised = float(slope @ p + 0.5 * (values * (vectors.mT @ p).square()).sum())
-        return p.to(gradient), promised
+        minimum, _ = minimise_in_ball(values, vectors, gradient.double(), radius)
+        return minimum.to(gradient), lambda p: float(values @ (vectors.mT @ p.double()).square())
