@@ -79,9 +79,7 @@ class IteratedOptimizer(FunctionOptimizer):
             moved = moved or report.accepted
             if not report.accepted:
                 break
-        return replace(
-            report, loss=first, accepted=moved, evaluations=objective.evaluations
-        )
+        return replace(report, loss=first, accepted=moved, evaluations=objective.evaluations)
 
     def iterate(self, objective: Objective, start: Evaluation) -> tuple[StepReport, Evaluation]:
         """Takes one iteration from where the parameters are.

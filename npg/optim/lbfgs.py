@@ -4,18 +4,16 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from npg.errors import ConfigurationError
 from npg.linalg.quasi_newton import curvature_damped, powell_damped, two_loop
-from npg.optim.line_search import LineSearch, LineSearchOptimizer
+from npg.optim.line_search import LineSearchOptimizer, Search
 from npg.optim.quasi_newton import check_powell_damping, first_scale, has_curvature, on_device
-from npg.steps import StrongWolfe
 
 
 class LBFGS(LineSearchOptimizer):
-    """θ ← θ − α η H g, H the BFGS updates of γI by the last pairs (s, y), γ = sᵀy/yᵀy of the newest.
+    """θ ← θ − α η H g, H the BFGS updates of γI by the last pairs (s, y), γ = sᵀy/yᵀy of the last.
 
     On a whole data set, with the line search:
 
@@ -56,7 +54,7 @@ class LBFGS(LineSearchOptimizer):
         *,
         lr: float = 1.0,
         history_size: int = 10,
-        line_search: LineSearch | None = StrongWolfe(),
+        line_search: Search = "strong-wolfe",
         powell_damping: float = 0.0,
         least_curvature: float = 0.0,
         iterations: int = 1,

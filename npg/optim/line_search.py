@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from npg.optim.objective import Evaluation, Objective
 from npg.steps import Armijo, Found, StrongWolfe
 
 LineSearch = StrongWolfe | Armijo
+Search = LineSearch | Literal["strong-wolfe", "armijo"] | None
+
+SEARCHES: dict[str, LineSearch] = {"strong-wolfe": StrongWolfe(), "armijo": Armijo()}
 
 
 class LineSearchOptimizer(IteratedOptimizer):
@@ -23,8 +26,9 @@ class LineSearchOptimizer(IteratedOptimizer):
     Args:
         model: Module to train, or its parameters.
         lr: η, multiplier of the first trial, and of the step where nothing is searched for.
-        line_search: :class:`npg.steps.StrongWolfe` or :class:`npg.steps.Armijo`; None takes the
-            step as it is, if the objective is finite there.
+        line_search: ``"strong-wolfe"`` or ``"armijo"``, or :class:`npg.steps.StrongWolfe` or
+            :class:`npg.steps.Armijo` with settings of your own; None takes the step as it is, if
+            the objective is finite there.
         iterations: As for :class:`IteratedOptimizer`.
         deterministic: As there.
         parameters: As there.
@@ -38,17 +42,18 @@ class LineSearchOptimizer(IteratedOptimizer):
         model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
         *,
         lr: float,
-        line_search: LineSearch | None,
+        line_search: Search,
         iterations: int,
         deterministic: bool,
         parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None,
     ) -> None:
         if not 0 <= lr < math.inf:
             raise ConfigurationError(f"lr must not be negative, got {lr}")
-        if not (line_search is None or isinstance(line_search, LineSearch)):
+        search = SEARCHES.get(line_search) if isinstance(line_search, str) else line_search
+        if (search is None) != (line_search is None) or not isinstance(search, LineSearch | None):
             raise ConfigurationError(
-                "line_search must be npg.steps.StrongWolfe(...), npg.steps.Armijo(...) or None, "
-                f"got {line_search!r}"
+                'line_search must be "strong-wolfe", "armijo", npg.steps.StrongWolfe(...), '
+                "npg.steps.Armijo(...) or None"
             )
         super().__init__(
             model,
@@ -57,7 +62,7 @@ class LineSearchOptimizer(IteratedOptimizer):
             deterministic=deterministic,
             parameters=parameters,
         )
-        self.line_search = line_search
+        self.line_search = search
 
     @abstractmethod
     def natural(self, gradient: Tensor) -> Tensor:

@@ -15,9 +15,8 @@ from npg.linalg.quasi_newton import (
     dfp_inverse_products,
     powell_damped,
 )
-from npg.optim.line_search import LineSearch, LineSearchOptimizer
+from npg.optim.line_search import LineSearchOptimizer, Search
 from npg.preconditioners import DENSE_LIMIT
-from npg.steps import StrongWolfe
 
 
 class DenseQuasiNewton(LineSearchOptimizer):
@@ -47,7 +46,7 @@ class DenseQuasiNewton(LineSearchOptimizer):
         model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
         *,
         lr: float = 1.0,
-        line_search: LineSearch | None = StrongWolfe(),
+        line_search: Search = "strong-wolfe",
         powell_damping: float = 0.0,
         iterations: int = 1,
         deterministic: bool = True,
@@ -107,10 +106,10 @@ class DenseQuasiNewton(LineSearchOptimizer):
         if self._inverse is None:
             scale = first_scale(step, y, before)
             self._inverse = torch.eye(len(y), dtype=y.dtype, device=y.device).mul_(scale)
-            old, new = before * scale, after * scale
+            self._known, new = (before, before * scale), after * scale
         else:
-            old, new = self.product(before), self._inverse @ after
-        product = new - old
+            new = self._inverse @ after
+        product = new - self.product(before)
         s = step
         if self.powell_damping:
             s = powell_damped(s, y, product, self.powell_damping)

@@ -11,10 +11,9 @@ from npg.errors import ConfigurationError
 from npg.linalg.quasi_newton import OuterProducts, sr1_inverse_products
 from npg.linalg.trust_region_subproblem import minimise_in_ball
 from npg.optim.base import StepReport
-from npg.optim.line_search import LineSearch
+from npg.optim.line_search import Search
 from npg.optim.objective import Evaluation, Objective
 from npg.optim.quasi_newton import DenseQuasiNewton
-from npg.steps import StrongWolfe
 
 # A trial is taken where it brings this share of what the model promised; below the second share
 # the radius shrinks, above the third it may grow.
@@ -22,6 +21,8 @@ ACCEPTED, POOR, GOOD = 1e-4, 0.1, 0.75
 MAX_TRIALS = 25
 # Eigenvalues of H this much smaller than the largest count as that: B's would be infinite.
 CONDITION = 1e-14
+# A line search needs a positive definite H: no update may shrink its determinant by more than this.
+LEAST_SHRINKING = 1e-2
 
 
 class SR1(DenseQuasiNewton):
@@ -31,7 +32,7 @@ class SR1(DenseQuasiNewton):
 
     - ``"trust-region"``: p minimises gᵀp + ½ pᵀH⁻¹p over ‖p‖ ≤ Δ, exactly, by H's eigenvalues (an
       O(P³) operation per iteration); rejected trials teach H, too;
-    - ``"line-search"``: along −(H + τI) g, with the least τ ≥ 0 for which this descends.
+    - ``"line-search"``: along −H g, each update damped as far as keeps H positive definite.
 
     Args:
         model: Module to train, or its parameters: at most 20,000 numbers.
@@ -58,7 +59,7 @@ class SR1(DenseQuasiNewton):
         lr: float = 1.0,
         globalisation: Literal["trust-region", "line-search"] = "trust-region",
         radius: float = 1.0,
-        line_search: LineSearch | None = StrongWolfe(),
+        line_search: Search = "strong-wolfe",
         iterations: int = 1,
         deterministic: bool = True,
         parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
@@ -81,21 +82,31 @@ class SR1(DenseQuasiNewton):
         self.extra["radius"] = radius
 
     def update(self, s: Tensor, y: Tensor, product: Tensor) -> OuterProducts:
-        """One outer product."""
-        return sr1_inverse_products(s, y, product)
+        """One outer product, for a line search as much of it as keeps H positive definite."""
+        whole = sr1_inverse_products(s, y, product)
+        if self.globalisation == "trust-region":
+            return whole
+        # det(H + δ r rᵀ/rᵀy) = det H · (1 + δ rᵀBr/rᵀy), B = H⁻¹
+        rest = float((s - product).dot(y))
+        bend = float(self._along(s) - 2 * s.dot(y) + y.dot(product))
+        if rest >= 0 or 1 + bend / rest >= LEAST_SHRINKING:
+            return whole
+        return OuterProducts(whole.vectors, whole.weights * ((LEAST_SHRINKING - 1) * rest / bend))
+
+    def _along(self, s: Tensor) -> Tensor:
+        """sᵀBs, which is free where s is a multiple of H g."""
+        assert self._inverse is not None
+        assert self._known is not None
+        if not isinstance(self.rates(), float):
+            return s.dot(torch.linalg.solve(self._inverse, s))
+        gradient, natural = self._known
+        return s.dot(gradient) * s.dot(natural) / natural.dot(natural)
 
     def fits(self, s: Tensor, y: Tensor) -> bool:
-        """Every pair does; the update leaves out what it cannot divide by."""
+        """Indefinite curvature is welcome in a ball, and of no use to a line search."""
+        if self.globalisation == "line-search":
+            return super().fits(s, y)
         return bool(torch.isfinite(s.dot(y)))
-
-    def natural(self, gradient: Tensor) -> Tensor:
-        """(H + τI) g."""
-        natural = self.product(gradient)
-        square = float(gradient.dot(gradient))
-        slope = float(gradient.dot(natural)) / square
-        # As far from orthogonal to g as a descent needs to be.
-        least = 1e-3 * float(torch.linalg.vector_norm(natural)) / math.sqrt(square)
-        return natural if slope >= least else natural + gradient * (least - slope)
 
     def advance(self, objective: Objective, start: Evaluation) -> tuple[StepReport, Evaluation]:
         """One iteration of either kind."""
