@@ -95,10 +95,10 @@ def by_problem(method: str, peer: str, pairs: list[Pair]) -> Table:
     """Shows where evaluations are lost, and what a run ended at that solved nothing.
 
     The columns: evaluations until solved, in brackets distinct points of the whole run, and
-    Hessians or products with one in the whole run, ours by our own count.
+    products with the Hessian in the whole run, ours by our own count.
     """
     table = Table("problem", "n", title=f"{method} and {peer}")
-    for heading in (method, "Hessians", peer, "Hessians", "ratio"):
+    for heading in (method, "products", peer, "products", "ratio"):
         table.add_column(heading, justify="right")
     for problem, a, b in pairs:
         ratio = a.evaluations / b.evaluations if a.evaluations and b.evaluations else None
@@ -106,15 +106,15 @@ def by_problem(method: str, peer: str, pairs: list[Pair]) -> Table:
             problem.name,
             str(problem.n),
             _evaluations(a),
-            str(a.hessians or ""),
+            str(a.products or ""),
             _evaluations(b),
-            str(b.hessians or ""),
+            str(b.products or ""),
             "" if ratio is None else f"{ratio:.2f}",
             style="red" if (ratio or 0) > 1.2 or (b.evaluations and not a.evaluations) else "",
         )
-    wrong = [f"{problem.name} {a.reported}" for problem, a, _ in pairs if a.reported != a.points]
-    if wrong:
-        table.caption = f"Our nfev is not the number of points on {', '.join(wrong)}"
+    again = [f"{problem.name} {a.reported}" for problem, a, _ in pairs if a.reported != a.points]
+    if again:
+        table.caption = f"Where our nfev is not the number of points: {', '.join(again)}"
     return table
 
 

@@ -27,6 +27,26 @@ UNLIMITED: dict[str, dict[str, float]] = {
 }
 
 
+@dataclass(frozen=True)
+class Run:
+    """One minimiser on one problem.
+
+    Attributes:
+        evaluations: Until within 1e-8·max(1, |f*|) of the published minimum f* that the run
+            ended at; None if it ended at none.
+        points: Distinct points evaluated in the whole run.
+        reported: Evaluations in the whole run as the minimiser itself counts them.
+        products: Products with the Hessian in the whole run, n for a matrix of them.
+        end: The value at the result.
+    """
+
+    evaluations: int | None
+    points: int
+    reported: int
+    products: int
+    end: float
+
+
 @dataclass
 class Counted:
     """A problem's function that remembers where it was asked, and what it answered.
@@ -36,12 +56,12 @@ class Counted:
     Attributes:
         problem: Whose function.
         values: The value at each point, in order of the first evaluation.
-        hessians: Hessians, or products with one, that SciPy asked for.
+        products: Products with the Hessian that SciPy asked for, n where it asked for a matrix.
     """
 
     problem: Problem
     values: dict[bytes, float] = field(default_factory=dict)
-    hessians: int = 0
+    products: int = 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """The value at x, differentiable."""
@@ -59,55 +79,34 @@ class Counted:
 
     def hessian(self, x: np.ndarray) -> np.ndarray:
         """The dense Hessian."""
-        self.hessians += 1
+        self.products += self.problem.n
         return torch.func.hessian(self.problem.value)(torch.tensor(x)).numpy()
 
     def hessian_product(self, x: np.ndarray, direction: np.ndarray) -> np.ndarray:
         """The Hessian times a direction."""
-        self.hessians += 1
+        self.products += 1
         point = torch.tensor(x, requires_grad=True)
         (gradient,) = torch.autograd.grad(self.problem.value(point), point, create_graph=True)
         return torch.autograd.grad(gradient, point, torch.tensor(direction))[0].numpy()
 
-
-@dataclass(frozen=True)
-class Run:
-    """One minimiser on one problem.
-
-    Attributes:
-        evaluations: Until within 1e-8·max(1, |f*|) of the published minimum f* that the run
-            ended at; None if it ended at none.
-        points: Distinct points evaluated in the whole run.
-        reported: Evaluations in the whole run as the minimiser itself counts them.
-        hessians: Hessians, or products with one, in the whole run.
-        end: The value at the result.
-    """
-
-    evaluations: int | None
-    points: int
-    reported: int
-    hessians: int
-    end: float
+    def run(self, end: Tensor, reported: int, products: int) -> Run:
+        """Sums up a run that ended at a point, and its minimiser's own count of evaluations."""
+        values, value = list(self.values.values()), self.problem.value(end).item()
+        evaluations = first_within(values, value, self.problem.minima)
+        return Run(evaluations, len(values), reported, products, value)
 
 
 def ours(problem: Problem, method: str) -> Run:
-    """This library's method, which counts its Hessians itself."""
+    """This library's method, which counts its products with the Hessian itself."""
     counted = Counted(problem)
     found = optim.minimize(
         counted,
         problem.x0,
         method=method,
         tol=GRADIENT_TOLERANCE,
-        options={"maxiter": ITERATIONS},
+        maxiter=ITERATIONS,
     )
-    end = problem.value(found.x).item()
-    return Run(
-        first_within(list(counted.values.values()), end, problem.minima),
-        len(counted.values),
-        found.nfev,
-        found.nhev,
-        end,
-    )
+    return counted.run(found.x, found.nfev, found.nhev)
 
 
 def scipys(problem: Problem, method: str) -> Run:
@@ -129,14 +128,7 @@ def scipys(problem: Problem, method: str) -> Run:
             options={"maxiter": ITERATIONS} | UNLIMITED[method],
             **second_order.get(method, {}),
         )
-    end = problem.value(torch.tensor(found.x)).item()
-    return Run(
-        first_within(list(counted.values.values()), end, problem.minima),
-        len(counted.values),
-        found.nfev,
-        counted.hessians,
-        end,
-    )
+    return counted.run(torch.tensor(found.x), found.nfev, counted.products)
 
 
 def first_within(values: list[float], end: float, minima: tuple[float, ...]) -> int | None:
