@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from npg.steps import Armijo, Found, StrongWolfe
 LineSearch = StrongWolfe | Armijo
 Search = LineSearch | Literal["strong-wolfe", "armijo"] | None
 
-SEARCHES: dict[str, LineSearch] = {"strong-wolfe": StrongWolfe(), "armijo": Armijo()}
+UNRESOLVED = "the step is below the parameters' resolution"
 
 
 class LineSearchOptimizer(IteratedOptimizer):
@@ -37,6 +37,9 @@ class LineSearchOptimizer(IteratedOptimizer):
         ConfigurationError: If a setting cannot work.
     """
 
+    # What "strong-wolfe" stands for.
+    strong_wolfe: ClassVar[StrongWolfe] = StrongWolfe()
+
     def __init__(
         self,
         model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
@@ -49,7 +52,8 @@ class LineSearchOptimizer(IteratedOptimizer):
     ) -> None:
         if not 0 <= lr < math.inf:
             raise ConfigurationError(f"lr must not be negative, got {lr}")
-        search = SEARCHES.get(line_search) if isinstance(line_search, str) else line_search
+        named = {"strong-wolfe": self.strong_wolfe, "armijo": Armijo()}
+        search = named.get(line_search) if isinstance(line_search, str) else line_search
         if (search is None) != (line_search is None) or not isinstance(search, LineSearch | None):
             raise ConfigurationError(
                 'line_search must be "strong-wolfe", "armijo", npg.steps.StrongWolfe(...), '
@@ -90,7 +94,10 @@ class LineSearchOptimizer(IteratedOptimizer):
         point = found.point
         if point is None:
             return StepReport(start.value, start.value, False, found.reason, kl=0.0), start
-        self.learn(objective.displacement(), start.gradient, point.gradient)
+        step = objective.displacement()
+        if not bool(step.any()):
+            return StepReport(start.value, start.value, False, UNRESOLVED, kl=0.0), start
+        self.learn(step, start.gradient, point.gradient)
         report = StepReport(
             start.value,
             point.value,

@@ -17,6 +17,7 @@ from npg.linalg.quasi_newton import (
 )
 from npg.optim.line_search import LineSearchOptimizer, Search
 from npg.preconditioners import DENSE_LIMIT
+from npg.steps import StrongWolfe
 
 
 class DenseQuasiNewton(LineSearchOptimizer):
@@ -184,7 +185,8 @@ class BFGS(DenseQuasiNewton):
 class DFP(DenseQuasiNewton):
     """Davidon, Fletcher and Powell's: H ← H + s sᵀ/sᵀy − Hy yᵀH/yᵀHy.
 
-    The first of the family; it mends an H that is too large more slowly than BFGS does.
+    The first of the family. It mends an H that is wrong more slowly than BFGS does, and so has a
+    search of its own by default, c₂ = 0.1, which is nearly exact.
 
     Args:
         model: Module to train, or its parameters: at most 20,000 numbers.
@@ -193,6 +195,8 @@ class DFP(DenseQuasiNewton):
     Reference:
         Fletcher and Powell, "A rapidly convergent descent method for minimization", 1963.
     """
+
+    strong_wolfe = StrongWolfe(curvature=0.1)
 
     def update(self, s: Tensor, y: Tensor, product: Tensor) -> OuterProducts:
         """Two outer products, of which H stays positive definite."""

@@ -121,6 +121,9 @@ class SR1(DenseQuasiNewton):
         radius, ratio = self.extra["radius"], math.nan
         for _ in range(MAX_TRIALS):
             trial, predicted = self._minimum(start.gradient, radius)
+            if not predicted < 0:  # an H too ill-conditioned to say anything
+                self.forget()
+                continue
             objective.move(trial * self.rates(), 1.0)
             step = objective.displacement()
             length = float(torch.linalg.vector_norm(step))
