@@ -22,6 +22,7 @@ Part = Literal[
     "optimizers",
     "autoencoder",
     "kl",
+    "minimise",
     "returns",
 ]
 
@@ -57,6 +58,7 @@ def main(options: Options) -> None:
             fisher_products,
             kfac_steps,
             kl_bound,
+            minimisation,
             optimizers,
             returns,
             rollouts,
@@ -73,7 +75,7 @@ def main(options: Options) -> None:
         "kfac": kfac_steps.run,
         "kl": kl_bound.run,
     }
-    every = [*parts, "optimizers", "autoencoder", "returns"]
+    every = [*parts, "optimizers", "autoencoder", "minimise", "returns"]
     for name in every if options.part == "all" else [options.part]:
         command = f"python scripts/benchmark.py {name}"
         if name == "autoencoder":
@@ -82,6 +84,8 @@ def main(options: Options) -> None:
         elif name == "optimizers":
             command += f" --rounds {options.rounds}"
             optimizers.run(options.rounds, options.data_dir, command)
+        elif name == "minimise":  # counts, no times: one run says it all
+            minimisation.run(command)
         elif name == "returns":
             command += f" --agent {options.agent}" if options.agent != "trpo" else ""
             command += " --retuned" if options.retuned else ""
