@@ -74,8 +74,9 @@ def main(options: Options) -> None:
         "fisher": fisher_products.run,
         "kfac": kfac_steps.run,
         "kl": kl_bound.run,
+        "minimise": minimisation.run,
     }
-    every = [*parts, "optimizers", "autoencoder", "minimise", "returns"]
+    every = [*parts, "optimizers", "autoencoder", "returns"]
     for name in every if options.part == "all" else [options.part]:
         command = f"python scripts/benchmark.py {name}"
         if name == "autoencoder":
@@ -84,8 +85,6 @@ def main(options: Options) -> None:
         elif name == "optimizers":
             command += f" --rounds {options.rounds}"
             optimizers.run(options.rounds, options.data_dir, command)
-        elif name == "minimise":  # counts, no times: one run says it all
-            minimisation.run(command)
         elif name == "returns":
             command += f" --agent {options.agent}" if options.agent != "trpo" else ""
             command += " --retuned" if options.retuned else ""

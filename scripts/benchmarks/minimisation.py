@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks import bfgs_step
 from benchmarks.minimisers import Run, ours, scipys
 from benchmarks.more_garbow_hillstrom import PROBLEMS, Problem
 from benchmarks.report import Row, show
@@ -26,8 +27,13 @@ COMPARISONS = [
 ]
 
 
-def run(command: str) -> None:
-    """Counts evaluations until f − f* ≤ 1e-8·max(1, |f*|), in runs with one gradient tolerance."""
+def run(rounds: int, command: str) -> None:
+    """Counts evaluations until f − f* ≤ 1e-8·max(1, |f*|), in runs with one gradient tolerance.
+
+    Args:
+        rounds: Of what is timed.
+        command: That was typed.
+    """
     our_runs = _run_all(ours, [method for method, _, _ in COMPARISONS])
     scipy_runs = _run_all(scipys, [peer for _, peer, _ in COMPARISONS])
     rows = []
@@ -35,7 +41,7 @@ def run(command: str) -> None:
         pairs = list(zip(PROBLEMS, our_runs[method], scipy_runs[peer], strict=True))
         Console(width=140).print(by_problem(method, peer, pairs))
         rows += compare(method, peer, target, pairs)
-    show("Minimisation", rows, command)
+    show("Minimisation", [*rows, *bfgs_step.rows(rounds)], command)
 
 
 def _run_all(minimise: Callable[[Problem, str], Run], methods: list[str]) -> dict[str, list[Run]]:
