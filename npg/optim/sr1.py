@@ -30,8 +30,8 @@ class SR1(DenseQuasiNewton):
 
     H is not kept positive definite, which lets it follow an indefinite Hessian. So it needs one of
 
-    - ``"trust-region"``: p minimises gᵀp + ½ pᵀH⁻¹p over ‖p‖ ≤ Δ, exactly, by H's eigenvalues (an
-      O(P³) operation per iteration); rejected trials teach H, too;
+    - ``"trust-region"``: p minimises gᵀp + ½ pᵀH⁻¹p over ‖p‖ ≤ Δ, exactly, by a factorisation or,
+      on the boundary, by H's eigenvalues: O(P³) operations; rejected trials teach H, too;
     - ``"line-search"``: along −H g, each update damped as far as keeps H positive definite.
 
     Args:
@@ -163,13 +163,16 @@ class SR1(DenseQuasiNewton):
             start.value, start.value, False, "no trial was good", kl=0.0, reduction_ratio=ratio
         ), start
 
-    def _minimum(
-        self, gradient: Tensor, radius: float
-    ) -> tuple[Tensor, Callable[[Tensor], float]]:
+    def _minimum(self, gradient: Tensor, radius: float) -> tuple[Tensor, Callable[[Tensor], float]]:
         """The model's minimum in the ball, and pᵀBp of any p."""
         if self._inverse is None or len(self._inverse) != len(gradient):
             self.forget()
             return gradient * (-radius / torch.linalg.vector_norm(gradient)), lambda p: 0.0
+        newton = -self.product(gradient)
+        if float(torch.linalg.vector_norm(newton)) <= radius:
+            factor, failed = torch.linalg.cholesky_ex(self._inverse)
+            if not int(failed):  # the minimum of all is inside
+                return newton, lambda p: float(p.dot(_solve(factor, p)))
         inverse, vectors = torch.linalg.eigh(self._inverse.double())
         least = CONDITION * float(inverse.abs().max())
         inverse = torch.where(inverse.abs() < least, least, inverse)
@@ -177,3 +180,8 @@ class SR1(DenseQuasiNewton):
         vectors = vectors[:, order]
         minimum, _ = minimise_in_ball(values, vectors, gradient.double(), radius)
         return minimum.to(gradient), lambda p: float(values @ (vectors.mT @ p.double()).square())
+
+
+def _solve(factor: Tensor, vector: Tensor) -> Tensor:
+    """The inverse of a matrix with this Cholesky factor times a vector."""
+    return torch.cholesky_solve(vector.unsqueeze(-1), factor).squeeze(-1)
