@@ -29,6 +29,7 @@ from npg.optim.langevin import Langevin
 from npg.optim.loss_flow import LossFlow
 from npg.optim.muon import MuonWithAdamW
 from npg.optim.natural_gradient import FisherInverse, NaturalGradient, StepNorm
+from npg.optim.newton import GaussNewton, Newton
 from npg.optim.newton_cg import NewtonCG
 from npg.optim.registry import create, names, takes, train_step
 from npg.optim.shampoo import Shampoo
@@ -51,6 +52,7 @@ __all__ = [
     "FisherInverse",
     "FullMatrixAdagrad",
     "FunctionOptimizer",
+    "GaussNewton",
     "GradientOptimizer",
     "HessianOptimizer",
     "Langevin",
@@ -59,6 +61,7 @@ __all__ = [
     "MuonWithAdamW",
     "NAdam",
     "NaturalGradient",
+    "Newton",
     "NewtonCG",
     "NormalizedGradient",
     "RAdam",

@@ -22,6 +22,7 @@ from npg.optim.langevin import Langevin
 from npg.optim.loss_flow import LossFlow
 from npg.optim.muon import MuonWithAdamW
 from npg.optim.natural_gradient import NaturalGradient
+from npg.optim.newton import GaussNewton, Newton
 from npg.optim.newton_cg import NewtonCG
 from npg.optim.shampoo import Shampoo
 from npg.optim.soap import SOAP
@@ -33,11 +34,13 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "adaxw": AdaXW,
     "ekfac": EKFAC,
     "full-matrix-adagrad": FullMatrixAdagrad,
+    "gauss-newton": GaussNewton,
     "kfac": KFAC,
     "langevin": Langevin,
     "loss-flow": LossFlow,
     "muon": MuonWithAdamW,
     "natural-gradient": NaturalGradient,
+    "newton": Newton,
     "newton-cg": NewtonCG,
     "normalized-gradient": NormalizedGradient,
     "shampoo": Shampoo,
