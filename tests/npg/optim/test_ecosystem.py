@@ -16,12 +16,16 @@ from tests.npg.oracles import mlp
 
 # Those that must know what the model predicts.
 PREDICTIVE = {"ekfac", "kfac", "natural-gradient", "sophia-g"}
+# Those that solve a quadratic problem, and take no complex parameters.
+SECOND_ORDER = {"ekfac", "gauss-newton", "kfac", "natural-gradient", "newton", "newton-cg"}
 # Rates on problems of unit scale: of the others 0.1, of those with a curvature 1.
 RATES = {
     "ekfac": 1.0,
+    "gauss-newton": 1.0,
     "kfac": 1.0,
     "langevin": 1e-3,
     "natural-gradient": 1.0,
+    "newton": 1.0,
     "newton-cg": 1.0,
     "normalized-gradient": 0.01,
     "radam": 1e-3,
@@ -91,7 +95,7 @@ class TestProblems:
     def test_a_condition_number_of_ten_thousand(self, name):
         rate = 1.0 if name in ("sgd", "langevin") else max(RATES.get(name, 0.1), 0.1)
         left = descend(name, Residuals(torch.ones(20), ill_conditioned), rate, 400)
-        assert left < (1e-4 if name in ("ekfac", "kfac", "newton-cg", "natural-gradient") else 2e-2)
+        assert left < (1e-4 if name in SECOND_ORDER else 2e-2)
 
 
 @pytest.fixture
@@ -111,8 +115,10 @@ RATE = 0.02
 # In bfloat16 a step below 1/256 of a parameter is none.
 COARSE = {
     "ekfac": 1.0,
+    "gauss-newton": 1.0,
     "kfac": 1.0,
     "natural-gradient": 1.0,
+    "newton": 1.0,
     "newton-cg": 1.0,
     "sgd": 0.3,
     "langevin": 0.3,
@@ -242,7 +248,7 @@ class TestTensors:
             def forward(self, _):
                 return torch.view_as_real(self.z).reshape(1, -1)
 
-        if name in ("adafactor", "ekfac", "kfac", "natural-gradient", "newton-cg"):
+        if name in {*SECOND_ORDER, "adafactor"}:
             refusals = (ConfigurationError, RuntimeError, ValueError)
             with pytest.raises(refusals, match=r"(?i)complex"):
                 descend(name, Complex(), RATES.get(name, 0.1), 100)
@@ -304,7 +310,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(name, data):
 
 
 # What reads numbers of the host: a search evaluates losses, a flow compares them, a solver stops.
-READS = {"ekfac", "kfac", "loss-flow", "natural-gradient", "newton-cg"}
+READS = {*SECOND_ORDER, "loss-flow"}
 
 
 # Torch's Adafactor reads the root mean square of its step.
