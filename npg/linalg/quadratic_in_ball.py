@@ -45,7 +45,7 @@ class QuadraticInBall(Protocol):
         """Finds the least value over ‖s‖ ≤ radius, which is to be positive."""
 
     def natural_radius(self) -> float:
-        """The length of −|H|⁻¹g, the step that the function alone would take."""
+        """The length of −|H|⁻¹g, the step that the function alone would take; ‖g‖ if none."""
 
 
 def quadratic_in_ball(matrix: Tensor, gradient: Tensor, dtype: torch.dtype) -> QuadraticInBall:
@@ -96,7 +96,7 @@ class _Definite:
         return float(torch.linalg.vector_norm(step)), float(half.square().sum())
 
     def natural_radius(self) -> float:
-        return self.newton_length
+        return _finite(self.newton_length, self.steepest)
 
     def minimum(self, radius: float) -> BallMinimum:
         if self.newton_length <= radius:
@@ -137,7 +137,7 @@ class _Diagonalised:
         if scale == 0:
             return self.steepest
         trusted = self.values.abs().clamp(min=LEAST_CURVATURE * scale)
-        return float(torch.linalg.vector_norm(self.target / trusted))
+        return _finite(float(torch.linalg.vector_norm(self.target / trusted)), self.steepest)
 
     def minimum(self, radius: float) -> BallMinimum:
         above = self.values + self.least  # not negative, and zero where H + λI is singular
@@ -161,6 +161,10 @@ class _Diagonalised:
             )
         bounded = shift > 0 or self.least > 0
         return BallMinimum(self.vectors @ step, self.least + shift, length, bounded)
+
+
+def _finite(length: float, otherwise: float) -> float:
+    return length if math.isfinite(length) else otherwise
 
 
 def _on_sphere(

@@ -25,9 +25,10 @@ from npg.optim.objective import Objective
 from npg.preconditioners.implicit import DENSE_LIMIT
 from npg.steps.radius import LEAST_RATIO, next_radius, reduction_ratio
 
-# Units of rounding by which two values of a loss differ that are the same.
-SAME = 8
+# Units in the last place by which two values of a loss may differ that are the same.
+SAME = 2
 ZERO_GRADIENT = "zero gradient"
+FAILED = "no trial lowered the loss"
 
 Evaluated = tuple[Tensor, Prediction | None]
 
@@ -130,7 +131,7 @@ class DenseOptimizer(FunctionOptimizer):
         obstacle = start.obstacle
         if finite and not bool(torch.isfinite(dense).all()):
             obstacle = "curvature is not finite"
-        elif obstacle == ZERO_GRADIENT and self._leads_down(dense):
+        elif obstacle == ZERO_GRADIENT and _leads_down(dense):
             obstacle += ", at a saddle: the Hessian has a negative eigenvalue"
         if obstacle:
             report = self.skip(
@@ -180,7 +181,7 @@ class DenseOptimizer(FunctionOptimizer):
             start.loss,
             value if accepted else start.loss,
             accepted=accepted,
-            reason=_reason(found) if accepted else "no trial lowered the loss",
+            reason=_reason(found, value - start.loss, rounding) if accepted else FAILED,
             step_length=1.0,
             fraction=float(accepted),
             gradient_norm=start.gradient_norm,
@@ -196,13 +197,17 @@ class DenseOptimizer(FunctionOptimizer):
     ) -> tuple[CurvatureMatrix, Tensor]:
         """C, and the flat gradient [P]."""
 
-    def _leads_down(self, dense: Tensor) -> bool:
-        """Whether a matrix says that the loss falls from where its gradient is zero."""
-        values = torch.linalg.eigvalsh(dense)
-        return bool(values[0] < -1e-6 * values[-1].abs())
+
+def _leads_down(matrix: Tensor) -> bool:
+    """Whether a matrix says that the loss falls from where its gradient is zero."""
+    values = torch.linalg.eigvalsh(matrix)
+    return bool(values[0] < -1e-6 * values[-1].abs())
 
 
-def _reason(found: BallMinimum) -> str:
+def _reason(found: BallMinimum, change: float, rounding: float) -> str:
+    """How an accepted step ended."""
+    if abs(change) <= rounding:
+        return "the loss changed by rounding alone"
     return "at the radius" if found.bounded else "undamped"
 
 
