@@ -22,6 +22,7 @@ Part = Literal[
     "optimizers",
     "autoencoder",
     "kl",
+    "minimise",
     "returns",
 ]
 
@@ -57,6 +58,7 @@ def main(options: Options) -> None:
             fisher_products,
             kfac_steps,
             kl_bound,
+            minimisation,
             optimizers,
             returns,
             rollouts,
@@ -72,6 +74,7 @@ def main(options: Options) -> None:
         "fisher": fisher_products.run,
         "kfac": kfac_steps.run,
         "kl": kl_bound.run,
+        "minimise": minimisation.run,
     }
     every = [*parts, "optimizers", "autoencoder", "returns"]
     for name in every if options.part == "all" else [options.part]:

@@ -26,21 +26,29 @@ from npg.optim.gradient import GradientOptimizer
 from npg.optim.hessian import HessianOptimizer
 from npg.optim.kfac import KFAC
 from npg.optim.langevin import Langevin
+from npg.optim.lbfgs import LBFGS
 from npg.optim.loss_flow import LossFlow
+from npg.optim.minimize import MinimizeResult, minimize
 from npg.optim.muon import MuonWithAdamW
 from npg.optim.natural_gradient import FisherInverse, NaturalGradient, StepNorm
 from npg.optim.newton import GaussNewton, Newton
 from npg.optim.newton_cg import NewtonCG
+from npg.optim.quasi_newton import BFGS, DFP
 from npg.optim.registry import create, names, takes, train_step
 from npg.optim.shampoo import Shampoo
 from npg.optim.soap import SOAP
 from npg.optim.sophia import SophiaG, SophiaH
+from npg.optim.sr1 import SR1
 
 __all__ = [
+    "BFGS",
+    "DFP",
     "EKFAC",
     "KFAC",
+    "LBFGS",
     "SGD",
     "SOAP",
+    "SR1",
     "AdaHessian",
     "AdaX",
     "AdaXW",
@@ -57,6 +65,7 @@ __all__ = [
     "HessianOptimizer",
     "Langevin",
     "LossFlow",
+    "MinimizeResult",
     "Muon",
     "MuonWithAdamW",
     "NAdam",
@@ -73,6 +82,7 @@ __all__ = [
     "StepNorm",
     "StepReport",
     "create",
+    "minimize",
     "names",
     "takes",
     "train_step",

@@ -214,7 +214,7 @@ class FunctionOptimizer(torch.optim.Optimizer):
         )
 
     def evaluate(
-        self, closure: Closure, *, watch: bool = False
+        self, closure: Closure | None, *, watch: bool = False
     ) -> tuple[Tensor, Prediction | None]:
         """Runs the closure with gradients, and checks what it returns.
 
@@ -228,6 +228,8 @@ class FunctionOptimizer(torch.optim.Optimizer):
         Raises:
             ConfigurationError: If it is another kind of closure.
         """
+        if not callable(closure):
+            raise ConfigurationError(f"{type(self).__name__}.step(closure): {self.advice}")
         if watch:
             result, called_backward = run_closure(closure, self.tensors())
         else:
@@ -271,6 +273,10 @@ class FunctionOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: the loss does not depend on any of the parameters: are "
                 "these the parameters of the model that the closure runs?"
             )
+        if any(gradient is not None and gradient.layout != torch.strided for gradient in gradients):
+            raise ConfigurationError(
+                f"{type(self).__name__} needs dense gradients: use nn.Embedding(..., sparse=False)"
+            )
         return flatten(
             torch.zeros_like(p) if gradient is None else gradient
             for p, gradient in zip(parameters, gradients, strict=True)
@@ -296,12 +302,7 @@ class FunctionOptimizer(torch.optim.Optimizer):
         """The same from an objective that was evaluated."""
         self.extra["steps"] += 1
         loss, norm = float(loss_tensor.detach()), float(torch.linalg.vector_norm(gradient))
-        obstacle = ""
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            obstacle = "loss or gradient is not finite"
-        elif norm == 0:
-            obstacle = "zero gradient"
-        return Start(loss, loss_tensor, prediction, gradient, norm, obstacle)
+        return Start(loss, loss_tensor, prediction, gradient, norm, obstacle_to(loss, norm))
 
     def skip(self, loss: float, reason: str, **known: float) -> StepReport:
         """Counts a step that was not taken, and reports it."""
@@ -325,6 +326,21 @@ class FunctionOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """All attributes, see :func:`attributes`."""
         return attributes(self)
+
+
+def obstacle_to(loss: float, gradient_norm: float) -> str:
+    """Says why no step can be taken from somewhere.
+
+    Args:
+        loss: There.
+        gradient_norm: There.
+
+    Returns:
+        A reason; empty where there is none.
+    """
+    if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+        return "loss or gradient is not finite"
+    return "" if gradient_norm else "zero gradient"
 
 
 def attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Objective:
         parameters: What it is a function of.
     """
 
-    def __init__(self, optimizer: "FunctionOptimizer", closure: Closure) -> None:
+    def __init__(self, optimizer: "FunctionOptimizer", closure: Closure | None) -> None:
         self.optimizer = optimizer
         self.closure = closure
         self.parameters = optimizer.tensors()
@@ -84,6 +84,7 @@ class Objective:
     def value(self) -> float:
         """Evaluates the value alone, where the parameters are."""
         assert self._conditions is not None
+        assert self.closure is not None
         self.evaluations += 1
         with torch.no_grad(), self._conditions, math_attention():
             result = self.closure()

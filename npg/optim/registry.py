@@ -19,24 +19,30 @@ from npg.optim.full_matrix import FullMatrixAdagrad
 from npg.optim.hessian import HessianOptimizer
 from npg.optim.kfac import KFAC
 from npg.optim.langevin import Langevin
+from npg.optim.lbfgs import LBFGS
 from npg.optim.loss_flow import LossFlow
 from npg.optim.muon import MuonWithAdamW
 from npg.optim.natural_gradient import NaturalGradient
 from npg.optim.newton import GaussNewton, Newton
 from npg.optim.newton_cg import NewtonCG
+from npg.optim.quasi_newton import BFGS, DFP
 from npg.optim.shampoo import Shampoo
 from npg.optim.soap import SOAP
 from npg.optim.sophia import SophiaG, SophiaH
+from npg.optim.sr1 import SR1
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "adahessian": AdaHessian,
     "adax": AdaX,
     "adaxw": AdaXW,
+    "bfgs": BFGS,
+    "dfp": DFP,
     "ekfac": EKFAC,
     "full-matrix-adagrad": FullMatrixAdagrad,
     "gauss-newton": GaussNewton,
     "kfac": KFAC,
     "langevin": Langevin,
+    "lbfgs": LBFGS,
     "loss-flow": LossFlow,
     "muon": MuonWithAdamW,
     "natural-gradient": NaturalGradient,
@@ -48,6 +54,7 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "soap": SOAP,
     "sophia-g": SophiaG,
     "sophia-h": SophiaH,
+    "sr1": SR1,
 }
 
 # torch's own, as they are: they take parameters where ours take the module.

@@ -127,7 +127,7 @@ class Loop:
 
     def _batch(self, step: int) -> Samples:
         """Returns the samples of a step: epochs are shuffled by the run's seed and their number."""
-        train, size = self.run.data.train, self.run.options.batch_size
+        train, size = self.run.data.train, self.run.batch_size
         epoch, number = divmod(step, self.run.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             seed = seeds.derived(self.run.options.seed, seeds.ORDER, epoch)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from classification.data import Samples
 
-ModelName = Literal["mlp", "cnn", "autoencoder", "transformer"]
+ModelName = Literal["mlp", "cnn", "autoencoder", "transformer", "linear", "small"]
 
 # Of the autoencoder for 28 × 28 pixels; smaller images get proportionally narrower layers.
 AUTOENCODER_WIDTHS = (500, 250, 30)
@@ -114,6 +114,10 @@ def build(name: ModelName, image_size: int, classes: int) -> tuple[nn.Module, Ta
         return RowTransformer(image_size, classes), CLASSIFICATION
     if name == "cnn":
         return _convolutions(image_size, classes), CLASSIFICATION
+    if name in ("linear", "small"):  # for optimizers that keep a matrix over all parameters
+        widths = [image_size**2, classes] if name == "linear" else [image_size**2, 16, classes]
+        layers = _chain(*widths, activation=nn.Tanh)
+        return nn.Sequential(nn.Flatten(), *layers), CLASSIFICATION
     return nn.Sequential(nn.Flatten(), *_chain(image_size**2, 256, 256, classes)), CLASSIFICATION
 
 

@@ -28,7 +28,8 @@ class Options:
     data_dir: Path | None = None
     """Directory with the IDX files of fashion-mnist, gzipped or not."""
     model: ModelName = "mlp"
-    """All classify, but for the autoencoder, which reconstructs the images."""
+    """All classify, but for the autoencoder, which reconstructs the images. linear and small have so
+    few parameters that an optimizer may keep a matrix over all of them."""
     optimizer: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(optim.names())}}}")] = (
         "natural-gradient"
     )
@@ -38,7 +39,8 @@ class Options:
     option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """NAME=VALUE, an argument of the optimizer's constructor; may be repeated."""
     batch_size: int = 128
-    """Samples of a step. What is left over at the end of an epoch is left out."""
+    """Samples of a step; 0 takes all of them. What is left over at the end of an epoch is left
+    out."""
     epochs: int | None = None
     """Passes over the training data; None is as many as --budget-seconds allows, or 10."""
     budget_seconds: float | None = None
@@ -104,8 +106,8 @@ def parse(argv: Sequence[str]) -> Options:
         settings.refuse(settings.changed(options, run, but=CHANGEABLE), f"the run in {resume}")
     if options.epochs is None and options.budget_seconds is None:
         options = dataclasses.replace(options, epochs=DEFAULT_EPOCHS)
-    settings.at_least(options, 1, "batch_size", "epochs")
-    settings.at_least(options, 0, "eval_freq", "seed", "budget_seconds")
+    settings.at_least(options, 1, "epochs")
+    settings.at_least(options, 0, "batch_size", "eval_freq", "seed", "budget_seconds")
     options.optimizer_arguments()
     return options
 

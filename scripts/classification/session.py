@@ -32,9 +32,14 @@ class Run:
     logger: Logger
 
     @property
+    def batch_size(self) -> int:
+        """Samples of a step."""
+        return self.options.batch_size or len(self.data.train)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Whole batches in the training data."""
-        return len(self.data.train) // self.options.batch_size
+        return len(self.data.train) // self.batch_size
 
     @property
     def share(self) -> float:

@@ -147,7 +147,7 @@ def test_files_that_are_missing_or_do_not_belong_together(files):
 
 
 @pytest.mark.parametrize("size", [8, 28])
-@pytest.mark.parametrize("name", ["mlp", "cnn", "autoencoder", "transformer"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "autoencoder", "transformer", "linear", "small"])
 def test_models_forward_and_backward(name, size):
     """The loss is the mean negative log-likelihood under the distribution that the task names."""
     model, task = models.build(name, size, classes=10)
@@ -177,6 +177,8 @@ def test_widths():
 
     assert widths(models.build("mlp", 28, 10)[0]) == [256, 256, 10]
     assert widths(models.build("cnn", 28, 10)[0]) == [16, 32, 128, 10]
+    assert widths(models.build("linear", 28, 10)[0]) == [10]
+    assert widths(models.build("small", 28, 10)[0]) == [16, 10]
     # The middle of 784-500-250-30-250-500-784, and 64/784 of that, but 8 in the middle.
     assert widths(models.build("autoencoder", 28, 10)[0]) == [500, 250, 30, 250, 500, 784]
     assert widths(models.build("autoencoder", 8, 10)[0]) == [41, 20, 8, 20, 41, 64]

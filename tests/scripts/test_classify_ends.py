@@ -180,7 +180,7 @@ def test_parameters_that_are_no_numbers_are_not_saved(monkeypatch, tmp_path, cap
         ("--optimizer adam --lr -1", "Invalid learning rate: -1"),
         ("--option damping=-1", "damping must not be negative"),
         ("--batch-size 1439", "batch_size must be at most the 1,438 training samples, got 1,439"),
-        ("--batch-size 0", "batch_size must be at least 1"),
+        ("--batch-size -1", "batch_size must not be negative"),
         ("--epochs 0", "epochs must be at least 1"),
         ("--budget-seconds -1", "budget_seconds must not be negative"),
         ("--device tpu9", "--device tpu9 cannot be used"),
