@@ -8,20 +8,16 @@ GROWING = 2.0
 LEAST_RATIO = 1e-4
 
 
-def reduction_ratio(actual_change: float, predicted_change: float, rounding: float) -> float:
+def reduction_ratio(actual_change: float, predicted_change: float) -> float:
     """Compares what a step did with what the model said.
 
     Args:
         actual_change: Loss after minus loss before.
         predicted_change: The same by the model; negative, where the step is worth a trial.
-        rounding: Changes of the loss up to this are zero.
 
     Returns:
-        ρ = actual / predicted; 1 where both are zero, −inf where it is no number or the model
-        promises a rise.
+        ρ = actual / predicted; −inf where it is no number or the model promises a rise.
     """
-    if abs(predicted_change) <= rounding and abs(actual_change) <= rounding:
-        return 1.0
     ratio = actual_change / predicted_change if predicted_change < 0 else -math.inf
     return ratio if math.isfinite(ratio) else -math.inf
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from npg.linalg.quadratic_in_ball import quadratic_in_ball
+from npg.linalg.trust_region_subproblem import quadratic_in_ball
 
 
 def rotated(values, seed=0):

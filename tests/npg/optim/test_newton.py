@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from npg.errors import ConfigurationError
 from npg.optim import GaussNewton, Newton
 from npg.optim import newton as module
-from npg.optim.objective import Objective
+from npg.optim.minimize import minimize
 from tests.npg.optim.helpers import objective, snapshot
 from tests.npg.oracles import functional_hessian, functional_jacobian, mlp, trained
 
@@ -450,21 +450,34 @@ class TestState:
         assert [float(resumed.step(closure)) for _ in range(4)] == losses
 
     @BOTH
-    def test_handing_over_saves_evaluations_and_changes_nothing(self, kind):
+    def test_an_iteration_begins_where_the_last_one_ended(self, kind):
+        """The same iterates as of single steps, which evaluate each point a second time."""
         ends, counts = [], []
-        for hand_over in (False, True):
+        for together in (True, False):
             point, closure = of_point([-1.2, 1.0], rosenbrock)
-            optimizer = kind([point], deterministic=False)
-            work = Objective(optimizer, closure)
-            here = work.evaluate()
-            for _ in range(8):
-                report, end = optimizer._iterate(work, here, hand_over=hand_over)
-                here = end or work.evaluate()
-            assert report.evaluations <= work.evaluations
+            optimizer = kind([point], deterministic=False, iterations=8 if together else 1)
+            reports = [optimizer.step(closure) for _ in range(1 if together else 8)]
             ends.append(point.detach())
-            counts.append(work.evaluations)
+            counts.append(sum(report.evaluations for report in reports))
         assert torch.equal(*ends)
-        assert counts[1] == counts[0] - 8
+        assert counts[0] == counts[1] - 7
+
+    def test_minimize(self):
+        """One evaluation per trial, and P columns per Hessian."""
+        start = torch.tensor([-1.2, 1.0])
+        result = minimize(lambda x: rosenbrock(x).square().sum(), start, method="newton", tol=1e-10)
+        assert result.success
+        torch.testing.assert_close(result.x, torch.ones(2))
+        assert result.nhev == 2 * result.nit
+        theirs = scipy.optimize.minimize(
+            scipy.optimize.rosen,
+            start.numpy(),
+            jac=scipy.optimize.rosen_der,
+            hess=scipy.optimize.rosen_hess,
+            method="trust-exact",
+            options={"gtol": 1e-10},
+        )
+        assert result.nfev <= 1.2 * theirs.nfev
 
 
 @BOTH
