@@ -28,7 +28,7 @@ class Options:
     data_dir: Path | None = None
     """Directory with the IDX files of fashion-mnist, gzipped or not."""
     model: ModelName = "mlp"
-    """All classify, but for the autoencoder, which reconstructs the images. linear and small have so
+    """All classify, but for the autoencoder, which reconstructs. linear and small have so
     few parameters that an optimizer may keep a matrix over all of them."""
     optimizer: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(optim.names())}}}")] = (
         "natural-gradient"
