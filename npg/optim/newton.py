@@ -119,8 +119,10 @@ class DenseOptimizer(IteratedOptimizer):
             ratio = reduction_ratio(end.value - start.value, predicted)
             if self._hidden(start, end, predicted):
                 ratio = 1.0
+            if not bool(torch.isfinite(end.gradient).all()):
+                ratio = -math.inf
             radius = next_radius(radius, found.length, ratio, bounded=found.bounded)
-            if ratio > LEAST_RATIO and bool(torch.isfinite(end.gradient).all()):
+            if ratio > LEAST_RATIO:
                 self.extra["radius"] = radius
                 accepted = replace(
                     report,

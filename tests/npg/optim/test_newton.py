@@ -278,14 +278,15 @@ class TestSingular:
 
 class TestRefusals:
     @BOTH
-    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, "gradient"])
     def test_a_trial_that_is_not_finite_is_shortened(self, kind, bad):
         point, plain = of_point([-1.2, 1.0], rosenbrock)
 
         def closure():
             loss, r = plain()
-            far = (point.detach() - torch.tensor([-1.2, 1.0])).norm() > 0.05
-            return (loss * bad if far else loss), r
+            if (point.detach() - torch.tensor([-1.2, 1.0])).norm() > 0.05:
+                loss = loss + (0 * r).sqrt().sum() if bad == "gradient" else loss * bad
+            return loss, r
 
         report = kind([point], radius=1.0).step(closure)
         assert report.accepted
