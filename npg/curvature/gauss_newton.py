@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from npg.curvature.batched import vector_jacobian_products
 from npg.curvature.jacobian import Jacobian
 from npg.curvature.matrix import CurvatureMatrix, math_attention
 from npg.errors import ConfigurationError
+from npg.linalg import empty_flat, symmetrised
 
 
 class GaussNewton(CurvatureMatrix):
@@ -76,3 +78,21 @@ class GaussNewton(CurvatureMatrix):
         """Returns G v for a flat v [P]."""
         (tangent,) = self.jacobian.jvp(vector)
         return self.jacobian.vjp([self.output_product(tangent)])
+
+    def to_dense(self) -> Tensor:
+        """Forms the matrix [P, P], symmetrised: for small models.
+
+        Returns:
+            JᵀH_L J from the Jacobian's rows, many at once, where the output has no more elements
+            than there are parameters; else from P products.
+        """
+        (output,) = self.jacobian.outputs
+        if output.numel() > self.shape[0]:
+            return super().to_dense()
+        if not self.output_gradient.requires_grad:
+            return torch.diag(torch.zeros_like(empty_flat(self.parameters)))
+        units = torch.eye(output.numel(), dtype=output.dtype, device=output.device)
+        rows = vector_jacobian_products([output], self.parameters, units)
+        # Row p of this is H_L ∂output/∂θ_p.
+        products = vector_jacobian_products([self.output_gradient], [self.output], rows.T)
+        return symmetrised(products.to(rows) @ rows)

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from npg.curvature.batched import vector_jacobian_products
 from npg.curvature.matrix import CurvatureMatrix, math_attention
-from npg.linalg import flatten, split
+from npg.linalg import empty_flat, flatten, split, symmetrised
 
 
 class Hessian(CurvatureMatrix):
@@ -48,3 +49,16 @@ class Hessian(CurvatureMatrix):
             gradients, self.parameters, pieces, retain_graph=True, materialize_grads=True
         )
         return flatten(products)
+
+    def to_dense(self) -> Tensor:
+        """Forms the matrix [P, P] from P products, many at once, symmetrised: for small models."""
+        flat = empty_flat(self.parameters)
+        dense = torch.diag(torch.zeros_like(flat))
+        used = [gradient for gradient in self.gradient if gradient.requires_grad]
+        if used:
+            # Where a gradient is constant its rows are zero.
+            rows = [torch.full((g.numel(),), g.requires_grad) for g in self.gradient]
+            count = sum(gradient.numel() for gradient in used)
+            units = torch.eye(count, dtype=flat.dtype, device=flat.device)
+            dense[torch.cat(rows)] = vector_jacobian_products(used, self.parameters, units).to(flat)
+        return symmetrised(dense)

@@ -31,6 +31,7 @@ from npg.optim.loss_flow import LossFlow
 from npg.optim.minimize import MinimizeResult, minimize
 from npg.optim.muon import MuonWithAdamW
 from npg.optim.natural_gradient import FisherInverse, NaturalGradient, StepNorm
+from npg.optim.newton import GaussNewton, Newton
 from npg.optim.newton_cg import NewtonCG
 from npg.optim.quasi_newton import BFGS, DFP
 from npg.optim.registry import create, names, takes, train_step
@@ -59,6 +60,7 @@ __all__ = [
     "FisherInverse",
     "FullMatrixAdagrad",
     "FunctionOptimizer",
+    "GaussNewton",
     "GradientOptimizer",
     "HessianOptimizer",
     "Langevin",
@@ -68,6 +70,7 @@ __all__ = [
     "MuonWithAdamW",
     "NAdam",
     "NaturalGradient",
+    "Newton",
     "NewtonCG",
     "NormalizedGradient",
     "RAdam",

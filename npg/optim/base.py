@@ -166,6 +166,8 @@ class FunctionOptimizer(torch.optim.Optimizer):
     takes_complex: ClassVar[bool] = False
     # Whether a closure has to return the prediction, too.
     needs_prediction: ClassVar[bool] = True
+    # Whether its objective's evaluations keep their graph, to take a matrix from.
+    keeps_graph: ClassVar[bool] = False
 
     def __init__(
         self,

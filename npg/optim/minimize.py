@@ -13,6 +13,7 @@ from npg.errors import ConfigurationError
 from npg.optim.base import StepReport
 from npg.optim.iterated import IteratedOptimizer
 from npg.optim.lbfgs import LBFGS
+from npg.optim.newton import Newton
 from npg.optim.objective import Evaluation, Objective
 from npg.optim.quasi_newton import BFGS, DFP
 from npg.optim.sr1 import SR1
@@ -21,6 +22,7 @@ METHODS: dict[str, type[IteratedOptimizer]] = {
     "bfgs": BFGS,
     "dfp": DFP,
     "l-bfgs": LBFGS,
+    "newton": Newton,
     "sr1": SR1,
 }
 

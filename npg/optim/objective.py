@@ -25,9 +25,11 @@ class Evaluation(Point):
 
     Attributes:
         gradient: Flat gradient [P]; empty where only the value was asked for.
+        graph: Loss and prediction with their graph, for optimizers that go on from it.
     """
 
     gradient: Tensor
+    graph: tuple[Tensor, Prediction | None] | None = None
 
 
 class Objective:
@@ -76,10 +78,12 @@ class Objective:
         Returns:
             What was found; what is not finite is no error.
         """
-        loss, _ = self.evaluate()
-        gradient = self.optimizer.gradient(loss, self.parameters, retain_graph=False)
+        loss, prediction = self.evaluate()
+        keeps = self.optimizer.keeps_graph
+        gradient = self.optimizer.gradient(loss, self.parameters, retain_graph=keeps)
         slope = math.nan if direction is None else float(gradient @ direction)
-        return Evaluation(step, float(loss.detach()), slope, gradient)
+        graph = (loss, prediction) if keeps else None
+        return Evaluation(step, float(loss.detach()), slope, gradient, graph)
 
     def value(self) -> float:
         """Evaluates the value alone, where the parameters are."""

@@ -23,6 +23,7 @@ from npg.optim.lbfgs import LBFGS
 from npg.optim.loss_flow import LossFlow
 from npg.optim.muon import MuonWithAdamW
 from npg.optim.natural_gradient import NaturalGradient
+from npg.optim.newton import GaussNewton, Newton
 from npg.optim.newton_cg import NewtonCG
 from npg.optim.quasi_newton import BFGS, DFP
 from npg.optim.shampoo import Shampoo
@@ -38,12 +39,14 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "dfp": DFP,
     "ekfac": EKFAC,
     "full-matrix-adagrad": FullMatrixAdagrad,
+    "gauss-newton": GaussNewton,
     "kfac": KFAC,
     "langevin": Langevin,
     "lbfgs": LBFGS,
     "loss-flow": LossFlow,
     "muon": MuonWithAdamW,
     "natural-gradient": NaturalGradient,
+    "newton": Newton,
     "newton-cg": NewtonCG,
     "normalized-gradient": NormalizedGradient,
     "shampoo": Shampoo,

@@ -16,12 +16,16 @@ from tests.npg.oracles import mlp
 
 # Those that must know what the model predicts.
 PREDICTIVE = {"ekfac", "kfac", "natural-gradient", "sophia-g"}
+# Those that solve a quadratic problem.
+SECOND_ORDER = {"ekfac", "gauss-newton", "kfac", "natural-gradient", "newton", "newton-cg"}
 # Rates on problems of unit scale: of the others 0.1, of those with a curvature 1.
 RATES = {
     "ekfac": 1.0,
+    "gauss-newton": 1.0,
     "kfac": 1.0,
     "langevin": 1e-3,
     "natural-gradient": 1.0,
+    "newton": 1.0,
     "newton-cg": 1.0,
     "normalized-gradient": 0.01,
     "radam": 1e-3,
@@ -95,7 +99,7 @@ class TestProblems:
     def test_a_condition_number_of_ten_thousand(self, name):
         rate = 1.0 if name in ("sgd", "langevin") else max(RATES.get(name, 0.1), 0.1)
         left = descend(name, Residuals(torch.ones(20), ill_conditioned), rate, 400)
-        assert left < (1e-4 if name in ("ekfac", "kfac", "newton-cg", "natural-gradient") else 2e-2)
+        assert left < (1e-4 if name in SECOND_ORDER else 2e-2)
 
 
 @pytest.fixture
@@ -115,8 +119,10 @@ RATE = 0.02
 # In bfloat16 a step below 1/256 of a parameter is none.
 COARSE = {
     "ekfac": 1.0,
+    "gauss-newton": 1.0,
     "kfac": 1.0,
     "natural-gradient": 1.0,
+    "newton": 1.0,
     "newton-cg": 1.0,
     "sgd": 0.3,
     "langevin": 0.3,

@@ -21,6 +21,7 @@ from tests.npg.oracles import flat, mlp
 # What a name needs beyond its defaults to train a classifier from logits, in few steps.
 SETTINGS = {
     "ekfac": {"likelihood": "categorical"},
+    "gauss-newton": {"radius": 1.0},
     "kfac": {"likelihood": "categorical"},
     "natural-gradient": {"likelihood": "categorical"},
     "adafactor": {"lr": 0.1},
