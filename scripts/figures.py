@@ -12,12 +12,15 @@ from pathlib import Path
 
 import tyro
 from common.failures import Failure, configuration_errors, plain_warnings
-from drawings import loss_flow
+from drawings import loss_flow, minimisation
 
 from npg.errors import ConfigurationError
 
 # A new picture is one line here: a function that draws it to a file and returns what it found.
-FIGURES: dict[str, Callable[[Path], dict[str, str]]] = {"loss-flow": loss_flow.draw}
+FIGURES: dict[str, Callable[[Path], dict[str, str]]] = {
+    "loss-flow": loss_flow.draw,
+    "minimise": minimisation.draw,
+}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ from benchmarks.more_garbow_hillstrom import PROBLEMS
 from common import picture
 from common.picture import BLUE, GREY, INK
 from matplotlib.axes import Axes
+from matplotlib.ticker import ScalarFormatter
 from torch import Tensor
 
 from npg.optim import minimize
@@ -58,11 +59,14 @@ def draw(output: Path) -> dict[str, str]:
     for method, peer, colour in PAIRS:
         for name, run, dashes in ((method, ours, "-"), (peer, scipys, "--")):
             runs = [run(problem, name) for problem in PROBLEMS]
-            _solved(counts, runs, name, colour, dashes)
-            reached = [r.evaluations for r in runs if r.evaluations is not None]
             who = "SciPy's " if run is scipys else ""
-            found[f"{who}{name}"] = f"solves {len(reached)} of {len(runs)}, {sum(reached)} evaluations"
+            _solved(counts, runs, f"{who}{name}", colour, dashes)
+            reached = [r.evaluations for r in runs if r.evaluations is not None]
+            found[f"{who}{name}"] = (
+                f"solves {len(reached)} of {len(runs)}, {sum(reached)} evaluations"
+            )
     counts.set_xscale("log")
+    counts.xaxis.set_major_formatter(ScalarFormatter())
     counts.set_title("Evaluations to the minimum", loc="left", color=INK, size=10.5)
     counts.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
     drawn.supxlabel(CAPTION, x=0.01, ha="left", color=INK, size=9)
@@ -80,11 +84,10 @@ def _valley(axes: Axes) -> None:
         places = path(method)
         axes.plot(*places.T, "o-", color=colour, lw=1.2, ms=3, label=f"{method}, {len(places) - 1}")
     axes.plot(1, 1, "*", color=INK, ms=12, zorder=4)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set_xlim(-1.6, 1.5)
     axes.set_ylim(-0.6, 1.7)
-    axes.legend(
-        frameon=False, fontsize=9, labelcolor=INK, loc="upper center", title="iterations"
-    )
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper center", title="iterations")
 
 
 def _solved(axes: Axes, runs: list[Run], name: str, colour: str, dashes: str) -> None:

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from drawings import loss_flow
+from drawings import loss_flow, minimisation
 from figures import FIGURES, main
 from PIL import Image
 from scipy.optimize import minimize_scalar
@@ -13,7 +13,8 @@ flow = functools.cache(loss_flow.flow)
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_is_a_small_picture(name, tmp_path, capsys):
+def test_every_figure_is_a_small_picture(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(minimisation, "PROBLEMS", minimisation.PROBLEMS[:3])  # all take minutes
     output = tmp_path / "picture.png"
     assert main([name, "--output", str(output)]) == 0
     assert str(output) in capsys.readouterr().out
@@ -78,3 +79,19 @@ class TestLossFlow:
         assert np.ptp(path.x[-500:]) > 0.5
         settled = flow()
         assert np.ptp(settled.x[-200:]) < 1e-4
+
+
+class TestMinimisation:
+    @pytest.mark.parametrize("method", [method for method, _, _ in minimisation.PAIRS])
+    def test_paths_end_in_the_minimum(self, method):
+        places = minimisation.path(method)
+        assert tuple(places[0]) == minimisation.START
+        assert places[-1] == pytest.approx([1, 1], abs=1e-7)
+
+    def test_the_numbers_are_those_of_the_runs(self, tmp_path, monkeypatch):
+        problems = minimisation.PROBLEMS[:2]
+        monkeypatch.setattr(minimisation, "PROBLEMS", problems)
+        found = minimisation.draw(tmp_path / "picture.png")
+        counted = sum(minimisation.ours(problem, "bfgs").evaluations for problem in problems)
+        assert found["bfgs"] == f"solves 2 of 2, {counted} evaluations"
+        assert {"SciPy's BFGS", "SciPy's trust-exact"} <= set(found)
