@@ -163,9 +163,7 @@ class SR1(DenseQuasiNewton):
             start.value, start.value, False, "no trial was good", kl=0.0, reduction_ratio=ratio
         ), start
 
-    def _minimum(
-        self, gradient: Tensor, radius: float
-    ) -> tuple[Tensor, Callable[[Tensor], float]]:
+    def _minimum(self, gradient: Tensor, radius: float) -> tuple[Tensor, Callable[[Tensor], float]]:
         """The model's minimum in the ball, and pᵀBp of any p."""
         if self._inverse is None or len(self._inverse) != len(gradient):
             self.forget()

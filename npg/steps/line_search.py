@@ -170,7 +170,8 @@ class Armijo:
         for count in range(1, self.max_evaluations + 1):
             trial = evaluate(step)
             promised = step * self.sufficient_decrease * start.slope
-            if trial.value <= start.value + (promised if -promised > rounding else 0.0):
+            bound = start.value + (promised if -promised > rounding else 0.0)
+            if -math.inf < trial.value <= bound:
                 return Found(trial, count, "sufficient decrease")
             step *= self.shrinking_factor
         return Found(None, count, "line search failed")
