@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ class TestStrongWolfe:
             found, trials = search(StrongWolfe(curvature=0.1), function, first)
             assert found.reason == "strong Wolfe conditions"
             assert found.point.step == pytest.approx(2 / 3, abs=0.1)
-            assert all(b < a for a, b in zip(trials, trials[1:], strict=False) if a >= 1)
+            assert all(b < a for a, b in pairwise(trials) if a >= 1)
 
     def test_a_wall_behind_the_start_of_the_way(self):
         """Trials grow fourfold until they meet the wall at 100, then stay below it."""
@@ -143,15 +144,20 @@ class TestStrongWolfe:
         assert found.point is None
 
     def test_rounding_at_a_flat_minimum(self):
-        """Of 1 + (α − 1)²/10¹⁸ the value is noise in float64: the slope says where to go."""
+        """Of 1 + (α − 1)²/10¹⁸ the value is noise in float64: the slope's condition decides."""
 
         def function(a):
             return 1 + (2e-16 if a else 0.0), 2e-18 * (a - 1)
 
-        found, _ = search(StrongWolfe(curvature=0.1), function, 1.7, rounding=1e-15)
+        found, _ = search(StrongWolfe(curvature=0.1), function, 1.05, rounding=1e-15)
         assert found.reason == "at the limits of rounding"
+        assert found.point.step == 1.05
+        assert search(StrongWolfe(curvature=0.1), function, 1.05)[0].point is None
+
+    def test_a_value_that_stays_the_same(self):
+        """The slopes alone lead to the minimum."""
+        found, _ = search(StrongWolfe(curvature=0.1), lambda a: (1.0, 2e-18 * (a - 1)), 1.7)
         assert found.point.step == pytest.approx(1.0, abs=0.1)
-        assert search(StrongWolfe(curvature=0.1), function, 1.7)[0].point is None
 
     def test_rounding_excuses_no_rise_beyond_it(self):
         """A value higher by 10⁻¹² than the start's, where rounding is 10⁻¹⁵."""
