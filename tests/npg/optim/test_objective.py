@@ -117,7 +117,7 @@ class TestDisagreement:
         """A batch that Python's random draws inside."""
         model = nn.Linear(3, 1)
         start = snapshot(model)
-        with pytest.raises(ConfigurationError, match="draw batches.*deterministic=False"):
+        with pytest.raises(ConfigurationError, match=r"draw batches.*deterministic=False"):
             kind(model).step(self.noisy(model, *data, random.Random(0)))
         assert torch.equal(snapshot(model), start)
 
@@ -143,7 +143,7 @@ class TestDisagreement:
             return F.mse_loss(model(data[0]), data[1]) + (len(calls) > 2) * float(len(calls))
 
         start = snapshot(model)
-        with pytest.raises(ConfigurationError, match="returned .* and then .* at the same param"):
+        with pytest.raises(ConfigurationError, match=r"returned .* and then .* at the same param"):
             kind(model).step(closure)
         assert torch.equal(snapshot(model), start)
 
