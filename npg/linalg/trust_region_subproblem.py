@@ -55,8 +55,8 @@ def minimise_in_ball(
             break
         low, high = (multiplier, high) if length > radius else (low, multiplier)
         # Newton's step on 1/Δ − 1/‖p(μ)‖, which is nearly linear in μ.
-        slope = float(((step / length).square() / shifted).sum()) / length
-        multiplier += (1 / radius - 1 / length) / slope if slope > 0 else math.nan
+        curve = float(((step / length).square() / shifted).sum())
+        multiplier += (length / radius - 1) / curve if curve > 0 else math.nan
         if not low < multiplier < high:
             multiplier = max(0.5 * (low + high), floor)
     return eigenvectors @ step, multiplier

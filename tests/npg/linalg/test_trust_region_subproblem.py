@@ -154,6 +154,11 @@ class TestSpecialCases:
         )
         assert got == pytest.approx(expected, rel=3e-3)
 
+    @pytest.mark.parametrize("size", [1e-300, 1e300, 1.7e308])
+    def test_at_the_limits_of_the_numbers(self, size):
+        """A step inside, if need be a short one, but no exception."""
+        solve(size * torch.diag(torch.tensor([-1.0, 0.5])), torch.tensor([1e308, 1.0]), 0.2)
+
     @pytest.mark.parametrize("n", [1, 2, 40])
     def test_any_dimension(self, n):
         matrix, gradient = matrix_of(torch.randn(n)), torch.randn(n)
