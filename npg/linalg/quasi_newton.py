@@ -37,10 +37,12 @@ class OuterProducts:
 
     def add_(self, matrix: Tensor) -> Tensor:
         """Adds itself to a matrix [..., n, n] in one pass, in place; returns it."""
-        columns = (self.vectors * self.weights.unsqueeze(-1)).mT
+        # √|c| goes to both sides of a product: a symmetric matrix stays symmetric bit for bit.
+        rows = self.vectors * self.weights.abs().sqrt().unsqueeze(-1)
+        columns = (rows * self.weights.sign().unsqueeze(-1)).mT
         if matrix.ndim == 2:
-            return matrix.addmm_(columns, self.vectors)
-        return matrix.add_(columns @ self.vectors)
+            return matrix.addmm_(columns, rows)
+        return matrix.add_(columns @ rows)
 
 
 def bfgs_inverse_products(s: Tensor, y: Tensor, product: Tensor) -> OuterProducts:

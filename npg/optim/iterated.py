@@ -94,6 +94,8 @@ class IteratedOptimizer(FunctionOptimizer):
         self.extra["steps"] += 1
         norm = float(torch.linalg.vector_norm(start.gradient))
         obstacle = obstacle_to(start.value, norm)
+        if not obstacle and not any(group["lr"] for group in self.param_groups):
+            obstacle = "the rate is zero"  # as schedules begin or end; what was learned stays
         if obstacle:
             return self.skip(start.value, obstacle, gradient_norm=norm), start
         before = objective.evaluations

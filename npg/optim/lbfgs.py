@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from npg.errors import ConfigurationError
+from npg.linalg import empty_flat
 from npg.linalg.quasi_newton import curvature_damped, powell_damped, two_loop
 from npg.optim.line_search import LineSearchOptimizer, Search
-from npg.optim.quasi_newton import check_powell_damping, first_scale, has_curvature, on_device
+from npg.optim.quasi_newton import check_powell_damping, converted, first_scale, has_curvature
 
 
 class LBFGS(LineSearchOptimizer):
@@ -133,4 +134,4 @@ class LBFGS(LineSearchOptimizer):
                 f"the state's pairs are of {len(pairs[0][0])} parameters, this LBFGS has {size}"
             )
         super().load_state_dict(rest)
-        self._pairs = on_device(copy.deepcopy(pairs), self.tensors()[0].device)
+        self._pairs = converted(copy.deepcopy(pairs), empty_flat(self.tensors()))

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -122,8 +123,11 @@ class LineSearchOptimizer(IteratedOptimizer):
 
         def evaluate(step: float) -> Evaluation:
             objective.move(direction, step)
-            last[0] = objective.gradient(step, direction)
-            return last[0]
+            point = objective.gradient(step, direction)
+            if not math.isfinite(point.slope):  # a search for values alone would not see it
+                point = replace(point, value=math.nan)
+            last[0] = point
+            return point
 
         first = 1.0 if self.experienced else min(1.0, 1.0 / length)
         if self.line_search is None:

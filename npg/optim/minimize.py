@@ -95,6 +95,8 @@ def minimize(
     if not tol >= 0:
         raise ConfigurationError(f"tol must not be negative, got {tol}")
     start = torch.as_tensor(x0).detach()
+    if start.is_complex():
+        raise ConfigurationError("x0 is complex: minimise over torch.view_as_real(x0)")
     if not start.is_floating_point():
         start = start.to(torch.get_default_dtype())
     x = nn.Parameter(start.clone())
@@ -103,7 +105,14 @@ def minimize(
     optimizer = known[_plain(method)]([x], **(options or {}))
     tell = _teller(callback)
     objective = Objective(optimizer, lambda: fun(x))
-    run = _Run(x, objective, objective.gradient())
+    try:
+        first = objective.gradient()
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            "fun must return a scalar tensor that torch made of x, for autograd to differentiate: "
+            "no backward(), detach(), item() or NumPy inside"
+        ) from error
+    run = _Run(x, objective, first)
     while not run.within(tol):
         if run.iterations == (200 * x.numel() if maxiter is None else maxiter):
             return run.result(False, "the iterations are used up")

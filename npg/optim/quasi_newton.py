@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from npg.errors import ConfigurationError
+from npg.linalg import empty_flat
 from npg.linalg.quasi_newton import (
     OuterProducts,
     bfgs_inverse_products,
@@ -154,7 +155,7 @@ class DenseQuasiNewton(LineSearchOptimizer):
                 f"{type(self).__name__} has {size}"
             )
         super().load_state_dict(rest)
-        own = on_device(copy.deepcopy(own), self.tensors()[0].device)
+        own = converted(copy.deepcopy(own), empty_flat(self.tensors()))
         self._inverse, self._known = own["inverse"], own["known"]
 
 
@@ -243,18 +244,26 @@ def first_scale(s: Tensor, y: Tensor, gradient: Tensor) -> float:
     Returns:
         sᵀy/yᵀy; where that is not positive, the length of the step in units of the gradient.
     """
-    inner = float(s.dot(y))
-    if inner > 0:
-        return inner / float(y.dot(y))
+    inner, square = float(s.dot(y)), float(y.dot(y))
+    if inner > 0 and square > 0:  # small numbers have squares that are zero
+        return inner / square
     return float(torch.linalg.vector_norm(s) / torch.linalg.vector_norm(gradient))
 
 
-def on_device(value: Any, device: torch.device) -> Any:  # noqa: ANN401
-    """Moves the tensors of a state, in lists, tuples and dictionaries, to a device."""
+def converted(value: Any, like: Tensor) -> Any:  # noqa: ANN401
+    """Gives the tensors of a state, in lists, tuples and dictionaries, a tensor's device and dtype.
+
+    Args:
+        value: State.
+        like: Tensor.
+
+    Returns:
+        The same with other tensors where they differ.
+    """
     if isinstance(value, Tensor):
-        return value.to(device)
+        return value.to(like)
     if isinstance(value, dict):
-        return {name: on_device(item, device) for name, item in value.items()}
+        return {name: converted(item, like) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(on_device(item, device) for item in value)
+        return type(value)(converted(item, like) for item in value)
     return value

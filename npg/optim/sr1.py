@@ -22,7 +22,7 @@ MAX_TRIALS = 25
 # Eigenvalues of H this much smaller than the largest count as that: B's would be infinite.
 CONDITION = 1e-14
 # A line search needs a positive definite H: no update may shrink its determinant by more than this.
-LEAST_SHRINKING = 1e-2
+LEAST_SHRINKING = 0.1
 
 
 class SR1(DenseQuasiNewton):

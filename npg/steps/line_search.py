@@ -170,8 +170,8 @@ class Armijo:
         for count in range(1, self.max_evaluations + 1):
             trial = evaluate(step)
             promised = step * self.sufficient_decrease * start.slope
-            least = promised if -promised > rounding else 0.0
-            if math.isfinite(trial.value) and trial.value <= start.value + least:
+            bound = start.value + (promised if -promised > rounding else 0.0)
+            if -math.inf < trial.value <= bound:
                 return Found(trial, count, "sufficient decrease")
             step *= self.shrinking_factor
         return Found(None, count, "line search failed")
