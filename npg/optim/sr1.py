@@ -168,12 +168,12 @@ class SR1(DenseQuasiNewton):
         if self._inverse is None or len(self._inverse) != len(gradient):
             self.forget()
             return gradient * (-radius / torch.linalg.vector_norm(gradient)), lambda p: 0.0
-        newton = -self.product(gradient)
+        newton, inverse = -self.product(gradient), self._inverse.double()
         if float(torch.linalg.vector_norm(newton)) <= radius:
-            factor, failed = torch.linalg.cholesky_ex(self._inverse)
+            factor, failed = torch.linalg.cholesky_ex(inverse)
             if not int(failed):  # the minimum of all is inside
-                return newton, lambda p: float(p.dot(_solve(factor, p)))
-        inverse, vectors = torch.linalg.eigh(self._inverse.double())
+                return newton, lambda p: _inverse_quadratic(factor, p)
+        inverse, vectors = torch.linalg.eigh(inverse)
         least = CONDITION * float(inverse.abs().max())
         inverse = torch.where(inverse.abs() < least, least, inverse)
         values, order = (1 / inverse).sort()
@@ -182,6 +182,7 @@ class SR1(DenseQuasiNewton):
         return minimum.to(gradient), lambda p: float(values @ (vectors.mT @ p.double()).square())
 
 
-def _solve(factor: Tensor, vector: Tensor) -> Tensor:
-    """The inverse of a matrix with this Cholesky factor times a vector."""
-    return torch.cholesky_solve(vector.unsqueeze(-1), factor).squeeze(-1)
+def _inverse_quadratic(factor: Tensor, vector: Tensor) -> float:
+    """vᵀ(LLᵀ)⁻¹v."""
+    column = vector.to(factor).unsqueeze(-1)
+    return float(torch.linalg.solve_triangular(factor, column, upper=False).square().sum())
