@@ -104,7 +104,10 @@ class Objective:
     def displacement(self) -> Tensor:
         """How far the parameters are from the start [P], after rounding."""
         return torch.cat(
-            [(p.detach() - q).reshape(-1) for p, q in zip(self.parameters, self._start, strict=True)]
+            [
+                (p.detach() - q).reshape(-1)
+                for p, q in zip(self.parameters, self._start, strict=True)
+            ]
         )
 
     def check_again(self, value: float) -> None:
