@@ -21,6 +21,7 @@ Part = Literal[
     "kfac",
     "optimizers",
     "autoencoder",
+    "newton-cg",
     "kl",
     "returns",
 ]
@@ -55,6 +56,7 @@ def main(options: Options) -> None:
         from benchmarks import (
             autoencoder,
             fisher_products,
+            hessian_free,
             kfac_steps,
             kl_bound,
             optimizers,
@@ -72,6 +74,7 @@ def main(options: Options) -> None:
         "fisher": fisher_products.run,
         "kfac": kfac_steps.run,
         "kl": kl_bound.run,
+        "newton-cg": hessian_free.run,
     }
     every = [*parts, "optimizers", "autoencoder", "returns"]
     for name in every if options.part == "all" else [options.part]:

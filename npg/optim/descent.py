@@ -59,7 +59,6 @@ class Descender:
         loss: float,
         gradient: Tensor,
         solution: Tensor,
-        iterations: int,
         path: CGBacktracking | None,
     ) -> Descent:
         """Moves the parameters to where the loss is lower, or leaves them, bit for bit.
@@ -68,7 +67,6 @@ class Descender:
             loss: Where they are.
             gradient: There [P].
             solution: What conjugate gradient ended with [P].
-            iterations: How many it took.
             path: What it kept on the way; None to take the solution.
 
         Returns:
@@ -80,9 +78,7 @@ class Descender:
         try:
             value = math.nan  # of the chosen step's whole length
             if path is not None:
-                solution, value = path.choose(
-                    solution, iterations, lambda x: self._value(self.step_of(x), 1.0)
-                )
+                solution, value = path.choose(solution, lambda x: self._value(self.step_of(x), 1.0))
             step = self.step_of(solution)
 
             def evaluate(length: float) -> Point:

@@ -15,9 +15,10 @@ from npg.likelihoods import as_distribution
 from npg.optim.base import Closure, FunctionOptimizer, Prediction, StepReport
 from npg.optim.descent import Descender, Evaluated
 from npg.optim.loss_curvature import LossMatrix, curvature_and_gradient
+from npg.optim.newton_direction import newton_direction, predicted_change
 from npg.optim.objective import Objective
 from npg.optim.step_factors import StepFactors, generator_like
-from npg.preconditioners import ConjugateGradientInverse, KroneckerPreconditioner, Solution
+from npg.preconditioners import ConjugateGradientInverse, KroneckerPreconditioner
 from npg.steps import Armijo, CGBacktracking, LevenbergMarquardt
 
 
@@ -200,7 +201,7 @@ class NewtonCG(FunctionOptimizer):
             objective: To be minimised; its parameters move.
             evaluated: What it is where they are, with its graph.
             graphs: Whether trials are evaluated with a graph, so that the accepted one is the next
-                step's ``evaluated``. It goes without ``cg_backtracking``.
+                step's ``evaluated``. There is no choice among the iterates then.
 
         Returns:
             The report, and the objective where the parameters are now if ``graphs``; else what was
@@ -220,18 +221,19 @@ class NewtonCG(FunctionOptimizer):
             self._checked = True
 
         damping = 0.0 if self.schedule is None else self.schedule.damping
-        path = CGBacktracking() if self.cg_backtracking else None
+        path = CGBacktracking() if self.cg_backtracking and not graphs else None
         inverse = self._inverse(objective.parameters, matrix, output, damping, norm)
-        solution = self._solve(inverse, matrix, damping, gradient, path)
+        warm = self._start_of_solution(gradient)
+        solution = newton_direction(inverse, matrix, damping, gradient, warm, path)
         if not bool(solution.x.any()):
             reason = f"no direction: {solution.reason}"
             known = {"gradient_norm": norm, "evaluations": objective.evaluations}
             return self.skip(loss, reason, **known), evaluated
 
         rates = self.rates()
-        predicted = self._predicted(matrix, gradient, solution, rates)
+        predicted = predicted_change(matrix, gradient, solution, rates)
         descender = Descender(objective, self.search, lambda x: x * -1.0 * rates, graphs)
-        found = descender.descend(loss, gradient, solution.x, solution.iterations, path)
+        found = descender.descend(loss, gradient, solution.x, path)
         ratio = math.nan
         if self.schedule is not None:
             ratio = self.schedule.update(found.first - loss, predicted)
@@ -257,53 +259,12 @@ class NewtonCG(FunctionOptimizer):
         )
         return report, found.evaluated or evaluated
 
-    def _solve(
-        self,
-        inverse: ConjugateGradientInverse,
-        matrix: CurvatureMatrix,
-        damping: float,
-        gradient: Tensor,
-        path: CGBacktracking | None,
-    ) -> Solution:
-        """Solves (C + λI) x = g; with negative curvature from the start x is along the gradient."""
-        start = self._start_of_solution(gradient)
-        solution = inverse.solve(matrix, damping, gradient, start=start, callback=path)
-        if start is not None and not float(gradient @ solution.x) > 0:
-            # It leads uphill: the last solution was too far from this one.
-            if path is not None:
-                path.kept.clear()
-            return self._solve(inverse, matrix, damping, gradient, path)
-        if solution.reason != "negative curvature" or bool(solution.x.any()):
-            return solution
-        x = gradient if inverse.preconditioner is None else inverse.preconditioner(gradient)
-        product = matrix @ x
-        squared, undamped = float(x @ x), float(x @ product)
-        curvature = abs(undamped + damping * squared)
-        length = float(gradient @ x) / curvature if curvature > 0 else 1.0
-        return replace(
-            solution,
-            x=x * length,
-            quadratic=length**2 * undamped,
-            iterations=solution.iterations + 1,
-            reason="negative curvature: along the gradient",
-        )
-
     def _start_of_solution(self, gradient: Tensor) -> Tensor | None:
         """The last solution, taken once and shortened; None where there is none that fits."""
         last, self.solution = self.solution, None
         if last is None or last.shape != gradient.shape:
             return None
         return last.to(gradient) * self.warm_start
-
-    def _predicted(
-        self, matrix: CurvatureMatrix, gradient: Tensor, solution: Solution, rates: Tensor | float
-    ) -> float:
-        """Change of the loss by the undamped quadratic model, at the rates of the groups."""
-        if isinstance(rates, float):
-            quadratic = rates**2 * solution.quadratic
-            return -rates * float(gradient @ solution.x) + 0.5 * quadratic
-        step = solution.x * -rates
-        return float(gradient @ step) + 0.5 * float(step @ (matrix @ step))
 
     def _inverse(
         self,

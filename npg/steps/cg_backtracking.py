@@ -24,25 +24,28 @@ class CGBacktracking:
 
     def __init__(self, spacing: float = 1.3) -> None:
         self.spacing = spacing
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything, for a system that is solved anew."""
         self.kept: list[tuple[int, Tensor]] = []
         self._next = 1
+        self._last = 0
 
     def __call__(self, iteration: int, iterate: Tensor) -> None:
         """Keeps an iterate if its number is one of those; a callback of :func:`npg.linalg.cg`."""
+        self._last = iteration
         if iteration < self._next:
             return
         self.kept.append((iteration, iterate.clone()))
         while self._next <= iteration:
             self._next = math.ceil(self._next * self.spacing)
 
-    def choose(
-        self, last: Tensor, iterations: int, evaluate: Callable[[Tensor], float]
-    ) -> tuple[Tensor, float]:
+    def choose(self, last: Tensor, evaluate: Callable[[Tensor], float]) -> tuple[Tensor, float]:
         """Goes back from the last iterate.
 
         Args:
             last: Where conjugate gradient stopped [P].
-            iterations: How many it took.
             evaluate: Loss at an iterate; may be nan or infinite.
 
         Returns:
@@ -50,7 +53,7 @@ class CGBacktracking:
         """
         best, lowest = last, evaluate(last)
         for iteration, iterate in reversed(self.kept):
-            if iteration == iterations:
+            if iteration == self._last:
                 continue
             value = evaluate(iterate)
             if math.isfinite(lowest) and not value < lowest:
