@@ -186,17 +186,6 @@ class TestSolver:
         assert 11 < tight.cg_iterations < 250
         assert loose.cg_residual > tight.cg_residual
 
-    def test_the_forcing_sequence_tightens(self):
-        """min(½, √‖g‖) is met by every step, and hardly more than met."""
-        model, closure = self.regression()
-        optimizer = NewtonCG(model, matrix="hessian", cg_tolerance=None, **PLAIN)
-        bounds = []
-        for _ in range(40):
-            report = optimizer.step(closure)
-            bounds.append(min(0.5, report.gradient_norm**0.5))
-            assert report.reason != "converged" or report.cg_residual <= bounds[-1]
-        assert bounds[-1] < bounds[0]
-
 
 def test_backtracking_takes_the_best_iterate():
     """Along the first axis the loss turns up beyond 1, of which its curvature at 0 knows nothing.
@@ -348,3 +337,12 @@ class TestFunctions:
         norms = [report.gradient_norm for report in reports]
         assert norms[-3] > 1e-6
         assert norms[-1] < 1e-9
+
+    def test_the_forcing_sequence(self):
+        """min(½, √‖g‖) is met by every step that converged, and by some no more than it asks."""
+        _, _, reports = self.minimise(wood, FUNCTIONS[wood])
+        solved = [r for r in reports if r.reason == "converged"]
+        bounds = [min(0.5, r.gradient_norm**0.5) for r in solved]
+        assert all(r.cg_residual <= bound for r, bound in zip(solved, bounds, strict=True))
+        assert any(r.cg_residual > 0.1 for r in solved)
+        assert min(bounds) < 1e-3
