@@ -213,7 +213,8 @@ class NewtonCG(FunctionOptimizer):
         matrix, gradient = curvature_and_gradient(
             self, self.matrix, objective.parameters, loss_tensor, output, self.likelihood
         )
-        start = self.start_from(loss_tensor, loss_tensor if output is None else output, gradient)
+        prediction = loss_tensor if output is None else output  # nobody asks for it again
+        start = self.start_from(loss_tensor, prediction, gradient)
         loss, norm = start.loss, start.gradient_norm
         if start.obstacle:
             known = {"gradient_norm": norm, "evaluations": objective.evaluations}
@@ -304,24 +305,18 @@ class NewtonCG(FunctionOptimizer):
         state = super().state_dict()
         if self.solution is not None:
             state["solution"] = self.solution
-        if self.factors is not None and self.generator is not None:
+        if self.generator is not None:  # the factors themselves are gathered anew in every step
             state["generator"] = self.generator.get_state()
-            state["factors"] = self.factors.state()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave."""
         own = dict(state_dict)
-        solution, generator, factors = (
-            own.pop(name, None) for name in ("solution", "generator", "factors")
-        )
+        solution, generator = own.pop("solution", None), own.pop("generator", None)
         super().load_state_dict(own)
         self.solution = None if solution is None else solution.clone()
         if self.schedule is not None:
             damping = self.extra.get("damping", self.schedule.damping)
             self.schedule.damping = max(damping, self.schedule.minimum)
-        if self.factors is not None and self.generator is not None:
-            if generator is not None:
-                self.generator.set_state(generator.cpu())
-            if factors is not None:
-                self.factors.load(factors)
+        if self.generator is not None and generator is not None:
+            self.generator.set_state(generator.cpu())

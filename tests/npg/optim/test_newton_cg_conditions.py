@@ -187,6 +187,23 @@ class TestTrials:
         assert report.loss_after == report.loss
         assert "solution" not in optimizer.state_dict(), "nobody begins where nothing was found"
 
+    def test_rates_that_turn_the_step_uphill(self):
+        """H = [[1, .9], [.9, 1]] and g = (1, .5): x = (2.9, −2.1), of which one half is uphill."""
+        points = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+        groups = [{"params": [p], "lr": lr} for p, lr in zip(points, (0.01, 1.0), strict=True)]
+        calls = []
+
+        def closure():
+            calls.append(1)
+            x, y = points
+            loss = (x + 0.5 * y + 0.5 * (x * x + y * y) + 0.9 * x * y).sum()
+            return loss if len(calls) == 1 else 0 * loss + 1e-6  # less than the slope promises
+
+        optimizer = NewtonCG(groups, matrix="hessian", damping=0.0, deterministic=False)
+        report = optimizer.step(closure)
+        assert not report.accepted
+        assert all(float(p.detach()) == 0 for p in points)
+
     def test_parameters_that_take_no_part(self):
         other, model = nn.Linear(2, 2), mlp()
         for matrix in MATRICES:

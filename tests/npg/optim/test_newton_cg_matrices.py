@@ -1,6 +1,7 @@
 """NewtonCG with each of its matrices, preconditioned and from warm starts, and on functions."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -176,6 +177,29 @@ class TestSolver:
         assert [r.cg_iterations for r in warm][1:] == [1, 1]
         assert min(r.cg_iterations for r in cold) > 1
 
+    def test_a_warm_start_is_shortened(self):
+        """At a quarter of the solution three quarters of the right-hand side are left."""
+        model, closure = self.regression()
+        optimizer = NewtonCG(model, lr=1e-12, warm_start=0.25, damping=1.0, damping_factor=1 + 1e-9)
+        optimizer.step(closure)
+        optimizer.inverse = replace(optimizer.inverse, tolerance=0.76)
+        report = optimizer.step(closure)
+        assert report.cg_iterations == 1
+        assert report.cg_residual == pytest.approx(0.75, abs=0.01)
+
+    def test_factors_are_of_this_batch_alone(self):
+        model = nn.Linear(3, 2)
+        optimizer = NewtonCG(model, cg_preconditioner="kfac", likelihood="normal")
+        for x in (torch.randn(9, 3), torch.randn(9, 3)):
+
+            def closure(x=x):
+                output = model(x)
+                return output.square().sum(1).mean() / 2, output
+
+            optimizer.step(closure)
+            ones = torch.cat([x, torch.ones(9, 1)], 1)
+            torch.testing.assert_close(optimizer.factors.blocks[0].moments[0], ones.T @ ones / 9)
+
     def test_martens_stop(self):
         """The window is 10 iterations at least, so that 11 are the fewest."""
         options = {"damping": 1e-6, "cg_tolerance": 0.0, "cg_backtracking": False}
@@ -308,6 +332,16 @@ class TestFunctions:
         assert reports[-1].gradient_norm < 1e-9
         trials = sum(1 + math.log2(1 / r.fraction) for r in reports if r.accepted)
         assert evaluations == 1 + trials, "an accepted trial is the next step's start"
+
+    def test_graphs_go_without_a_choice_among_iterates(self):
+        point = torch.tensor([-1.2, 1.0], requires_grad=True)
+        optimizer = NewtonCG([point], matrix="hessian", deterministic=False)
+        target = Objective(optimizer, lambda: rosenbrock(point))
+        evaluated = target.evaluate()
+        for _ in range(60):
+            report, evaluated = optimizer.iterate(target, evaluated, graphs=True)
+            assert float(evaluated[0].detach()) == report.loss_after
+        assert report.loss_after < 1e-6
 
     def test_takes_as_few_evaluations_as_scipys(self):
         ours = theirs = 0
