@@ -344,9 +344,9 @@ class TestFunctions:
         assert report.loss_after < 1e-6
 
     def test_takes_as_few_evaluations_as_scipys(self):
-        ours = theirs = 0
+        """Over the functions whose minimum SciPy finds: not Wood's and Powell's."""
+        ours = theirs = compared = 0
         for function, start in FUNCTIONS.items():
-            ours += self.minimise(function, start)[1]
 
             def gradient(x, function=function):
                 x = torch.tensor(x, requires_grad=True)
@@ -355,14 +355,19 @@ class TestFunctions:
             def hessian(x, function=function):
                 return torch.autograd.functional.hessian(function, torch.tensor(x)).numpy()
 
-            theirs += scipy.optimize.minimize(
+            found = scipy.optimize.minimize(
                 lambda x, function=function: float(function(torch.tensor(x))),
                 np.array(start),
                 jac=gradient,
                 hess=hessian,
                 method="Newton-CG",
                 options={"xtol": 1e-10, "maxiter": 100},
-            ).nfev
+            )
+            if found.success:
+                compared += 1
+                theirs += found.nfev
+                ours += self.minimise(function, start)[1]
+        assert compared == 3
         assert ours <= 1.2 * theirs
 
     def test_converges_quadratically(self):
