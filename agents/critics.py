@@ -121,7 +121,18 @@ class GaussNewtonCritic:
 
 def _gauss_newton(parameters: list[Tensor]) -> NewtonCG:
     return NewtonCG(
-        parameters, damping=0.1, min_damping=0.02, cg_max_steps=10, kronecker_cg_max_steps=3
+        parameters,
+        damping=0.1,
+        damping_factor=2.0,
+        min_damping=0.02,
+        cg_max_steps=10,
+        kronecker_cg_max_steps=3,
+        cg_tolerance=1e-3,
+        cg_progress_tolerance=None,
+        cg_backtracking=False,
+        warm_start=None,
+        line_search_max_iter=6,
+        deterministic=False,
     )
 
 

@@ -21,6 +21,7 @@ Part = Literal[
     "kfac",
     "optimizers",
     "autoencoder",
+    "newton-cg",
     "kl",
     "minimise",
     "returns",
@@ -56,6 +57,7 @@ def main(options: Options) -> None:
         from benchmarks import (
             autoencoder,
             fisher_products,
+            hessian_free,
             kfac_steps,
             kl_bound,
             minimisation,
@@ -75,6 +77,7 @@ def main(options: Options) -> None:
         "kfac": kfac_steps.run,
         "kl": kl_bound.run,
         "minimise": minimisation.run,
+        "newton-cg": hessian_free.run,
     }
     every = [*parts, "optimizers", "autoencoder", "returns"]
     for name in every if options.part == "all" else [options.part]:

@@ -50,6 +50,7 @@ def cg(
     max_iterations: int = 10,
     tolerance: float = 1e-10,
     progress_tolerance: float | None = None,
+    callback: Callable[[int, Tensor], None] | None = None,
 ) -> CGResult:
     """Solves A x = b for a symmetric positive definite A known by its products.
 
@@ -64,6 +65,8 @@ def cg(
         progress_tolerance: Martens' stop: with φ(x) = ½xᵀAx − bᵀx, stops at iteration i when φ
             improved by less than k · progress_tolerance · |φ| over the last k = max(10, i/10)
             iterations. 5e-4 is his value; ``None`` switches it off.
+        callback: Called with the number of every iteration and the x that it reached, which the
+            next one overwrites.
 
     Returns:
         The solution with its report. On negative curvature or a non-finite product it is what was
@@ -115,6 +118,8 @@ def cg(
         r.sub_(product, alpha=step)
         iterations += 1
         norm_r = float(torch.linalg.vector_norm(r))
+        if callback is not None:
+            callback(iterations, x)
         if progress_tolerance is not None:
             values.append(-0.5 * float(x @ (b + r)))  # ½xᵀAx − bᵀx with Ax = b − r
             window = max(10, iterations // 10)

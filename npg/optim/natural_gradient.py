@@ -9,18 +9,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from npg.curvature import Fisher, math_attention
-from npg.curvature.kronecker import KroneckerFisher
 from npg.errors import ConfigurationError, NumericalError
 from npg.likelihoods import as_distribution, detached, joint_kl
 from npg.optim.base import Closure, FunctionOptimizer, Prediction, StepReport
-from npg.preconditioners import (
-    DENSE_LIMIT,
-    ConjugateGradientInverse,
-    DenseInverse,
-    FactoredInverse,
-    Inverse,
-    KroneckerInverse,
-)
+from npg.optim.step_factors import StepFactors, generator_like
+from npg.preconditioners import DENSE_LIMIT, ConjugateGradientInverse, DenseInverse, Inverse
 from npg.steps import Trial, TrustRegion, kl_step_length
 
 FisherInverse = Literal["fisher-cg", "fisher-dense", "kfac"]
@@ -32,8 +25,6 @@ OVERSHOOT = 10.0
 FULL_STEP_HALVINGS = 30
 # Weight of earlier steps in the Kronecker factors: a policy's change little from one to the next.
 FACTOR_DECAY = 0.9
-# Factors of few samples are singular: they are damped even where the system is not.
-LEAST_FACTOR_DAMPING = 1e-4
 
 
 class NaturalGradient(FunctionOptimizer):
@@ -144,28 +135,17 @@ class NaturalGradient(FunctionOptimizer):
         self.likelihood = likelihood
         self.fisher = fisher
         factored = "kfac" in (curvature, cg_preconditioner)
-        device = self.tensors()[0].device
-        self.generator = (
-            torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)
-            if fisher == "sampled" or factored
-            else None
-        )
-        self.factors: KroneckerFisher | None = None
+        self.generator: torch.Generator | None = None
+        if fisher == "sampled" or factored:
+            self.generator = generator_like(self.tensors(), seed)
+        self.factors: StepFactors | None = None
         if factored:
-            if not isinstance(model, nn.Module):
-                raise ConfigurationError(
-                    "Kronecker factors listen to layers: pass the module as model, and parameters= "
-                    "for a part of it"
-                )
-            self._factorise(model)
+            self._factorise()
 
-    def _factorise(self, model: nn.Module) -> None:
+    def _factorise(self) -> None:
         """Begins to gather Kronecker factors of what the groups hold now."""
-        self.factors = KroneckerFisher(
-            model, self.tensors(), kind="sampled", generator=self.generator, in_evaluation=True
-        )
-        self.factors.pause()  # hooks keep others from passing the modules by
-        self.factored = KroneckerInverse(self.factors.blocks)
+        assert self.generator is not None
+        self.factors = StepFactors(self.module, self.tensors(), self.generator, FACTOR_DECAY)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters; Kronecker factors are gathered anew.
@@ -175,8 +155,7 @@ class NaturalGradient(FunctionOptimizer):
         """
         super().add_param_group(param_group)
         if getattr(self, "factors", None) is not None:
-            assert self.factors is not None
-            self._factorise(self.factors.model)
+            self._factorise()
 
     def step(  # type: ignore[override]
         self,
@@ -278,12 +257,10 @@ class NaturalGradient(FunctionOptimizer):
             return DenseInverse()
         factored = None
         if self.factors is not None:
-            self.factors.observe(prediction, None if weights is None else weights > 0)
-            if bool(self.factors.finite()):
-                self.factors.update(FACTOR_DECAY)
-            self.factors.pause()
-            self.factored.refresh(max(float(settings["damping"]), LEAST_FACTOR_DAMPING))
-            factored = FactoredInverse(self.factored, parameters)
+            mask = None if weights is None else weights > 0
+            factored = self.factors.inverse(
+                parameters, prediction, float(settings["damping"]), mask
+            )
             if self.curvature == "kfac":
                 return factored
         return ConjugateGradientInverse(

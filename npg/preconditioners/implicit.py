@@ -42,7 +42,7 @@ class Inverse(Protocol):
 
 @dataclass(frozen=True)
 class ConjugateGradientInverse:
-    """By conjugate gradient, from zero.
+    """By conjugate gradient.
 
     Attributes:
         max_iterations: Bound on the products. More follow small eigenvalues better; 10 to 25 is
@@ -57,20 +57,42 @@ class ConjugateGradientInverse:
     progress_tolerance: float | None = None
     preconditioner: Callable[[Tensor], Tensor] | None = None
 
-    def solve(self, matrix: CurvatureMatrix, damping: float, b: Tensor) -> Solution:
-        """Returns x ≈ (C + λI)⁻¹ b."""
+    def solve(
+        self,
+        matrix: CurvatureMatrix,
+        damping: float,
+        b: Tensor,
+        *,
+        start: Tensor | None = None,
+        callback: Callable[[int, Tensor], None] | None = None,
+    ) -> Solution:
+        """Returns x ≈ (C + λI)⁻¹ b.
+
+        Args:
+            matrix: C [P, P].
+            damping: λ.
+            b: Right-hand side [P].
+            start: Where to begin [P], for one product more. Default: zero.
+            callback: Sees every iterate, as in :func:`npg.linalg.cg`.
+
+        Returns:
+            The solution, or what was reached.
+        """
         result = cg(
             matrix + damping,
             b,
+            x0=start,
             preconditioner=self.preconditioner,
             max_iterations=self.max_iterations,
             tolerance=self.tolerance,
             progress_tolerance=self.progress_tolerance,
+            callback=callback,
         )
+        products = result.iterations + (start is not None)
         # C x = b − r − λ x comes free from the residual r.
         product = (b - result.residual).sub_(result.x, alpha=damping)
         quadratic = float(result.x @ product)
-        return Solution(result.x, quadratic, result.iterations, result.residual_norm, result.reason)
+        return Solution(result.x, quadratic, products, result.residual_norm, result.reason)
 
 
 @dataclass(frozen=True)

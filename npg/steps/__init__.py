@@ -1,5 +1,6 @@
 """How far to go along a direction."""
 
+from npg.steps.cg_backtracking import CGBacktracking
 from npg.steps.interpolation import Point
 from npg.steps.kl_adaptive import KLAdaptive
 from npg.steps.kl_clip import kl_clip_factor, norm_constraint_factor
@@ -11,6 +12,7 @@ from npg.steps.trust_region import Trial, TrustRegion
 
 __all__ = [
     "Armijo",
+    "CGBacktracking",
     "Found",
     "KLAdaptive",
     "LevenbergMarquardt",

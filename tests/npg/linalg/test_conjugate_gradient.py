@@ -80,6 +80,14 @@ class TestSolution:
         assert result.x.dtype == torch.float32
         assert float((b - a @ result.x).norm() / b.norm()) < 2e-5
 
+    def test_the_callback_sees_every_iterate(self):
+        a, b, seen = spd(20, 100), torch.randn(20), []
+        result = cg(a, b, max_iterations=4, callback=lambda i, x: seen.append((i, x.clone())))
+        assert [i for i, _ in seen] == [1, 2, 3, 4]
+        for i, x in seen:
+            assert torch.equal(x, cg(a, b, max_iterations=i).x)
+        assert torch.equal(seen[-1][1], result.x)
+
 
 class TestCost:
     def test_one_product_per_iteration(self):

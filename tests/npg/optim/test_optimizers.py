@@ -67,6 +67,9 @@ VARIANTS = [
     ("natural-gradient", {"likelihood": "categorical", "curvature": "fisher-dense"}),
     ("natural-gradient", {"likelihood": "categorical", "curvature": "kfac"}),
     ("natural-gradient", {"likelihood": "categorical", "cg_preconditioner": "kfac"}),
+    ("newton-cg", {"matrix": "hessian"}),
+    ("newton-cg", {"matrix": "fisher", "likelihood": "categorical"}),
+    ("newton-cg", {"likelihood": "categorical", "cg_preconditioner": "kfac"}),
 ]
 
 
@@ -405,7 +408,8 @@ class TestRegistry:
 
     def test_what_a_constructor_takes(self):
         assert takes("natural-gradient", "likelihood")
-        assert not takes("newton-cg", "likelihood")
+        assert takes("newton-cg", "likelihood")
+        assert not takes("adahessian", "likelihood")
         assert not takes("adam", "likelihood")
         with pytest.raises(ConfigurationError, match="no optimizer is named 'adamm'"):
             takes("adamm", "likelihood")
