@@ -14,16 +14,28 @@ from npg.optim.base import StepReport
 from npg.optim.iterated import IteratedOptimizer
 from npg.optim.lbfgs import LBFGS
 from npg.optim.newton import Newton
+from npg.optim.newton_cg import NewtonCG
 from npg.optim.objective import Evaluation, Objective
 from npg.optim.quasi_newton import BFGS, DFP
 from npg.optim.sr1 import SR1
 
-METHODS: dict[str, type[IteratedOptimizer]] = {
+METHODS: dict[str, Callable[..., IteratedOptimizer | NewtonCG]] = {
     "bfgs": BFGS,
     "dfp": DFP,
     "l-bfgs": LBFGS,
     "newton": Newton,
+    "newton-cg": NewtonCG,
     "sr1": SR1,
+}
+# For many digits of a function without noise.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "newton-cg": {
+        "matrix": "hessian",
+        "damping": 0.0,
+        "cg_tolerance": None,
+        "cg_progress_tolerance": None,
+        "warm_start": None,
+    },
 }
 
 
@@ -89,9 +101,10 @@ def minimize(
     Raises:
         ConfigurationError: If the method is unknown, or the function cannot be differentiated.
     """
-    known = {_plain(name): kind for name, kind in METHODS.items()}
-    if _plain(method) not in known:
+    names = {_plain(name): name for name in METHODS}
+    if _plain(method) not in names:
         raise ConfigurationError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    name = names[_plain(method)]
     if not tol >= 0:
         raise ConfigurationError(f"tol must not be negative, got {tol}")
     start = torch.as_tensor(x0).detach()
@@ -102,7 +115,7 @@ def minimize(
     x = nn.Parameter(start.clone())
     if not x.numel():
         raise ConfigurationError("x0 has no entries")
-    optimizer = known[_plain(method)]([x], **(options or {}))
+    optimizer = METHODS[name]([x], **{**DEFAULTS.get(name, {}), **(options or {})})
     tell = _teller(callback)
     objective = Objective(optimizer, lambda: fun(x))
     try:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from npg.optim.base import Closure, FunctionOptimizer, Prediction, StepReport
 from npg.optim.descent import Descender, Evaluated
 from npg.optim.loss_curvature import LossMatrix, curvature_and_gradient
 from npg.optim.newton_direction import newton_direction, predicted_change
-from npg.optim.objective import Objective
+from npg.optim.objective import Evaluation, Objective
 from npg.optim.step_factors import StepFactors, generator_like
 from npg.preconditioners import ConjugateGradientInverse, KroneckerPreconditioner
 from npg.steps import Armijo, CGBacktracking, LevenbergMarquardt
@@ -142,11 +142,12 @@ class NewtonCG(FunctionOptimizer):
         self.likelihood = likelihood
         self.deterministic = deterministic
         self.solution: Tensor | None = None
-        self._checked = False
         self.generator: torch.Generator | None = None
         if cg_preconditioner == "kfac":
             self.generator = generator_like(self.tensors(), seed)
             self._factorise()
+
+    keeps_graph: ClassVar[bool] = True
 
     @property
     def needs_prediction(self) -> bool:  # type: ignore[override]
@@ -189,26 +190,34 @@ class NewtonCG(FunctionOptimizer):
             self.factors.listen()
         try:
             evaluated = objective.evaluate()
-            return self.iterate(objective, evaluated)[0]
+            if self.deterministic and not self.extra["steps"]:
+                objective.check_again(float(evaluated[0].detach()))
+            return self._advance(objective, evaluated)[0]
         finally:
             if self.factors is not None:
                 self.factors.pause()
 
-    def iterate(
-        self, objective: Objective, evaluated: Evaluated, *, graphs: bool = False
-    ) -> tuple[StepReport, Evaluated]:
-        """Takes one step from an evaluation, for callers that go on with the last step's.
+    def iterate(self, objective: Objective, start: Evaluation) -> tuple[StepReport, Evaluation]:
+        """Takes one iteration from where the parameters are; each ends where the next one begins.
 
         Args:
-            objective: To be minimised; its parameters move.
-            evaluated: What it is where they are, with its graph.
-            graphs: Whether trials are evaluated with a graph, so that the accepted one is the next
-                step's ``evaluated``. There is no choice among the iterates then.
+            objective: What to minimise.
+            start: Its value and gradient there, with its graph. There is no choice among conjugate
+                gradient's iterates, since trials are evaluated with their graph.
 
         Returns:
-            The report, and the objective where the parameters are now if ``graphs``; else what was
-            given.
+            What was done, and value and gradient where the parameters are then.
         """
+        assert start.graph is not None
+        before = objective.evaluations
+        report, evaluated = self._advance(objective, start.graph, graphs=True)
+        report = replace(report, evaluations=objective.evaluations - before)
+        return report, objective.differentiated(*evaluated) if report.accepted else start
+
+    def _advance(
+        self, objective: Objective, evaluated: Evaluated, *, graphs: bool = False
+    ) -> tuple[StepReport, Evaluated]:
+        """Takes one step from an evaluation; returns the last one where ``graphs`` are kept."""
         loss_tensor, output = evaluated
         matrix, gradient = curvature_and_gradient(
             self, self.matrix, objective.parameters, loss_tensor, output, self.likelihood
@@ -219,10 +228,6 @@ class NewtonCG(FunctionOptimizer):
         if start.obstacle:
             known = {"gradient_norm": norm, "evaluations": objective.evaluations}
             return self.skip(loss, start.obstacle, **known), evaluated
-        if self.deterministic and not self._checked:
-            objective.check_again(loss)
-            self._checked = True
-
         damping = 0.0 if self.schedule is None else self.schedule.damping
         path = CGBacktracking() if self.cg_backtracking and not graphs else None
         inverse = self._inverse(objective.parameters, matrix, output, damping, norm)

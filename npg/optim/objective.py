@@ -78,7 +78,26 @@ class Objective:
         Returns:
             What was found; what is not finite is no error.
         """
-        loss, prediction = self.evaluate()
+        return self.differentiated(*self.evaluate(), step, direction)
+
+    def differentiated(
+        self,
+        loss: Tensor,
+        prediction: Prediction | None,
+        step: float = 0.0,
+        direction: Tensor | None = None,
+    ) -> Evaluation:
+        """The same of an evaluation that was made.
+
+        Args:
+            loss: With its graph.
+            prediction: That it was computed from, if the closure told.
+            step: As for :meth:`gradient`.
+            direction: As there.
+
+        Returns:
+            What was found.
+        """
         keeps = self.optimizer.keeps_graph
         gradient = self.optimizer.gradient(loss, self.parameters, retain_graph=keeps)
         slope = math.nan if direction is None else float(gradient @ direction)
