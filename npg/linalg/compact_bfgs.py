@@ -39,4 +39,5 @@ def compact_bfgs(columns: Tensor, steps: Tensor, changes: Tensor, start: Tensor)
     middle = diagonal * p + (y @ h_y) @ p - (changes @ scaled).double()
     q = torch.linalg.solve_triangular(triangle.mT, middle, upper=False)
     correction = steps.mT @ q.to(columns.dtype) - scale * (changes.mT @ p.to(columns.dtype))
-    return scaled + correction
+    result: Tensor = scaled + correction
+    return result

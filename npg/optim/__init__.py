@@ -24,6 +24,7 @@ from npg.optim.ekfac import EKFAC
 from npg.optim.full_matrix import FullMatrixAdagrad
 from npg.optim.gradient import GradientOptimizer
 from npg.optim.hessian import HessianOptimizer
+from npg.optim.kbfgs import KBFGS
 from npg.optim.kfac import KFAC
 from npg.optim.langevin import Langevin
 from npg.optim.loss_flow import LossFlow
@@ -37,6 +38,7 @@ from npg.optim.sophia import SophiaG, SophiaH
 
 __all__ = [
     "EKFAC",
+    "KBFGS",
     "KFAC",
     "SGD",
     "SOAP",

@@ -7,111 +7,17 @@ import torch
 from torch import Tensor
 
 from npg.curvature.kronecker import Block, MatrixBlock
-from npg.curvature.kronecker.means import Evaluated, Means
-from npg.errors import NumericalError
+from npg.curvature.kronecker.means import Evaluated
+from npg.errors import ConfigurationError
 from npg.linalg import split
-from npg.linalg.inverses import positive_inverse
-from npg.linalg.quasi_newton import curvature_damped, powell_damped
 from npg.preconditioners.base import Preconditioner
+from npg.preconditioners.bfgs_factors import InputInverse, OutputInverse
 from npg.preconditioners.kfac import given_gradients
-from npg.preconditioners.secants import DenseSecants, LimitedSecants, Secants
+from npg.preconditioners.secants import DenseSecants, LimitedSecants
 
-# Powell's μ of the double damping.
-POWELL_SHARE = 0.2
 # Parameters that are no matrix have a matrix H up to so many entries, above it their last pairs.
 DENSE_VECTOR = 256
 VECTOR_MEMORY = 10
-
-
-class InputInverse:
-    """H_A ≈ (A + √λ I)⁻¹, by the Hessian action along s = H_A ā: y = (A + √λ I) s.
-
-    sᵀy ≥ √λ ‖s‖² > 0 whatever the batch, so that these pairs need no damping. A diagonal A, that
-    of one-hot rows, is inverted as it is.
-
-    Args:
-        means: Of the first batch: (A + √λ I)⁻¹ of it is what H_A begins with, of its diagonal
-            with ``memory``.
-        root: √λ.
-        decay: Weight of the past in A, 1 − 1/k in the k-th batch until that is above it.
-        memory: Pairs to keep instead of matrices; A is that of the batch alone then.
-    """
-
-    def __init__(self, means: Means, root: float, decay: float, memory: int | None) -> None:
-        self.decay = decay
-        self.root = root
-        self.updates = 1
-        self.moment = means.moment
-        self.secants: Secants | None = None
-        if means.rows is not None:
-            assert memory is not None
-            diagonal = means.rows.square().sum(-2) + root
-            self.secants = LimitedSecants(diagonal.reciprocal(), memory)
-        elif means.moment is not None and means.inputs is not means.moment:
-            self.secants = DenseSecants(_inverse(means.moment, root))
-
-    def update(self, means: Means, root: float) -> None:
-        """Takes in a further batch."""
-        self.root = root
-        self.updates += 1
-        if self.moment is not None and means.moment is not None:
-            self.moment.lerp_(means.moment, max(1 / self.updates, 1 - self.decay))
-        if self.secants is None:
-            return
-        assert means.inputs is not None
-        s = self.secants.product(means.inputs)
-        y = _action(self.moment, means.rows, s).add_(s, alpha=root)
-        self.secants.update(s, y, means.inputs)
-
-    def right(self, matrix: Tensor) -> Tensor:
-        """V H_A for V [(g,) o, d]."""
-        if self.secants is None:
-            assert self.moment is not None
-            return matrix / (self.moment + self.root)
-        return self.secants.times(matrix.mT).mT
-
-
-class OutputInverse:
-    """H_G, by pairs that a second evaluation of the batch gives, averaged and doubly damped.
-
-    s = h̄ − h̄⁺ and y = δ̄ − δ̄⁺ are both what the step took away, so that y is the gradient's change
-    along s. Powell's damping moves s until sᵀy ≥ 0.2 yᵀH y, the second moves y until
-    sᵀy ≥ √λ sᵀs. H begins as the identity.
-
-    Args:
-        secants: The identity.
-        decay: Weight of the past in the means of s and y.
-    """
-
-    def __init__(self, secants: Secants, decay: float) -> None:
-        self.secants = secants
-        self.decay = decay
-        self.mean_s: Tensor | float = 0.0
-        self.mean_y: Tensor | float = 0.0
-
-    def update(self, before: Means, after: Means, root: float) -> None:
-        """Takes in what changed from one evaluation of a batch to the next."""
-        past, present = self.decay, 1 - self.decay
-        self.mean_s = s = past * self.mean_s + present * (before.outputs - after.outputs)
-        self.mean_y = y = past * self.mean_y + present * (before.signals - after.signals)
-        s, y = double_damped(s, y, self.secants, root)
-        self.secants.update(s, y, before.signals)
-
-
-def double_damped(s: Tensor, y: Tensor, inverse: Secants, root: float) -> tuple[Tensor, Tensor]:
-    """Both dampings of a pair, Powell's first.
-
-    Args:
-        s: Step [..., n].
-        y: Change of the gradient [..., n].
-        inverse: H before the pair.
-        root: √λ, the least curvature that is believed.
-
-    Returns:
-        s̃ and ỹ, with s̃ᵀỹ ≥ √λ ‖s̃‖².
-    """
-    s = powell_damped(s, y, inverse.product(y), POWELL_SHARE)
-    return s, curvature_damped(s, y, root)
 
 
 class KroneckerBFGS(Preconditioner[Evaluated, Mapping[Tensor, Tensor]]):
@@ -145,12 +51,12 @@ class KroneckerBFGS(Preconditioner[Evaluated, Mapping[Tensor, Tensor]]):
             if means is None:
                 continue
             if self.outputs[i] is None:
-                self.outputs[i] = OutputInverse(self._identity(i, means.outputs), self.decay)
+                self.outputs[i] = self._begun(i, means.outputs)
             known = self.inputs[i]
             if known is not None:
                 known.update(means, root)
             elif means.inputs is not None:
-                self.inputs[i] = InputInverse(means, root, self.decay, self.memory)
+                self.inputs[i] = InputInverse.begin(means, root, self.decay, self.memory)
 
     def follow(self, before: Evaluated, after: Evaluated) -> None:
         """Lets pairs into H_G, after a step was taken.
@@ -163,11 +69,15 @@ class KroneckerBFGS(Preconditioner[Evaluated, Mapping[Tensor, Tensor]]):
             if known is not None and old is not None and new is not None:
                 known.update(old, new, self.damping**0.5)
 
-    def _identity(self, i: int, like: Tensor) -> Secants:
+    def _begun(self, i: int, like: Tensor) -> OutputInverse:
+        """H_G = I for vectors like this one."""
         ones, memory = torch.ones_like(like), self.memory
         if memory is None and not isinstance(self.blocks[i], MatrixBlock):
             memory = VECTOR_MEMORY if like.shape[-1] > DENSE_VECTOR else None
-        return DenseSecants(ones.diag_embed()) if memory is None else LimitedSecants(ones, memory)
+        secants = (
+            DenseSecants(ones.diag_embed()) if memory is None else LimitedSecants(ones, memory)
+        )
+        return OutputInverse(secants, like, self.decay)
 
     def apply(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """Multiplies by both inverses; what was never seen stays as it is.
@@ -197,27 +107,60 @@ class KroneckerBFGS(Preconditioner[Evaluated, Mapping[Tensor, Tensor]]):
 
     def state_dict(self) -> list[dict[str, Any]]:
         """What is known of every block, in order."""
-        raise NotImplementedError
+        return [
+            {
+                "inputs": None if inputs is None else inputs.state(),
+                "outputs": None if outputs is None else outputs.state(),
+            }
+            for inputs, outputs in zip(self.inputs, self.outputs, strict=True)
+        ]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Restores what :meth:`state_dict` gave."""
-        raise NotImplementedError
+        """Restores what :meth:`state_dict` gave.
 
+        Args:
+            state: Of the same layers, in the same form.
 
-def _action(moment: Tensor | None, rows: Tensor | None, vector: Tensor) -> Tensor:
-    """A v, from A or from the rows of a batch; a new tensor."""
-    column = vector.unsqueeze(-1)
-    if moment is not None:
-        return (moment @ column).squeeze(-1)
-    assert rows is not None
-    return (rows.mT @ (rows @ column)).squeeze(-1)
+        Raises:
+            ConfigurationError: If it does not fit; then nothing of it was loaded.
+        """
+        if len(state) != len(self.blocks):
+            raise ConfigurationError(
+                f"the state is of {len(state)} blocks, this model has {len(self.blocks)}"
+            )
+        loaded: list[tuple[InputInverse | None, OutputInverse | None]] = []
+        for i, entry in enumerate(state):
+            inputs, outputs = self._empty(i)
+            pair = (
+                None if entry["inputs"] is None else inputs,
+                None if entry["outputs"] is None else outputs,
+            )
+            for known, name in zip(pair, ("inputs", "outputs"), strict=True):
+                if known is not None and not known.fits(entry[name]):
+                    raise ConfigurationError(
+                        f"the state is of another model or another memory=: the inverse for the "
+                        f"{name} of block {i} has another shape or form"
+                    )
+            loaded.append(pair)
+        for pair, entry in zip(loaded, state, strict=True):
+            for known, name in zip(pair, ("inputs", "outputs"), strict=True):
+                if known is not None:
+                    known.load(entry[name])
+        self.inputs = [inputs for inputs, _ in loaded]
+        self.outputs = [outputs for _, outputs in loaded]
 
-
-def _inverse(moment: Tensor, root: float) -> Tensor:
-    """(A + √λ I)⁻¹ for A [(g,) d, d]."""
-    damped = moment.reshape(-1, *moment.shape[-2:]).clone()
-    damped.diagonal(dim1=-2, dim2=-1).add_(root)
-    inverses, reports = positive_inverse(damped)
-    if any(report.failed for report in reports):
-        raise NumericalError("the second moment of a layer's inputs could not be inverted")
-    return inverses.reshape(moment.shape)
+    def _empty(self, i: int) -> tuple[InputInverse | None, OutputInverse]:
+        """Inverses of a block's shapes, to be loaded."""
+        block = self.blocks[i]
+        kind = block.parameters[0]
+        if not isinstance(block, MatrixBlock):
+            return None, self._begun(i, kind.new_empty(sum(p.numel() for p in block.parameters)))
+        inputs, outputs = block.shapes()
+        begun = self._begun(i, kind.new_empty(outputs[:-1]))
+        if len(inputs) == 1:  # one-hot rows
+            return InputInverse(kind.new_empty(inputs), None, self.decay), begun
+        if self.memory is not None:
+            pairs = LimitedSecants(kind.new_empty(inputs[:-1]), self.memory)
+            return InputInverse(None, pairs, self.decay), begun
+        dense = DenseSecants(kind.new_empty(inputs))
+        return InputInverse(kind.new_empty(inputs), dense, self.decay), begun

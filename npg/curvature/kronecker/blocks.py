@@ -223,9 +223,7 @@ class MatrixBlock(Block):
             return [(inputs,), (outputs, outputs)]
         return [(*groups, inputs, inputs), (*groups, outputs, outputs)]
 
-    def frequencies(
-        self, indices: Tensor, weights: Tensor | None, calls: Sequence[Call]
-    ) -> Tensor:
+    def frequencies(self, indices: Tensor, weights: Tensor | None, calls: Sequence[Call]) -> Tensor:
         """Diagonal [V] of the second moment of one-hot rows: how often each occurs."""
         assert self.layer.weight is not None
         counts = self.layer.weight.new_zeros(self.layer.weight.shape[0])

@@ -205,11 +205,12 @@ def _add_inputs(
     means.inputs = rows.sum(0) / count
     if inputs == "rows":
         grouped = rows.transpose(0, 1) if rows.ndim == 3 else rows
-        means.rows = grouped / torch.as_tensor(count).unsqueeze(-1).sqrt()
-    else:
-        means.moment = second_moment(rows.unsqueeze(0)).div_(
-            count.unsqueeze(-1) if isinstance(count, Tensor) else count
+        means.rows = grouped / (
+            count.unsqueeze(-1).sqrt() if isinstance(count, Tensor) else count**0.5
         )
+    else:
+        moment = second_moment(rows.unsqueeze(0))
+        means.moment = moment.div_(count.unsqueeze(-1) if isinstance(count, Tensor) else count)
 
 
 def _wide(rows: Tensor) -> Tensor:

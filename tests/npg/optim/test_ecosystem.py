@@ -242,7 +242,7 @@ class TestTensors:
             def forward(self, _):
                 return torch.view_as_real(self.z).reshape(1, -1)
 
-        if name in ("adafactor", "ekfac", "kfac", "natural-gradient", "newton-cg"):
+        if name in ("adafactor", "ekfac", "kbfgs", "kfac", "natural-gradient", "newton-cg"):
             refusals = (ConfigurationError, RuntimeError, ValueError)
             with pytest.raises(refusals, match=r"(?i)complex"):
                 descend(name, Complex(), RATES.get(name, 0.1), 100)
@@ -304,7 +304,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(name, data):
 
 
 # What reads numbers of the host: a search evaluates losses, a flow compares them, a solver stops.
-READS = {"ekfac", "kfac", "loss-flow", "natural-gradient", "newton-cg"}
+READS = {"ekfac", "kbfgs", "kfac", "loss-flow", "natural-gradient", "newton-cg"}
 
 
 # Torch's Adafactor reads the root mean square of its step.

@@ -1,0 +1,311 @@
+"""K-BFGS: quasi-Newton steps with Kronecker-factored inverses."""
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from npg.curvature.kronecker import MatrixBlock
+from npg.curvature.kronecker.means import Evaluated, Inputs, LayerMeans
+from npg.errors import ConfigurationError
+from npg.optim.base import Closure, FunctionOptimizer, StepReport
+from npg.optim.gradient import check_range
+from npg.optim.objective import Objective
+from npg.preconditioners import KroneckerBFGS
+
+
+class KBFGS(FunctionOptimizer):
+    """θ ← θ − η H_G V H_A,  V ← β V + (1 − β) ∇W, with BFGS inverses H_G, H_A of every layer.
+
+    H_A follows (A + √λ I)⁻¹, A the running second moment of the layer's inputs, by BFGS along
+    s = H_A ā. H_G follows the inverse curvature in the layer's outputs h, from how the mean of h
+    and the gradient in it change over the step, which takes a second forward and backward pass
+    on the same batch. Nothing is ever factorised after the first step.
+
+        def closure():  # the forward pass only
+            return F.cross_entropy(model(x), y)
+        report = optimizer.step(closure)
+
+    A convolution is a linear layer on patches: A and the mean of h are averages over entries and
+    positions, and the gradient in h is summed over positions, as all of them move with the one
+    weight. Grouped layers have inverses per group; an embedding's A is a diagonal, and inverted as
+    it is. Normalisation layers, and parameters of no known layer, have H_G alone: BFGS in the
+    parameters themselves, up to 256 of them as a matrix, beyond by the last 10 pairs.
+
+    A loss or gradient that is not finite leaves everything as it was, and is ``skipped``. A step
+    after which the loss or a gradient is not finite, or the loss has risen by more than the step
+    was to lower it, is taken back bit for bit, and counted as ``rejected``; V is forgotten then.
+
+    ``lr`` and ``weight_decay`` are the groups' own; of ``damping`` and ``momentum`` the first
+    group's count.
+
+    Args:
+        model: Module to train; its layers are listened to while the closure runs.
+        lr: η. High values learn faster until the first steps overshoot.
+        damping: λ, in the units of the loss's curvature; √λ is added to A and is the least
+            curvature that H_G believes. High values turn towards the gradient.
+        momentum: β in [0, 1), from V = 0: the first steps are short.
+        weight_decay: Of an L2 term in the objective, which enters the gradient alone.
+        decoupled_weight_decay: Whether parameters shrink by lr · ``weight_decay`` instead.
+        memory: K-BFGS(L): pairs to keep per factor in place of matrices, 100 in the paper. Nothing
+            then grows with the square of a layer's width, and A is the batch's own. None keeps
+            matrices, which is faster where layers are not much wider than 400.
+        statistics_decay: Weight of the past in A and in the means of the pairs of H_G.
+        parameters: Restricts the optimizer to a part of the model; or groups of parameters, with
+            rates of their own.
+
+    Raises:
+        ConfigurationError: If the arguments do not fit together.
+
+    Reference:
+        Goldfarb, Ren and Bahamou, "Practical quasi-Newton methods for training deep neural
+        networks", 2020; Ren, Bahamou and Goldfarb, "Kronecker-factored quasi-Newton methods for
+        deep learning", 2021, for convolutions.
+    """
+
+    needs_prediction = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 0.3,
+        damping: float = 0.3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        memory: int | None = None,
+        statistics_decay: float = 0.9,
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(
+                "model must be the module itself, not its parameters: K-BFGS listens to its "
+                "layers; parameters= restricts it to some of them"
+            )
+        if memory is not None and memory < 1:
+            raise ConfigurationError(f"memory must be at least 1, or None, got {memory}")
+        check_range({"statistics_decay": statistics_decay}, "statistics_decay", 0, 1)
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        defaults["damping"] = damping
+        _check([defaults])
+        super().__init__(model, defaults, parameters)
+        _check(self.param_groups)
+        self.decoupled_weight_decay = decoupled_weight_decay
+        self.memory = memory
+        self.statistics_decay = statistics_decay
+        self._listen(model)
+
+    def _listen(self, model: nn.Module) -> None:
+        """Begins anew with what the groups hold now."""
+        self.layers = LayerMeans(model, self.tensors())
+        self._vectors = {
+            p
+            for block in self.layers.blocks
+            if not isinstance(block, MatrixBlock)
+            for p in block.parameters
+        }
+        self.preconditioner = KroneckerBFGS(
+            self.layers.blocks,
+            damping=self.param_groups[0]["damping"],
+            memory=self.memory,
+            decay=self.statistics_decay,
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters of the model; all inverses begin anew.
+
+        Args:
+            param_group: ``params`` and what differs from the defaults.
+
+        Raises:
+            ConfigurationError: If a parameter is not the model's, or a setting cannot work.
+        """
+        super().add_param_group(param_group)
+        if not hasattr(self, "layers"):
+            return
+        known = {id(p) for p in self.layers.model.parameters()}
+        try:
+            if any(id(p) not in known for p in self.param_groups[-1]["params"]):
+                raise ConfigurationError("a group's params must be parameters of the model")
+            _check(self.param_groups)
+        except ConfigurationError:
+            self.param_groups.pop()
+            raise
+        self.layers.capture.remove()
+        self._listen(self.layers.model)
+
+    @torch.no_grad()
+    def step(self, closure: Closure) -> StepReport:  # type: ignore[override]
+        """Takes one step.
+
+        Args:
+            closure: Runs the forward pass and returns the loss, or (loss, prediction); no
+                backward. It runs twice, the second time under the first one's random numbers and
+                running statistics.
+
+        Returns:
+            What was done.
+
+        Raises:
+            ConfigurationError: If it is another kind of closure, or a setting cannot work.
+        """
+        _check(self.param_groups)
+        if not callable(closure):
+            raise ConfigurationError(f"{type(self).__name__}: {self.advice}")
+        settings = self.param_groups[0]
+        self.preconditioner.damping = float(settings["damping"])
+        objective = Objective(self, closure)
+        self.extra["steps"] += 1
+        loss, before = self._evaluate(objective, first=True)
+        if not before.gradients:
+            raise ConfigurationError(
+                "KBFGS: the loss does not depend on any of the parameters: are these the "
+                "parameters of the model that the closure runs?"
+            )
+        gradients = self._decayed(before.gradients)
+        norm = _norm(gradients.values())
+        known: dict[str, Any] = {"gradient_norm": norm, "damping": self.preconditioner.damping}
+        if obstacle := _obstacle(loss, norm, before):
+            return self.skip(loss, obstacle, evaluations=1, **known)
+
+        self.preconditioner.update(before)
+        velocity = self._velocity(gradients)
+        direction = self.preconditioner.apply(velocity)
+        promised = self._promised(velocity, direction)
+        if not math.isfinite(promised):
+            return self.skip(loss, "step is not finite", evaluations=1, **known)
+        accepted = finite = False
+        objective.remember()
+        try:
+            self._move(direction)
+            after, second = self._evaluate(objective, first=False)
+            finite = math.isfinite(after) and second.finite()
+            accepted = finite and after - loss <= promised
+        finally:
+            if not accepted:
+                objective.restore()
+                for p in velocity:
+                    self.state[p].pop("velocity", None)
+        if finite:  # a step too long says most
+            self.preconditioner.follow(before, second)
+        if accepted:
+            for p, v in velocity.items():
+                self.state[p]["velocity"] = v
+        else:
+            self.extra["rejected"] += 1
+        return StepReport(
+            loss,
+            after if accepted else loss,
+            accepted,
+            "quasi-Newton step" if accepted else "the loss rose, or is not finite",
+            fraction=float(accepted),
+            step_length=float(settings["lr"]),
+            evaluations=2,
+            **known,
+        )
+
+    def _evaluate(self, objective: Objective, *, first: bool) -> tuple[float, Evaluated]:
+        """Evaluates and differentiates; a second time it takes what pairs are made of alone."""
+        wanted = [p for p in self.tensors() if first or p in self._vectors]
+        kept: Inputs = "none"
+        if first:
+            kept = "moment" if self.memory is None else "rows"
+        with self.layers.listening():
+            loss, _ = objective.evaluate()
+            with self.graph_needed():
+                found = self.layers.measure(loss, wanted, kept)
+        return float(loss), found
+
+    def _decayed(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """Gradients of the objective, with its L2 term."""
+        if self.decoupled_weight_decay:
+            return dict(gradients)
+        decays = self._by_parameter("weight_decay")
+        return {p: g.add(p, alpha=decays[p]) if decays[p] else g for p, g in gradients.items()}
+
+    def _velocity(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """V with this step's gradient in it; nothing is changed yet."""
+        share = 1 - float(self.param_groups[0]["momentum"])
+        old = [self.state[p].get("velocity") for p in gradients]
+        return {
+            p: g * share if v is None else v.lerp(g, share)
+            for v, (p, g) in zip(old, gradients.items(), strict=True)
+        }
+
+    def _promised(
+        self, velocity: Mapping[Tensor, Tensor], direction: Mapping[Tensor, Tensor]
+    ) -> float:
+        """Σ η ⟨V, H_G V H_A⟩: the fall of a loss with gradient V, to first order."""
+        rates = self._by_parameter("lr")
+        return sum(
+            rates[p] * float(torch.dot(v.flatten().to(direction[p]), direction[p].flatten()))
+            for p, v in velocity.items()
+        )
+
+    def _move(self, direction: Mapping[Tensor, Tensor]) -> None:
+        """Takes the step."""
+        rates, decays = self._by_parameter("lr"), self._by_parameter("weight_decay")
+        for p, d in direction.items():
+            if self.decoupled_weight_decay and decays[p]:
+                p.mul_(1 - rates[p] * decays[p])
+            p.add_(d.to(p.dtype), alpha=-rates[p])
+
+    def _by_parameter(self, name: str) -> dict[Tensor, float]:
+        """A setting of the groups, per parameter."""
+        return {p: float(group[name]) for group in self.param_groups for p in group["params"]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state, and under ``"kbfgs"`` what must not be cast: moments, inverses, pairs."""
+        return {**super().state_dict(), "kbfgs": self.preconditioner.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave, for a model of the same layers.
+
+        Args:
+            state_dict: Of this class, with the same ``memory``.
+
+        Raises:
+            ConfigurationError: If it does not fit; then nothing of it was loaded.
+        """
+        if "kbfgs" not in state_dict:
+            raise ConfigurationError("the state is not K-BFGS's: it has no inverses")
+        rest = copy.deepcopy(state_dict)  # what is updated in place must not be the caller's
+        inverses = rest.pop("kbfgs")
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for i, entry in rest["state"].items():
+            found = entry["velocity"].shape
+            if i >= len(parameters) or found != parameters[i].shape:
+                raise ConfigurationError(
+                    f"the state is of another model: parameter {i} of it has shape {tuple(found)}"
+                )
+        self.preconditioner.load_state_dict(inverses)
+        super().load_state_dict(rest)
+
+
+def _obstacle(loss: float, norm: float, evaluated: Evaluated) -> str:
+    """Why no step can be taken from here; empty if one can."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        return "loss or gradient is not finite"
+    if norm == 0:
+        return "zero gradient"
+    return "" if evaluated.finite() else "inputs or outputs of a layer are not finite"
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    norms = torch._foreach_norm(list(tensors))
+    return float(torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms])))
+
+
+def _check(groups: Sequence[dict[str, Any]]) -> None:
+    """Refuses settings that cannot work, given at first or changed in a group later."""
+    for group in groups:
+        check_range(group, "lr", 0, math.inf)
+        check_range(group, "weight_decay", 0, math.inf)
+    check_range(groups[0], "momentum", 0, 1)
+    check_range(groups[0], "damping", 0, math.inf)
+    if groups[0]["damping"] == 0:
+        raise ConfigurationError("damping must be positive (0.3 is usual), got 0")
