@@ -15,10 +15,11 @@ from npg.optim.base import Closure, FunctionOptimizer, StepReport
 from npg.optim.gradient import check_range
 from npg.optim.objective import Objective
 from npg.preconditioners import KroneckerBFGS
+from npg.steps import kl_clip_factor
 
 
 class KBFGS(FunctionOptimizer):
-    """θ ← θ − η H_G V H_A,  V ← β V + (1 − β) ∇W, with BFGS inverses H_G, H_A of every layer.
+    """θ ← θ − ν η H_G V H_A,  V ← β V + (1 − β) ∇W, with BFGS inverses H_G, H_A of every layer.
 
     H_A follows (A + √λ I)⁻¹, A the running second moment of the layer's inputs, by BFGS along
     s = H_A ā. H_G follows the inverse curvature in the layer's outputs h, from how the mean of h
@@ -35,12 +36,15 @@ class KBFGS(FunctionOptimizer):
     it is. Normalisation layers, and parameters of no known layer, have H_G alone: BFGS in the
     parameters themselves, up to 256 of them as a matrix, beyond by the last 10 pairs.
 
-    A loss or gradient that is not finite leaves everything as it was, and is ``skipped``. A step
-    after which the loss or a gradient is not finite, or the loss has risen by more than the step
-    was to lower it, is taken back bit for bit, and counted as ``rejected``; V is forgotten then.
+    ν = min(1, √(2δ / Σ η² ⟨V, H_G V H_A⟩)) keeps the step's length in the inverses' own metric
+    below δ: before they know the curvature they would leap.
 
-    ``lr`` and ``weight_decay`` are the groups' own; of ``damping`` and ``momentum`` the first
-    group's count.
+    A loss or gradient that is not finite leaves everything as it was, and is ``skipped``. A step
+    after which the loss or a gradient is not finite is taken back bit for bit, and counted as
+    ``rejected``; the inverses stay as they were, and V is forgotten.
+
+    ``lr`` and ``weight_decay`` are the groups' own; of ``damping``, ``momentum`` and ``kl_clip``
+    the first group's count.
 
     Args:
         model: Module to train; its layers are listened to while the closure runs.
@@ -48,6 +52,9 @@ class KBFGS(FunctionOptimizer):
         damping: λ, in the units of the loss's curvature; √λ is added to A and is the least
             curvature that H_G believes. High values turn towards the gradient.
         momentum: β in [0, 1), from V = 0: the first steps are short.
+        kl_clip: δ, in the loss's units; where the loss is a negative log-likelihood, nats of KL
+            divergence by the inverses' model. Low values keep the first steps short; ``math.inf``
+            never clips.
         weight_decay: Of an L2 term in the objective, which enters the gradient alone.
         decoupled_weight_decay: Whether parameters shrink by lr · ``weight_decay`` instead.
         memory: K-BFGS(L): pairs to keep per factor in place of matrices, 100 in the paper. Nothing
@@ -72,9 +79,10 @@ class KBFGS(FunctionOptimizer):
         self,
         model: nn.Module,
         *,
-        lr: float = 0.3,
-        damping: float = 0.3,
+        lr: float = 1.0,
+        damping: float = 0.1,
         momentum: float = 0.9,
+        kl_clip: float = 0.05,
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
         memory: int | None = None,
@@ -90,7 +98,7 @@ class KBFGS(FunctionOptimizer):
             raise ConfigurationError(f"memory must be at least 1, or None, got {memory}")
         check_range({"statistics_decay": statistics_decay}, "statistics_decay", 0, 1)
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
-        defaults["damping"] = damping
+        defaults |= {"damping": damping, "kl_clip": kl_clip}
         _check([defaults])
         super().__init__(model, defaults, parameters)
         _check(self.param_groups)
@@ -175,24 +183,24 @@ class KBFGS(FunctionOptimizer):
         self.preconditioner.update(before)
         velocity = self._velocity(gradients)
         direction = self.preconditioner.apply(velocity)
-        promised = self._promised(velocity, direction)
-        if not math.isfinite(promised):
+        inner = self._inner(velocity, direction)
+        if not math.isfinite(inner):
             return self.skip(loss, "step is not finite", evaluations=1, **known)
-        accepted = finite = False
+        clip = settings["kl_clip"]
+        factor = 1.0 if clip == math.inf else float(kl_clip_factor(inner, clip))
+        accepted = False
         objective.remember()
         try:
-            self._move(direction)
+            self._move(direction, factor)
             after, second = self._evaluate(objective, first=False)
-            finite = math.isfinite(after) and second.finite()
-            accepted = finite and after - loss <= promised
+            accepted = math.isfinite(after) and second.finite()
         finally:
             if not accepted:
                 objective.restore()
                 for p in velocity:
                     self.state[p].pop("velocity", None)
-        if finite:  # a step too long says most
-            self.preconditioner.follow(before, second)
         if accepted:
+            self.preconditioner.follow(before, second)
             for p, v in velocity.items():
                 self.state[p]["velocity"] = v
         else:
@@ -201,8 +209,8 @@ class KBFGS(FunctionOptimizer):
             loss,
             after if accepted else loss,
             accepted,
-            "quasi-Newton step" if accepted else "the loss rose, or is not finite",
-            fraction=float(accepted),
+            "quasi-Newton step" if accepted else "loss or gradient is not finite after it",
+            fraction=factor if accepted else 0.0,
             step_length=float(settings["lr"]),
             evaluations=2,
             **known,
@@ -236,23 +244,23 @@ class KBFGS(FunctionOptimizer):
             for v, (p, g) in zip(old, gradients.items(), strict=True)
         }
 
-    def _promised(
+    def _inner(
         self, velocity: Mapping[Tensor, Tensor], direction: Mapping[Tensor, Tensor]
     ) -> float:
-        """Σ η ⟨V, H_G V H_A⟩: the fall of a loss with gradient V, to first order."""
+        """Σ η² ⟨V, H_G V H_A⟩."""
         rates = self._by_parameter("lr")
         return sum(
-            rates[p] * float(torch.dot(v.flatten().to(direction[p]), direction[p].flatten()))
+            rates[p] ** 2 * float(torch.dot(v.flatten().to(direction[p]), direction[p].flatten()))
             for p, v in velocity.items()
         )
 
-    def _move(self, direction: Mapping[Tensor, Tensor]) -> None:
-        """Takes the step."""
+    def _move(self, direction: Mapping[Tensor, Tensor], factor: float) -> None:
+        """Takes the step, shortened by a factor."""
         rates, decays = self._by_parameter("lr"), self._by_parameter("weight_decay")
         for p, d in direction.items():
             if self.decoupled_weight_decay and decays[p]:
                 p.mul_(1 - rates[p] * decays[p])
-            p.add_(d.to(p.dtype), alpha=-rates[p])
+            p.add_(d.to(p.dtype), alpha=-rates[p] * factor)
 
     def _by_parameter(self, name: str) -> dict[Tensor, float]:
         """A setting of the groups, per parameter."""
@@ -308,4 +316,8 @@ def _check(groups: Sequence[dict[str, Any]]) -> None:
     check_range(groups[0], "momentum", 0, 1)
     check_range(groups[0], "damping", 0, math.inf)
     if groups[0]["damping"] == 0:
-        raise ConfigurationError("damping must be positive (0.3 is usual), got 0")
+        raise ConfigurationError("damping must be positive (0.1 is usual), got 0")
+    if not groups[0]["kl_clip"] > 0:
+        raise ConfigurationError(
+            f"kl_clip must be positive, got {groups[0]['kl_clip']}; math.inf never clips"
+        )
