@@ -113,8 +113,9 @@ class LayerMeans:
         """Sums an output while it is what the layer gave: an activation may work in place."""
         block = self._owner.get((call.module, call.part))
         if isinstance(block, MatrixBlock):
-            outputs = block.layer.signals(call.module, output, call.inputs)
-            call.outputs = _summed(outputs, block.layer.present(call.inputs))
+            with torch.autocast(output.device.type, enabled=False):  # sums lose most
+                outputs = block.layer.signals(call.module, output, call.inputs)
+                call.outputs = _summed(outputs, block.layer.present(call.inputs))
 
     def measure(self, loss: Tensor, parameters: Sequence[Tensor], inputs: Inputs) -> Evaluated:
         """Differentiates a loss that was computed while listening.
