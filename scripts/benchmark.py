@@ -21,6 +21,7 @@ Part = Literal[
     "kfac",
     "optimizers",
     "autoencoder",
+    "kbfgs",
     "kl",
     "returns",
 ]
@@ -41,9 +42,9 @@ class Options:
     retuned: bool = False
     """Whether returns trains the peer under our presets too, where they differ from rl-zoo's."""
     seconds: float = 60.0
-    """Of each optimizer, for the autoencoder."""
+    """Of each optimizer, for autoencoder and kbfgs."""
     data_dir: Path = Path("/usr/share/datasets/fashion-mnist")
-    """Fashion-MNIST's files, for autoencoder and optimizers; where Debian's dataset-fashion-mnist
+    """Fashion-MNIST's files, for autoencoder, kbfgs and optimizers; where Debian's dataset-fashion-mnist
     puts them."""
     jobs: int = 2
     """Training runs at a time, one thread each."""
@@ -55,6 +56,7 @@ def main(options: Options) -> None:
         from benchmarks import (
             autoencoder,
             fisher_products,
+            kbfgs,
             kfac_steps,
             kl_bound,
             optimizers,
@@ -73,12 +75,15 @@ def main(options: Options) -> None:
         "kfac": kfac_steps.run,
         "kl": kl_bound.run,
     }
-    every = [*parts, "optimizers", "autoencoder", "returns"]
+    every = [*parts, "optimizers", "autoencoder", "kbfgs", "returns"]
     for name in every if options.part == "all" else [options.part]:
         command = f"python scripts/benchmark.py {name}"
         if name == "autoencoder":
             command += f" --seconds {options.seconds:g}"
             autoencoder.run(options.seconds, options.data_dir, command)
+        elif name == "kbfgs":
+            command += f" --seconds {options.seconds:g} --rounds {options.rounds}"
+            kbfgs.run(options.seconds, options.rounds, options.data_dir, command)
         elif name == "optimizers":
             command += f" --rounds {options.rounds}"
             optimizers.run(options.rounds, options.data_dir, command)
