@@ -44,8 +44,8 @@ class Options:
     seconds: float = 60.0
     """Of each optimizer, for autoencoder and kbfgs."""
     data_dir: Path = Path("/usr/share/datasets/fashion-mnist")
-    """Fashion-MNIST's files, for autoencoder, kbfgs and optimizers; where Debian's dataset-fashion-mnist
-    puts them."""
+    """Fashion-MNIST's files, for autoencoder, kbfgs and optimizers; where Debian's
+    dataset-fashion-mnist puts them."""
     jobs: int = 2
     """Training runs at a time, one thread each."""
 

@@ -82,7 +82,7 @@ class KBFGS(FunctionOptimizer):
         lr: float = 1.0,
         damping: float = 0.1,
         momentum: float = 0.9,
-        kl_clip: float = 0.05,
+        kl_clip: float = 0.1,
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
         memory: int | None = None,
