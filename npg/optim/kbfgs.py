@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -49,8 +50,9 @@ class KBFGS(FunctionOptimizer):
     Args:
         model: Module to train; its layers are listened to while the closure runs.
         lr: η. High values learn faster until the first steps overshoot.
-        damping: λ, in the units of the loss's curvature; √λ is added to A and is the least
-            curvature that H_G believes. High values turn towards the gradient.
+        damping: λ; √λ is added to A and is the least curvature that H_G believes, in the loss's
+            units. High values turn towards the gradient. A change enters with the pairs that
+            follow it.
         momentum: β in [0, 1), from V = 0: the first steps are short.
         kl_clip: δ, in the loss's units; where the loss is a negative log-likelihood, nats of KL
             divergence by the inverses' model. Low values keep the first steps short; ``math.inf``
@@ -58,8 +60,8 @@ class KBFGS(FunctionOptimizer):
         weight_decay: Of an L2 term in the objective, which enters the gradient alone.
         decoupled_weight_decay: Whether parameters shrink by lr · ``weight_decay`` instead.
         memory: K-BFGS(L): pairs to keep per factor in place of matrices, 100 in the paper. Nothing
-            then grows with the square of a layer's width, and A is the batch's own. None keeps
-            matrices, which is faster where layers are not much wider than 400.
+            then grows with the square of a layer's width; A is the batch's own, and H_A begins
+            with its diagonal. None keeps matrices.
         statistics_decay: Weight of the past in A and in the means of the pairs of H_G.
         parameters: Restricts the optimizer to a part of the model; or groups of parameters, with
             rates of their own.
@@ -109,6 +111,7 @@ class KBFGS(FunctionOptimizer):
 
     def _listen(self, model: nn.Module) -> None:
         """Begins anew with what the groups hold now."""
+        self._told: set[Tensor] = set()  # which parameters a warning was about
         self.layers = LayerMeans(model, self.tensors())
         self._vectors = {
             p
@@ -167,13 +170,13 @@ class KBFGS(FunctionOptimizer):
         settings = self.param_groups[0]
         self.preconditioner.damping = float(settings["damping"])
         objective = Objective(self, closure)
-        self.extra["steps"] += 1
         loss, before = self._evaluate(objective, first=True)
         if not before.gradients:
             raise ConfigurationError(
                 "KBFGS: the loss does not depend on any of the parameters: are these the "
                 "parameters of the model that the closure runs?"
             )
+        self.extra["steps"] += 1
         gradients = self._decayed(before.gradients)
         norm = _norm(gradients.values())
         known: dict[str, Any] = {"gradient_norm": norm, "damping": self.preconditioner.damping}
@@ -181,6 +184,7 @@ class KBFGS(FunctionOptimizer):
             return self.skip(loss, obstacle, evaluations=1, **known)
 
         self.preconditioner.update(before)
+        self._tell_of_unseen(before)
         velocity = self._velocity(gradients)
         direction = self.preconditioner.apply(velocity)
         inner = self._inner(velocity, direction)
@@ -227,6 +231,26 @@ class KBFGS(FunctionOptimizer):
             with self.graph_needed():
                 found = self.layers.measure(loss, wanted, kept)
         return float(loss), found
+
+    def _tell_of_unseen(self, evaluated: Evaluated) -> None:
+        """Warns, once, of layers that get gradients and were never called."""
+        inverses = zip(self.layers.blocks, self.preconditioner.outputs, strict=True)
+        unseen = {
+            p
+            for block, inverse in inverses
+            if inverse is None
+            for p in block.parameters
+            if p in evaluated.gradients
+        }
+        if unseen - self._told:
+            names = [n for n, p in self.layers.model.named_parameters() if p in unseen]
+            warnings.warn(
+                f"{', '.join(names)} have gradients, but their layers are not called, so that they "
+                "move along the bare gradient: let the forward pass call the layers instead of "
+                "taking their weights, or leave them to another optimizer by parameters=",
+                stacklevel=4,
+            )
+            self._told |= unseen
 
     def _decayed(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """Gradients of the objective, with its L2 term."""

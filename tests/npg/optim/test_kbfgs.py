@@ -3,7 +3,9 @@
 import copy
 import io
 import math
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -28,8 +30,6 @@ def data():
 def bfgs_oracle(h, s, y):
     """(I − s yᵀ/sᵀy) H (I − y sᵀ/sᵀy) + s sᵀ/sᵀy, written out in NumPy."""
     h, s, y = (t.detach().numpy() for t in (h, s, y))
-    import numpy as np
-
     left = np.eye(len(s)) - np.outer(s, y) / (s @ y)
     return torch.from_numpy(left @ h @ left.T + np.outer(s, s) / (s @ y))
 
@@ -356,6 +356,26 @@ class TestLayers:
         torch.testing.assert_close(means[0].outputs, model[0](x).detach().mean(0))
         for one, other in zip(vars(means[0]).values(), vars(means[1]).values(), strict=True):
             torch.testing.assert_close(one, other)
+
+    def test_a_layer_that_is_passed_by_is_told_of_once(self, data):
+        class PassedBy(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
+
+            def forward(self, x):
+                return F.linear(self.body(x).tanh(), self.head.weight, self.head.bias)
+
+        model = PassedBy()
+        optimizer = KBFGS(model, lr=0.1, momentum=0.0, kl_clip=math.inf)
+        start = model.head.bias.detach().clone()
+        gradient = torch.autograd.grad(objective(model, *data)()[0], model.head.bias)[0]
+        with pytest.warns(UserWarning, match=r"^head.weight, head.bias have gradients"):
+            optimizer.step(objective(model, *data))
+        torch.testing.assert_close(model.head.bias.detach(), start - 0.1 * gradient)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimizer.step(objective(model, *data))
 
     def test_nothing_is_noted_between_steps(self, data):
         model = mlp()
