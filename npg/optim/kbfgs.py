@@ -136,18 +136,10 @@ class KBFGS(FunctionOptimizer):
             ConfigurationError: If a parameter is not the model's, or a setting cannot work.
         """
         super().add_param_group(param_group)
-        if not hasattr(self, "layers"):
-            return
-        known = {id(p) for p in self.layers.model.parameters()}
-        try:
-            if any(id(p) not in known for p in self.param_groups[-1]["params"]):
-                raise ConfigurationError("a group's params must be parameters of the model")
-            _check(self.param_groups)
-        except ConfigurationError:
-            self.param_groups.pop()
-            raise
-        self.layers.capture.remove()
-        self._listen(self.layers.model)
+        if hasattr(self, "layers"):
+            self.check_newest_group(self.layers.model, _check)
+            self.layers.capture.remove()
+            self._listen(self.layers.model)
 
     @torch.no_grad()
     def step(self, closure: Closure) -> StepReport:  # type: ignore[override]
