@@ -44,6 +44,9 @@ class KBFGS(FunctionOptimizer):
     after which the loss or a gradient is not finite is taken back bit for bit, and counted as
     ``rejected``; the inverses stay as they were, and V is forgotten.
 
+    Published are η = 0.3 and λ = 0.3 without a clip. With one, whole steps and less damping trained
+    an autoencoder and an MLP on Fashion-MNIST faster.
+
     ``lr`` and ``weight_decay`` are the groups' own; of ``damping``, ``momentum`` and ``kl_clip``
     the first group's count.
 
