@@ -42,7 +42,7 @@ class KBFGS(FunctionOptimizer):
 
     A loss or gradient that is not finite leaves everything as it was, and is ``skipped``. A step
     after which the loss or a gradient is not finite is taken back bit for bit, and counted as
-    ``rejected``; the inverses stay as they were, and V is forgotten.
+    ``rejected``; H_G stays as it was, H_A keeps the batch, and V is forgotten.
 
     Published are η = 0.3 and λ = 0.3 without a clip. With one, whole steps and less damping trained
     an autoencoder and an MLP on Fashion-MNIST faster.
