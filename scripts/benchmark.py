@@ -22,6 +22,7 @@ Part = Literal[
     "optimizers",
     "autoencoder",
     "newton-cg",
+    "kbfgs",
     "kl",
     "minimise",
     "returns",
@@ -43,10 +44,10 @@ class Options:
     retuned: bool = False
     """Whether returns trains the peer under our presets too, where they differ from rl-zoo's."""
     seconds: float = 60.0
-    """Of each optimizer, for the autoencoder."""
+    """Of each optimizer, for autoencoder and kbfgs."""
     data_dir: Path = Path("/usr/share/datasets/fashion-mnist")
-    """Fashion-MNIST's files, for autoencoder and optimizers; where Debian's dataset-fashion-mnist
-    puts them."""
+    """Fashion-MNIST's files, for autoencoder, kbfgs and optimizers; where Debian's
+    dataset-fashion-mnist puts them."""
     jobs: int = 2
     """Training runs at a time, one thread each."""
 
@@ -58,6 +59,7 @@ def main(options: Options) -> None:
             autoencoder,
             fisher_products,
             hessian_free,
+            kbfgs,
             kfac_steps,
             kl_bound,
             minimisation,
@@ -79,12 +81,15 @@ def main(options: Options) -> None:
         "minimise": minimisation.run,
         "newton-cg": hessian_free.run,
     }
-    every = [*parts, "optimizers", "autoencoder", "returns"]
+    every = [*parts, "optimizers", "autoencoder", "kbfgs", "returns"]
     for name in every if options.part == "all" else [options.part]:
         command = f"python scripts/benchmark.py {name}"
         if name == "autoencoder":
             command += f" --seconds {options.seconds:g}"
             autoencoder.run(options.seconds, options.data_dir, command)
+        elif name == "kbfgs":
+            command += f" --seconds {options.seconds:g} --rounds {options.rounds}"
+            kbfgs.run(options.seconds, options.rounds, options.data_dir, command)
         elif name == "optimizers":
             command += f" --rounds {options.rounds}"
             optimizers.run(options.rounds, options.data_dir, command)

@@ -24,6 +24,7 @@ from npg.optim.ekfac import EKFAC
 from npg.optim.full_matrix import FullMatrixAdagrad
 from npg.optim.gradient import GradientOptimizer
 from npg.optim.hessian import HessianOptimizer
+from npg.optim.kbfgs import KBFGS
 from npg.optim.kfac import KFAC
 from npg.optim.langevin import Langevin
 from npg.optim.lbfgs import LBFGS
@@ -44,6 +45,7 @@ __all__ = [
     "BFGS",
     "DFP",
     "EKFAC",
+    "KBFGS",
     "KFAC",
     "LBFGS",
     "SGD",

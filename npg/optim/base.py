@@ -199,6 +199,27 @@ class FunctionOptimizer(torch.optim.Optimizer):
                 "view (torch.view_as_real) as a parameter instead"
             )
 
+    def check_newest_group(
+        self, model: nn.Module, check: Callable[[list[dict[str, Any]]], None]
+    ) -> None:
+        """Takes the group that was added last out again, where it cannot be.
+
+        Args:
+            model: Whose parameters it has to be of.
+            check: Refuses settings of groups that cannot work.
+
+        Raises:
+            ConfigurationError: If a parameter is not the model's, or a setting cannot work.
+        """
+        known = {id(p) for p in model.parameters()}
+        try:
+            if any(id(p) not in known for p in self.param_groups[-1]["params"]):
+                raise ConfigurationError("a group's params must be parameters of the model")
+            check(self.param_groups)
+        except ConfigurationError:
+            self.param_groups.pop()
+            raise
+
     def tensors(self) -> list[Tensor]:
         """All parameters of all groups, in the order of the flat vector."""
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]

@@ -214,14 +214,7 @@ class KFAC(FunctionOptimizer):
         """
         super().add_param_group(param_group)
         if hasattr(self, "fisher"):
-            known = {id(p) for p in self.model.parameters()}
-            try:
-                if any(id(p) not in known for p in self.param_groups[-1]["params"]):
-                    raise ConfigurationError("a group's params must be parameters of the model")
-                check_groups(self.param_groups)
-            except ConfigurationError:
-                self.param_groups.pop()
-                raise
+            self.check_newest_group(self.model, check_groups)
             self.fisher.capture.remove()
             if self.chain is not None:
                 self.chain.stop()

@@ -17,6 +17,7 @@ from npg.optim.directions import NormalizedGradient, SignSGD
 from npg.optim.ekfac import EKFAC
 from npg.optim.full_matrix import FullMatrixAdagrad
 from npg.optim.hessian import HessianOptimizer
+from npg.optim.kbfgs import KBFGS
 from npg.optim.kfac import KFAC
 from npg.optim.langevin import Langevin
 from npg.optim.lbfgs import LBFGS
@@ -40,6 +41,7 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "ekfac": EKFAC,
     "full-matrix-adagrad": FullMatrixAdagrad,
     "gauss-newton": GaussNewton,
+    "kbfgs": KBFGS,
     "kfac": KFAC,
     "langevin": Langevin,
     "lbfgs": LBFGS,

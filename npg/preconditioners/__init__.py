@@ -20,6 +20,7 @@ from npg.preconditioners.implicit import (
 )
 from npg.preconditioners.kfac import KroneckerInverse
 from npg.preconditioners.kronecker import KroneckerPreconditioner
+from npg.preconditioners.kronecker_bfgs import KroneckerBFGS
 from npg.preconditioners.shampoo import ShampooRoots
 from npg.preconditioners.soap import AdamInEigenbasis
 from npg.preconditioners.tridiagonal import TridiagonalInverse
@@ -36,6 +37,7 @@ __all__ = [
     "EigenbasisInverse",
     "FactoredInverse",
     "Inverse",
+    "KroneckerBFGS",
     "KroneckerInverse",
     "KroneckerPreconditioner",
     "MeanSquares",

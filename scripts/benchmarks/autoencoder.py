@@ -80,16 +80,26 @@ def batches(images: Tensor) -> Iterator[Tensor]:
             yield images[rows]
 
 
-def run(seconds: float, data_dir: Path, command: str) -> None:
-    """Trains both in turns, and writes the table."""
-    images = data.load("fashion-mnist", data_dir, 0, torch.device("cpu")).train.images.flatten(1)
-    adamw = Training("adamw", {"lr": ADAMW_RATE}, True, images, seconds)
-    kfac = Training("kfac", {"likelihood": LIKELIHOOD}, False, images, seconds)
-    while adamw.seconds < seconds or kfac.seconds < seconds:
-        for training in (adamw, kfac):
+def take_turns(*trainings: Training) -> None:
+    """Trains all of them until their budgets are spent."""
+    while any(training.seconds < training.budget for training in trainings):
+        for training in trainings:
             training.turn()
             at, steps, loss = training.curve[-1]
             print(f"{training.name} {at:.0f} s, {steps} steps: {loss:.2f}", flush=True)
+
+
+def load(data_dir: Path) -> Tensor:
+    """Fashion-MNIST's training images [60000, 784]."""
+    return data.load("fashion-mnist", data_dir, 0, torch.device("cpu")).train.images.flatten(1)
+
+
+def run(seconds: float, data_dir: Path, command: str) -> None:
+    """Trains both in turns, and writes the table."""
+    images = load(data_dir)
+    adamw = Training("adamw", {"lr": ADAMW_RATE}, True, images, seconds)
+    kfac = Training("kfac", {"likelihood": LIKELIHOOD}, False, images, seconds)
+    take_turns(adamw, kfac)
     goal, reached = adamw.curve[-1][2], kfac.curve[-1][2]
     soon = [(at, steps) for at, steps, loss in kfac.curve if loss <= goal]
     at, steps = soon[0] if soon else (float("inf"), 0)

@@ -65,6 +65,7 @@ class Call:
         batch: The forward pass.
         gradients: ∇ log p in its output, one tensor per label that was drawn or column of the
             output's Fisher matrix.
+        outputs: Σ of its output over entries and positions [(g,) o], where somebody noted it.
     """
 
     module: nn.Module
@@ -72,6 +73,7 @@ class Call:
     part: str = ""
     batch: Batch = field(default_factory=Batch)
     gradients: list[Tensor] = field(default_factory=list)
+    outputs: Tensor | None = None
 
 
 class Block:
@@ -177,7 +179,7 @@ class MatrixBlock(Block):
             columns = [signals.sum(1, keepdim=True) for signals in columns]
         count: float | Tensor
         if self.layer.one_hot:
-            inputs = self._frequencies(rows, weights, calls)
+            inputs = self.frequencies(rows, weights, calls)
             count = inputs.sum().clamp(min=1)
         else:
             count, inputs = counted(rows, weights)
@@ -221,10 +223,8 @@ class MatrixBlock(Block):
             return [(inputs,), (outputs, outputs)]
         return [(*groups, inputs, inputs), (*groups, outputs, outputs)]
 
-    def _frequencies(
-        self, indices: Tensor, weights: Tensor | None, calls: Sequence[Call]
-    ) -> Tensor:
-        """Diagonal [V] of the second moment of one-hot rows."""
+    def frequencies(self, indices: Tensor, weights: Tensor | None, calls: Sequence[Call]) -> Tensor:
+        """Diagonal [V] of the second moment of one-hot rows: how often each occurs."""
         assert self.layer.weight is not None
         counts = self.layer.weight.new_zeros(self.layer.weight.shape[0])
         flat = indices.flatten()

@@ -62,6 +62,8 @@ class Capture:
         on_pass: Method called with (pass, output) when the model's output is computed.
         on_output: Method called with (pass, output) when a backward pass reaches it.
         on_gradient: Method called with (call, gradient) when a backward pass reaches a call.
+        on_call: Method called with (call, output) when a layer is called, before anybody else can
+            write to its output.
             The receivers are held weakly: a capture keeps nobody alive. Where there are none,
             passes wait to be taken.
         in_evaluation: Whether to note calls in evaluation mode, too.
@@ -80,6 +82,7 @@ class Capture:
         on_pass: Callable[[Pass, Tensor], None] | None = None,
         on_output: Callable[[Pass, Tensor], None] | None = None,
         on_gradient: Callable[[Call, Tensor], None] | None = None,
+        on_call: Callable[[Call, Tensor], None] | None = None,
         in_evaluation: bool = False,
     ) -> None:
         self.active = True
@@ -90,6 +93,7 @@ class Capture:
         self.on_pass = _weak(on_pass)
         self.on_output = _weak(on_output)
         self.on_gradient = _weak(on_gradient)
+        self.on_call = _weak(on_call)
         self._suspended = False
         layers = list(layers)
         handles: list[RemovableHandle | Listening] = [
@@ -158,6 +162,8 @@ class Capture:
         call = Call(module, inputs.detach(), part, self.open.batch)
         self.open.batch.samples = self.open.batch.samples or entries(module, inputs)
         self.open.noted.append(Noted(call, get_gradient_edge(output)))
+        if self.on_call is not None and (receiver := self.on_call()) is not None:
+            receiver(call, output.detach())
         if self.on_gradient is not None:
             # A tensor's hook sees the gradient of the value it had here, whatever happens in place.
             output.register_hook(_WithGradient(self.on_gradient, call))

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from npg.errors import ConfigurationError
 from npg.optim import (
+    KBFGS,
     SOAP,
     AdaHessian,
     AdaX,
@@ -213,7 +214,7 @@ def test_options_that_are_handed_on_and_those_that_are_not():
     assert not takes("shampoo", "defaults")
 
 
-@pytest.mark.parametrize("kind", [AdaHessian, LossFlow, NaturalGradient, SophiaH])
+@pytest.mark.parametrize("kind", [AdaHessian, KBFGS, LossFlow, NaturalGradient, SophiaH])
 def test_replicas_are_refused_where_they_would_drift_apart(kind, monkeypatch):
     class Replica(nn.Module):
         def __init__(self):

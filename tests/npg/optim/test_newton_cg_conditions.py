@@ -277,7 +277,6 @@ class TestState:
         resumed = made(twin, **{**options, "seed": 99})
         file.seek(0)
         resumed.load_state_dict(torch.load(file, weights_only=True))
-        resumed._checked = True
         for _ in range(3):
             reports = [o.step(objective(m, x, y)) for o, m in ((optimizer, model), (resumed, twin))]
             assert reports[0] == reports[1]

@@ -317,9 +317,9 @@ class TestFunctions:
         point = torch.tensor(start, requires_grad=True)
         optimizer = NewtonCG([point], deterministic=False, **NEWTON)
         target = Objective(optimizer, lambda: function(point))
-        evaluated, reports = target.evaluate(), []
+        evaluated, reports = target.gradient(), []
         while len(reports) < 300:
-            report, evaluated = optimizer.iterate(target, evaluated, graphs=True)
+            report, evaluated = optimizer.iterate(target, evaluated)
             reports.append(report)
             if report.gradient_norm < 1e-9:
                 break
@@ -337,10 +337,10 @@ class TestFunctions:
         point = torch.tensor([-1.2, 1.0], requires_grad=True)
         optimizer = NewtonCG([point], matrix="hessian", deterministic=False)
         target = Objective(optimizer, lambda: rosenbrock(point))
-        evaluated = target.evaluate()
+        evaluated = target.gradient()
         for _ in range(60):
-            report, evaluated = optimizer.iterate(target, evaluated, graphs=True)
-            assert float(evaluated[0].detach()) == report.loss_after
+            report, evaluated = optimizer.iterate(target, evaluated)
+            assert evaluated.value == report.loss_after
         assert report.loss_after < 1e-6
 
     def test_takes_as_few_evaluations_as_scipys(self):

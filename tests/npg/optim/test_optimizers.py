@@ -63,6 +63,7 @@ VARIANTS = [
     ("kfac", {"likelihood": "categorical", "damping": 0.01, "momentum": 0.9, "kl_clip": 0.1}),
     ("shampoo", {"lr": 0.03, "graft": "rmsprop", "block_size": 2, "start_step": 3}),
     ("kfac", {"fisher": "empirical", "damping": 0.01, "statistics_interval": 3}),
+    ("kbfgs", {"memory": 3, "momentum": 0.0}),
     ("natural-gradient", {"likelihood": "categorical", "fisher": "sampled", "seed": 3}),
     ("natural-gradient", {"likelihood": "categorical", "curvature": "fisher-dense"}),
     ("natural-gradient", {"likelihood": "categorical", "curvature": "kfac"}),
@@ -76,7 +77,7 @@ VARIANTS = [
 def listens(variant):
     """Whether it hears layers, and so must be given the module."""
     name, settings = variant
-    return "kfac" in (name, *settings.values()) or name in ("ekfac", "sophia-g")
+    return "kfac" in (name, *settings.values()) or name in ("ekfac", "kbfgs", "sophia-g")
 
 
 def described(variant):
