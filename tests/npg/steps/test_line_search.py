@@ -144,14 +144,16 @@ class TestStrongWolfe:
         assert found.point is None
 
     def test_rounding_at_a_flat_minimum(self):
-        """Of 1 + (α − 1)²/10¹⁸ the value is noise in float64: the slope's condition decides."""
+        """Of 1 + (α − 1)²/10¹⁸ the value is noise in float64: the slopes lead to the minimum."""
 
         def function(a):
             return 1 + (2e-16 if a else 0.0), 2e-18 * (a - 1)
 
-        found, _ = search(StrongWolfe(curvature=0.1), function, 1.05, rounding=1e-15)
-        assert found.reason == "at the limits of rounding"
-        assert found.point.step == 1.05
+        for first in (1e-3, 1.05, 1.7, 1e3):
+            found, _ = search(StrongWolfe(curvature=0.1), function, first, rounding=1e-15)
+            assert found.reason == "at the limits of rounding"
+            assert found.point.step == pytest.approx(1.0, abs=0.1)
+            assert found.evaluations <= 10
         assert search(StrongWolfe(curvature=0.1), function, 1.05)[0].point is None
 
     def test_a_value_that_stays_the_same(self):
