@@ -103,17 +103,17 @@ class TestStrongWolfe:
             assert all(b < a for a, b in pairwise(trials) if a >= 1)
 
     def test_a_wall_behind_the_start_of_the_way(self):
-        """Trials grow fourfold until they meet the wall at 100, then stay below it."""
+        """Trials grow fourfold until they meet the wall, and none goes where one was not finite."""
 
         def function(a):
             return (-a, -1.0) if a < 100 else (math.nan, math.nan)
 
         found, trials = search(StrongWolfe(max_evaluations=30), function)
-        first_beyond = next(a for a in trials if a >= 100)
-        later = trials[trials.index(first_beyond) + 1 :]
-        assert max(later) < first_beyond
+        beyond = [a for a in trials if a >= 100]
+        assert len(beyond) > 2
+        assert beyond == sorted(set(beyond), reverse=True)
         assert found.reason == "sufficient decrease"
-        assert 90 < found.point.step < 100
+        assert 99 < found.point.step < 100
 
     def test_nothing_is_finite(self):
         found, trials = search(
