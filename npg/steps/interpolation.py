@@ -56,7 +56,12 @@ def secant_minimum(a: Point, b: Point) -> float:
 
 
 def next_step(
-    low: P, high: P | None, trial: P, tilt: float, reach: tuple[float, float]
+    low: P,
+    high: P | None,
+    trial: P,
+    tilt: float,
+    reach: tuple[float, float],
+    rounding: float = 0.0,
 ) -> tuple[P, P | None, float]:
     """Takes a trial into the interval that holds a minimum, and says where to try next.
 
@@ -66,11 +71,16 @@ def next_step(
         trial: New trial.
         tilt: Slope of the line that is taken off φ.
         reach: Steps between which the next one is, while the interval is not bounded.
+        rounding: By how much a value may be wrong: where the slopes say that low's and trial's
+            differ by less, they say which is lower.
 
     Returns:
         The new ends, and the next step.
     """
     a, b = low.tilted(tilt), trial.tilted(tilt)
+    change = 0.5 * (a.slope + b.slope) * (b.step - a.step)
+    if max(abs(b.value - a.value), abs(change)) <= rounding:
+        b = Point(b.step, a.value + change, b.slope)
     cubic, secant = cubic_minimum(a, b), secant_minimum(a, b)
     if b.value > a.value:  # a minimum lies between them, nearer to the lower one
         parabola = parabola_minimum(a, b)

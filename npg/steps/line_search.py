@@ -103,7 +103,7 @@ class StrongWolfe:
             ahead = trial.step - low.step
             least = trial.step + 1.1 * ahead if low.step > 0 else 0.0
             reach = (least, trial.step + EXTRAPOLATION * ahead)
-            low, high, step = next_step(low, high, trial, tilt, reach)
+            low, high, step = next_step(low, high, trial, tilt, reach, rounding)
             if high is not None:
                 width = abs(high.step - low.step)
                 if width >= 0.66 * widths[0]:  # interpolation does not shrink it

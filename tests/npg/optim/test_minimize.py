@@ -161,6 +161,14 @@ class TestResult:
         assert found.success
         torch.testing.assert_close(found.x, torch.ones(2).float(), rtol=0.0, atol=1e-2)
 
+    def test_float32_where_the_value_is_all_rounding(self, method):
+        """Σ xᵢ − log xᵢ is 2 ± 2·10⁻⁷ where the gradient is still 10⁻³ (SR1's trials are of
+        another kind: they end there)."""
+        start = torch.tensor([5.0, 1e-3], dtype=torch.float32)
+        found = minimize(lambda x: (x - x.log()).sum(), start, method=method)
+        assert found.jac.abs().max() <= (1e-3 if method == "sr1" else 1e-5)
+        assert found.nfev < 40
+
     def test_a_function_on_a_part_of_the_space(self, method):
         """Its logarithms are nan beyond the walls, where first trials go; SciPy's BFGS stays.
 

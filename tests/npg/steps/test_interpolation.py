@@ -114,3 +114,15 @@ class TestNextStep:
         new_low, new_high, _ = next_step(low, None, trial, -0.1, (0.0, 4.0))
         assert (new_low, new_high) == (low, trial)  # −0.05 + 0.1 > 0: higher
         assert next_step(low, None, trial, 0.0, (0.0, 4.0))[:2] == (trial, low)
+
+    def test_slopes_decide_where_values_are_rounding(self):
+        """Slopes −1 and −½: the value that is higher by 10⁻¹⁶ is lower by 3/4 · 10⁻¹⁶."""
+        low, trial = Point(0, 1.0, -1e-16), Point(1, 1.0 + 1e-15, -5e-17)
+        assert next_step(low, None, trial, 0.0, (1.1, 5.0), 1e-14) == (trial, None, 2.0)
+        new_low, new_high, step = next_step(low, None, trial, 0.0, (1.1, 5.0))
+        assert (new_low, new_high) == (low, trial)
+        assert 0 < step < 1
+
+    def test_not_where_the_slopes_promise_more(self):
+        low, trial = Point(0, 1.0, -1.0), Point(1, 1.0 + 1e-15, -0.5)
+        assert next_step(low, None, trial, 0.0, (1.1, 5.0), 1e-14)[:2] == (low, trial)

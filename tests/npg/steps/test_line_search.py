@@ -103,17 +103,17 @@ class TestStrongWolfe:
             assert all(b < a for a, b in pairwise(trials) if a >= 1)
 
     def test_a_wall_behind_the_start_of_the_way(self):
-        """Trials grow fourfold until they meet the wall at 100, then stay below it."""
+        """Trials grow fourfold until they meet the wall, and none goes where one was not finite."""
 
         def function(a):
             return (-a, -1.0) if a < 100 else (math.nan, math.nan)
 
         found, trials = search(StrongWolfe(max_evaluations=30), function)
-        first_beyond = next(a for a in trials if a >= 100)
-        later = trials[trials.index(first_beyond) + 1 :]
-        assert max(later) < first_beyond
+        beyond = [a for a in trials if a >= 100]
+        assert len(beyond) > 2
+        assert beyond == sorted(set(beyond), reverse=True)
         assert found.reason == "sufficient decrease"
-        assert 90 < found.point.step < 100
+        assert 99 < found.point.step < 100
 
     def test_nothing_is_finite(self):
         found, trials = search(
@@ -144,14 +144,16 @@ class TestStrongWolfe:
         assert found.point is None
 
     def test_rounding_at_a_flat_minimum(self):
-        """Of 1 + (α − 1)²/10¹⁸ the value is noise in float64: the slope's condition decides."""
+        """Of 1 + (α − 1)²/10¹⁸ the value is noise in float64: the slopes lead to the minimum."""
 
         def function(a):
             return 1 + (2e-16 if a else 0.0), 2e-18 * (a - 1)
 
-        found, _ = search(StrongWolfe(curvature=0.1), function, 1.05, rounding=1e-15)
-        assert found.reason == "at the limits of rounding"
-        assert found.point.step == 1.05
+        for first in (1e-3, 1.05, 1.7, 1e3):
+            found, _ = search(StrongWolfe(curvature=0.1), function, first, rounding=1e-15)
+            assert found.reason == "at the limits of rounding"
+            assert found.point.step == pytest.approx(1.0, abs=0.1)
+            assert found.evaluations <= 10
         assert search(StrongWolfe(curvature=0.1), function, 1.05)[0].point is None
 
     def test_a_value_that_stays_the_same(self):
