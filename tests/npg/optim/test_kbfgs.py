@@ -442,6 +442,31 @@ class TestFaults:
         assert optimizer.step(objective(model, *data)).accepted
         assert not torch.equal(snapshot(model), start)
 
+    @pytest.mark.parametrize(("rise", "taken"), [(0.1, True), (0.3, False)])
+    def test_a_step_that_leads_far_up_is_taken_back(self, data, rise, taken):
+        """The first step is as long as kl_clip = 0.1 lets it be: its length squared is 0.2."""
+        model, calls = mlp(), []
+        optimizer = KBFGS(model, kl_clip=0.1, damping=1e-3, momentum=0.0)
+        start = snapshot(model)
+
+        def closure():
+            calls.append(1)
+            loss = 1e3 * F.cross_entropy(model(data[0]), data[1])
+            return loss if len(calls) == 1 else loss - loss.detach() + before + rise
+
+        before = 1e3 * F.cross_entropy(model(data[0]), data[1]).detach()
+        before_step = repr(optimizer.preconditioner.state_dict()[0]["outputs"])
+        report = optimizer.step(closure)
+        assert report.fraction < 1 or not taken, "the step is clipped"
+        assert report.accepted == taken
+        assert torch.equal(snapshot(model), start) == (not taken)
+        assert optimizer.extra["rejected"] == (not taken)
+        assert repr(optimizer.preconditioner.state_dict()[0]["outputs"]) != before_step
+        if not taken:
+            assert report.reason == "the loss rose"
+            assert report.loss_after == report.loss
+            assert not any("velocity" in state for state in optimizer.state.values())
+
     def test_an_exception_at_the_second_call_moves_nothing(self, data):
         model = mlp()
         optimizer = KBFGS(model)
