@@ -111,7 +111,8 @@ class Objective:
         self.evaluations += 1
         with torch.no_grad(), self._conditions, math_attention():
             result = self.closure()
-        return float(result[0] if isinstance(result, tuple) else result)
+        loss = result[0] if isinstance(result, tuple) else result
+        return float(loss.detach())
 
     def remember(self) -> None:
         """Takes the parameters' present values as the start of a line."""
