@@ -40,8 +40,9 @@ class StepReport:
         kl: Mean KL from the reference prediction, nats; 0 if nothing moved, nan where unknown.
         accepted: Whether the parameters moved.
         reason: Why not, or how the solver stopped.
-        fraction: Accepted fraction of the first trial's step; 0 if none.
-        step_length: Multiplier of the preconditioned gradient in the first trial.
+        fraction: Accepted fraction of ``step_length``; 0 if nothing moved.
+        step_length: Multiplier of the preconditioned gradient, beside ``lr``: in the first trial,
+            where a search goes back from it; in the accepted one, where it interpolates.
         gradient_norm: ‖g‖.
         cg_iterations: Products with the curvature matrix.
         cg_residual: Relative residual of the linear system.
@@ -326,6 +327,10 @@ class FunctionOptimizer(torch.optim.Optimizer):
         self.extra["steps"] += 1
         loss, norm = float(loss_tensor.detach()), float(torch.linalg.vector_norm(gradient))
         return Start(loss, loss_tensor, prediction, gradient, norm, obstacle_to(loss, norm))
+
+    def standstill(self) -> str:
+        """Why no step moves anything at present, as where schedules begin or end; empty if not."""
+        return "" if any(float(group["lr"]) for group in self.param_groups) else "the rate is zero"
 
     def skip(self, loss: float, reason: str, **known: float) -> StepReport:
         """Counts a step that was not taken, and reports it."""

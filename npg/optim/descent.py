@@ -4,11 +4,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from npg.optim.base import Prediction
-from npg.optim.objective import Objective
+from npg.optim.objective import UNRESOLVED, Objective, rounding_of
 from npg.steps import Armijo, CGBacktracking, Point
 
 # The loss with its graph, and the prediction, where the parameters are.
@@ -23,11 +22,13 @@ class Descent:
         first: Loss at the solution itself, the first trial; infinite where it is not finite.
         point: Accepted step and loss there; None where the parameters are as they were.
         evaluated: The objective there with its graph, where that was asked for.
+        reason: Why the parameters are as they were; empty where they are not.
     """
 
     first: float
     point: Point | None
     evaluated: Evaluated | None
+    reason: str
 
 
 class Descender:
@@ -87,15 +88,20 @@ class Descender:
 
             # Rates that differ may turn a direction upwards: the loss must not rise all the same.
             start = Point(0.0, loss, min(float(gradient @ step), 0.0))
-            rounding = torch.finfo(gradient.dtype).eps * abs(loss)
-            point = self.search.search(evaluate, start, 1.0, rounding).point
-            if point is not None and path is not None:
-                objective.move(step, point.step)  # the last trial was of another iterate
-            accepted = point is not None
+            rounding = rounding_of(loss, gradient.dtype)
+            found = self.search.search(evaluate, start, 1.0, rounding)
+            point, reason = found.point, "" if found.point else found.reason
+            if point is not None:
+                if path is not None:
+                    objective.move(step, point.step)  # the last trial was of another iterate
+                accepted = bool(objective.displacement().any())
+                reason = "" if accepted else UNRESOLVED
         finally:
             if not accepted:
                 objective.restore()
-        return Descent(self._first, point, self._evaluated if accepted else None)
+        if not accepted:
+            return Descent(self._first, None, None, reason)
+        return Descent(self._first, point, self._evaluated, "")
 
     def _value(self, step: Tensor, length: float) -> float:
         """The loss at a trial; infinite where it is not finite, a loss of −∞ included."""

@@ -10,10 +10,7 @@ from torch import Tensor, nn
 
 from npg.errors import ConfigurationError
 from npg.optim.base import Closure, FunctionOptimizer, StepReport, obstacle_to
-from npg.optim.objective import Evaluation, Objective
-
-# Sums of terms of one sign, as most losses are, err by a few units in the last place.
-ROUNDING_UNITS = 8.0
+from npg.optim.objective import Evaluation, Objective, rounding_of
 
 
 class IteratedOptimizer(FunctionOptimizer):
@@ -73,13 +70,15 @@ class IteratedOptimizer(FunctionOptimizer):
         first = point.value
         if self.deterministic and not self.extra["steps"]:
             objective.check_again(first)
-        moved = False
+        moved: StepReport | None = None
         for _ in range(self.iterations):
             report, point = self.iterate(objective, point)
-            moved = moved or report.accepted
             if not report.accepted:
                 break
-        return replace(report, loss=first, accepted=moved, evaluations=objective.evaluations)
+            moved = report
+        if moved is not None:  # what stopped it then is no reason to call the rest undone
+            report = replace(moved, reason=report.reason, gradient_norm=report.gradient_norm)
+        return replace(report, loss=first, evaluations=objective.evaluations)
 
     def iterate(self, objective: Objective, start: Evaluation) -> tuple[StepReport, Evaluation]:
         """Takes one iteration from where the parameters are.
@@ -93,9 +92,7 @@ class IteratedOptimizer(FunctionOptimizer):
         """
         self.extra["steps"] += 1
         norm = float(torch.linalg.vector_norm(start.gradient))
-        obstacle = obstacle_to(start.value, norm)
-        if not obstacle and not any(group["lr"] for group in self.param_groups):
-            obstacle = "the rate is zero"  # as schedules begin or end; what was learned stays
+        obstacle = obstacle_to(start.value, norm) or self.standstill()
         if obstacle:
             return self.skip(start.value, obstacle, gradient_norm=norm), start
         before = objective.evaluations
@@ -117,4 +114,4 @@ class IteratedOptimizer(FunctionOptimizer):
 
     def rounding(self, start: Evaluation) -> float:
         """By how much the objective's value may be wrong."""
-        return ROUNDING_UNITS * torch.finfo(start.gradient.dtype).eps * abs(start.value)
+        return rounding_of(start.value, start.gradient.dtype)

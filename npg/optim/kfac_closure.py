@@ -16,6 +16,7 @@ from npg.optim.closures import run_closure
 from npg.optim.factor_damping import choose_factor_damping, exact_directions
 from npg.optim.kfac_curvature import update_curvature
 from npg.optim.kfac_plain import motion, shrinking
+from npg.optim.objective import rounding_of
 from npg.optim.quadratic import QuadraticModel, rank_mean
 from npg.steps import minimise_quadratic
 
@@ -138,7 +139,8 @@ class ClosureStep:
                 after = self._again(closure)
                 change = after - loss + model.decay_change(before)
                 accepted = math.isfinite(change) and change <= 0
-                ratio = optimizer.schedule.update(change, predicted)
+                rounding = rounding_of(loss, gradient.dtype)
+                ratio = optimizer.schedule.update(change, predicted, rounding)
         finally:
             if not accepted:
                 assign_(parameters, before)

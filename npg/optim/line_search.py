@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from npg.errors import ConfigurationError
 from npg.optim.base import StepReport
 from npg.optim.iterated import IteratedOptimizer
-from npg.optim.objective import Evaluation, Objective
+from npg.optim.objective import UNRESOLVED, Evaluation, Objective
 from npg.steps import Armijo, Found, StrongWolfe
 
 LineSearch = StrongWolfe | Armijo
 Search = LineSearch | Literal["strong-wolfe", "armijo"] | None
-
-UNRESOLVED = "the step is below the parameters' resolution"
 
 
 class LineSearchOptimizer(IteratedOptimizer):
@@ -26,7 +24,8 @@ class LineSearchOptimizer(IteratedOptimizer):
 
     Args:
         model: Module to train, or its parameters.
-        lr: η, multiplier of the first trial, and of the step where nothing is searched for.
+        lr: η, multiplier of the first trial, and of the step where nothing is searched for. Before
+            H has seen a step, a first trial is no longer than η.
         line_search: ``"strong-wolfe"`` or ``"armijo"``, or :class:`npg.steps.StrongWolfe` or
             :class:`npg.steps.Armijo` with settings of your own; None takes the step as it is, if
             the objective is finite there.

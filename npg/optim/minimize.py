@@ -107,6 +107,8 @@ def minimize(
     name = names[_plain(method)]
     if not tol >= 0:
         raise ConfigurationError(f"tol must not be negative, got {tol}")
+    if maxiter is not None and maxiter < 0:
+        raise ConfigurationError(f"maxiter must not be negative, got {maxiter}")
     start = torch.as_tensor(x0).detach()
     if start.is_complex():
         raise ConfigurationError("x0 is complex: minimise over torch.view_as_real(x0)")
@@ -115,7 +117,7 @@ def minimize(
     x = nn.Parameter(start.clone())
     if not x.numel():
         raise ConfigurationError("x0 has no entries")
-    optimizer = METHODS[name]([x], **{**DEFAULTS.get(name, {}), **(options or {})})
+    optimizer = _made(name, x, options or {})
     tell = _teller(callback)
     objective = Objective(optimizer, lambda: fun(x))
     try:
@@ -136,6 +138,24 @@ def minimize(
         if tell(run.result(False, "")):
             return run.result(run.within(tol), "the callback ended it")
     return run.result(True, "the gradient is within the tolerance")
+
+
+def _made(name: str, x: nn.Parameter, options: Mapping[str, Any]) -> IteratedOptimizer | NewtonCG:
+    """The method's optimizer of one tensor."""
+    kind = METHODS[name]
+    known = set(inspect.signature(kind).parameters) - {"model", "parameters", "iterations"}
+    unknown = set(options) - known
+    if unknown:
+        raise ConfigurationError(
+            f"options: {', '.join(sorted(unknown))} unknown to {name!r}, which has "
+            f"{', '.join(sorted(known))}; tol= and maxiter= are arguments of minimize"
+        )
+    optimizer = kind([x], **{**DEFAULTS.get(name, {}), **options})
+    if optimizer.needs_prediction:
+        raise ConfigurationError(
+            f'options: {name!r} takes matrix="hessian" here: fun predicts nothing'
+        )
+    return optimizer
 
 
 def _plain(name: str) -> str:

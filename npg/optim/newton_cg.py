@@ -14,9 +14,10 @@ from npg.errors import ConfigurationError
 from npg.likelihoods import as_distribution
 from npg.optim.base import Closure, FunctionOptimizer, Prediction, StepReport
 from npg.optim.descent import Descender, Evaluated
+from npg.optim.gradient import check_range
 from npg.optim.loss_curvature import LossMatrix, curvature_and_gradient
 from npg.optim.newton_direction import newton_direction, predicted_change
-from npg.optim.objective import Evaluation, Objective
+from npg.optim.objective import Evaluation, Objective, rounding_of
 from npg.optim.step_factors import StepFactors, generator_like
 from npg.preconditioners import ConjugateGradientInverse, KroneckerPreconditioner
 from npg.steps import Armijo, CGBacktracking, LevenbergMarquardt
@@ -109,8 +110,7 @@ class NewtonCG(FunctionOptimizer):
             raise ConfigurationError(
                 f'cg_preconditioner must be "kfac" or None, got {cg_preconditioner!r}'
             )
-        if not lr > 0:
-            raise ConfigurationError(f"lr must be positive, got {lr}")
+        check_range({"lr": lr}, "lr", 0, math.inf)
         limits = (cg_max_steps, kronecker_cg_max_steps, line_search_max_iter)
         if any(limit is not None and limit < 1 for limit in limits):
             raise ConfigurationError(
@@ -225,9 +225,10 @@ class NewtonCG(FunctionOptimizer):
         prediction = loss_tensor if output is None else output  # nobody asks for it again
         start = self.start_from(loss_tensor, prediction, gradient)
         loss, norm = start.loss, start.gradient_norm
-        if start.obstacle:
+        obstacle = start.obstacle or self.standstill()
+        if obstacle:
             known = {"gradient_norm": norm, "evaluations": objective.evaluations}
-            return self.skip(loss, start.obstacle, **known), evaluated
+            return self.skip(loss, obstacle, **known), evaluated
         damping = 0.0 if self.schedule is None else self.schedule.damping
         path = CGBacktracking() if self.cg_backtracking and not graphs else None
         inverse = self._inverse(objective.parameters, matrix, output, damping, norm)
@@ -244,7 +245,8 @@ class NewtonCG(FunctionOptimizer):
         found = descender.descend(loss, gradient, solution.x, path)
         ratio = math.nan
         if self.schedule is not None:
-            ratio = self.schedule.update(found.first - loss, predicted)
+            rounding = rounding_of(loss, gradient.dtype)
+            ratio = self.schedule.update(found.first - loss, predicted, rounding)
         point = found.point
         self.solution = solution.x if point is not None and self.warm_start else None
         if point is None:
@@ -255,7 +257,8 @@ class NewtonCG(FunctionOptimizer):
             loss,
             loss if point is None else point.value,
             accepted=point is not None,
-            reason="line search failed" if point is None else solution.reason,
+            reason=found.reason or solution.reason,
+            kl=0.0 if point is None else math.nan,
             fraction=0.0 if point is None else point.step,
             step_length=1.0,
             gradient_norm=norm,

@@ -18,6 +18,10 @@ from npg.steps import Point
 if TYPE_CHECKING:
     from npg.optim.base import FunctionOptimizer
 
+# Sums of terms of one sign, as most losses are, err by a few units in the last place.
+ROUNDING_UNITS = 8.0
+UNRESOLVED = "the step is below the parameters' resolution"
+
 
 @dataclass(frozen=True)
 class Evaluation(Point):
@@ -170,3 +174,16 @@ def agree(a: float, b: float, like: Sequence[Tensor]) -> bool:
     if not (math.isfinite(a) and math.isfinite(b)):
         return math.isfinite(a) == math.isfinite(b)
     return abs(a - b) <= math.sqrt(torch.finfo(like[0].dtype).eps) * max(abs(a), abs(b))
+
+
+def rounding_of(value: float, dtype: torch.dtype) -> float:
+    """By how much a sum may be wrong.
+
+    Args:
+        value: It.
+        dtype: In which it was added up.
+
+    Returns:
+        A few units in the last place.
+    """
+    return ROUNDING_UNITS * torch.finfo(dtype).eps * abs(value)

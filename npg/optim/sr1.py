@@ -120,15 +120,15 @@ class SR1(DenseQuasiNewton):
         """Trials in the ball, each of which teaches H, until one is good enough."""
         radius, ratio = self.extra["radius"], math.nan
         for _ in range(MAX_TRIALS):
-            trial, curvature = self._minimum(start.gradient, radius)
-            trial = trial * self.rates()
+            minimum, curvature = self._minimum(start.gradient, radius)
+            length = float(torch.linalg.vector_norm(minimum))
+            trial = minimum * self.rates()
             predicted = float(start.gradient.dot(trial)) + 0.5 * curvature(trial)
             if not predicted < 0 and self.forget():  # too ill-conditioned to say anything
                 continue
             objective.move(trial, 1.0)
             step = objective.displacement()
-            length = float(torch.linalg.vector_norm(step))
-            if not length:
+            if not bool(step.any()):
                 break
             point = objective.gradient(1.0, step)
             change = point.value - start.value
@@ -141,11 +141,7 @@ class SR1(DenseQuasiNewton):
                 radius = 0.25 * length
             elif ratio > GOOD and length > 0.8 * radius:
                 radius *= 2.0
-            hidden = -predicted <= self.rounding(start) and change <= self.rounding(start)
-            falls = float(torch.linalg.vector_norm(point.gradient)) < float(
-                torch.linalg.vector_norm(start.gradient)
-            )
-            if ratio > ACCEPTED or (hidden and falls):
+            if ratio > ACCEPTED or self._hidden(start, point, predicted):
                 self.extra["radius"] = radius
                 report = StepReport(
                     start.value,
@@ -153,7 +149,7 @@ class SR1(DenseQuasiNewton):
                     accepted=True,
                     reason="trust region",
                     fraction=1.0,
-                    step_length=length,
+                    step_length=1.0,
                     reduction_ratio=ratio,
                 )
                 return report, point
@@ -162,6 +158,11 @@ class SR1(DenseQuasiNewton):
         return StepReport(
             start.value, start.value, False, "no trial was good", kl=0.0, reduction_ratio=ratio
         ), start
+
+    def _hidden(self, start: Evaluation, point: Evaluation, predicted: float) -> bool:
+        """Whether the gradient fell, and the value has too few digits to show that."""
+        before, after = (float(torch.linalg.vector_norm(e.gradient)) for e in (start, point))
+        return max(-predicted, point.value - start.value) <= self.rounding(start) and after < before
 
     def _minimum(self, gradient: Tensor, radius: float) -> tuple[Tensor, Callable[[Tensor], float]]:
         """The model's minimum in the ball, and pᵀBp of any p."""

@@ -51,17 +51,20 @@ class LevenbergMarquardt:
         """Whether λ is to be adapted after this step, the first being step 1."""
         return step % self.interval == 0
 
-    def update(self, actual_change: float, predicted_change: float) -> float:
+    def update(self, actual_change: float, predicted_change: float, rounding: float = 0.0) -> float:
         """Adapts λ to one trial.
 
         Args:
             actual_change: Loss after minus loss before.
             predicted_change: The same by the quadratic model: a negative number, where the step is
                 the model's.
+            rounding: Changes up to this say nothing: where both are, λ stays.
 
         Returns:
-            The reduction ratio ρ; −inf where it is no number.
+            The reduction ratio ρ; −inf where it is no number, 1 where rounding hides it.
         """
+        if 0 < rounding >= max(abs(actual_change), abs(predicted_change)):
+            return 1.0
         ratio = actual_change / predicted_change if predicted_change != 0 else -math.inf
         if not math.isfinite(ratio):
             ratio = -math.inf

@@ -37,7 +37,8 @@ class Options:
     lr: float | None = None
     """Learning rate; None is the optimizer's own."""
     option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """NAME=VALUE, an argument of the optimizer's constructor; may be repeated."""
+    """NAME=VALUE, an argument of the optimizer's constructor, in YAML (null is None); may be
+    repeated."""
     batch_size: int = 128
     """Samples of a step; 0 takes all of them. What is left over at the end of an epoch is left
     out."""

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from npg.errors import ConfigurationError
-from npg.optim import LBFGS
+from npg.optim import BFGS, LBFGS
 from tests.npg.optim.helpers import objective, snapshot
 from tests.npg.optim.iterated_kinds import KINDS, Kind, train
 from tests.npg.oracles import mlp
@@ -189,3 +189,16 @@ class TestRates:
         optimizer = kind(groups)
         assert optimizer.step(lambda: (a**2 + b**2).sum() / 2).accepted
         assert (1 - b.item()) / (1 - a.item()) == pytest.approx(3.0)
+
+
+def test_the_report_of_several_iterations_is_that_of_the_last_that_moved():
+    x = nn.Parameter(torch.tensor([-1.2, 1.0]))
+    optimizer = BFGS([x], iterations=200)
+    report = optimizer.step(lambda: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2)
+    assert report.accepted
+    assert report.loss == pytest.approx(24.2)
+    assert report.loss_after < 1e-20
+    assert report.fraction == 1.0
+    assert report.step_length > 0
+    assert math.isnan(report.kl)
+    assert "conditions" not in report.reason, "it says what ended them"

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -292,3 +293,31 @@ class TestArguments:
     def test_refused(self, arguments, message):
         with pytest.raises(ConfigurationError, match=message):
             minimize(**{"fun": rosenbrock, "x0": [-1.2, 1.0], **arguments})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"options": {"gtol": 1e-3}}, "gtol unknown to 'bfgs'.*tol= and maxiter="),
+        ({"method": "newton-cg", "options": {"matrix": "fisher"}}, 'matrix="hessian"'),
+        ({"maxiter": -1}, "maxiter must not be negative"),
+    ],
+)
+def test_what_scipy_would_call_otherwise(settings, words):
+    with pytest.raises(ConfigurationError, match=words):
+        minimize(lambda x: x.square().sum(), [1.0, 2.0], **settings)
+
+
+@pytest.mark.parametrize("method", ["bfgs", "dfp", "sr1", "l-bfgs", "newton", "newton-cg"])
+def test_float32_ends_where_its_digits_do(method):
+    """Without spinning there: every iteration that counts has moved x."""
+    places = [torch.tensor([-1.0, 1.0], dtype=torch.float32)]
+    result = minimize(
+        lambda x: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2,
+        places[0],
+        method=method,
+        callback=places.append,
+    )
+    assert result.fun < 1e-9
+    assert result.nit < 100
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(places[: result.nit + 1]))

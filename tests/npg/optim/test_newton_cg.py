@@ -221,7 +221,8 @@ class TestClosures:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"lr": 0.0}, "lr must be positive"),
+        ({"lr": -1.0}, "lr must be in"),
+        ({"lr": math.inf}, "lr must be in"),
         ({"damping": -1.0}, "damping"),
         ({"matrix": "newton"}, "matrix must be"),
         ({"cg_preconditioner": "jacobi"}, "cg_preconditioner must be"),

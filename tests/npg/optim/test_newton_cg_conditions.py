@@ -317,3 +317,52 @@ class TestState:
         start = snapshot(model)
         assert optimizer.step(objective(model, x, y)).accepted
         assert bool((snapshot(model) != start)[:16].all())
+
+
+class TestAtTheMinimum:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_damping_survives_it(self, dtype):
+        """Rounding alone is left there to compare: it must not talk λ up to where nothing moves."""
+        model = nn.Linear(6, 3).to(dtype)
+        x, y = torch.randn(50, 6, dtype=dtype), torch.randn(50, 3, dtype=dtype)
+        optimizer = NewtonCG(model)
+
+        def closure():
+            output = model(x)
+            return F.mse_loss(output, y), output
+
+        for _ in range(80):
+            last = optimizer.step(closure)
+        assert optimizer.schedule.damping < 0.1
+        y *= 5
+        for _ in range(4):
+            report = optimizer.step(closure)
+        inputs = torch.cat([x, torch.ones(50, 1, dtype=dtype)], 1)
+        least = F.mse_loss(inputs @ torch.linalg.lstsq(inputs, y).solution, y)
+        assert report.loss_after == pytest.approx(float(least), rel=1e-4)
+        assert last.loss < report.loss
+
+    def test_a_step_that_moves_nothing_is_not_accepted(self):
+        model = nn.Linear(6, 3).float()
+        x, y = torch.randn(50, 6).float(), torch.randn(50, 3).float()
+        optimizer = NewtonCG(model)
+        reports, moved = [], []
+        for _ in range(60):
+            before = snapshot(model)
+            reports.append(optimizer.step(lambda: (F.mse_loss(o := model(x), y), o)))
+            moved.append(not torch.equal(snapshot(model), before))
+        assert [report.accepted for report in reports] == moved
+        still = [report for report in reports if not report.accepted]
+        assert any("resolution" in report.reason for report in still)
+        assert all(report.kl == 0.0 for report in still)
+
+    def test_a_rate_of_zero_is_no_failure(self):
+        model, (x, y) = mlp(), data()
+        optimizer = made(model)
+        optimizer.step(objective(model, x, y))
+        damping, start = optimizer.schedule.damping, snapshot(model)
+        optimizer.param_groups[0]["lr"] = 0.0
+        report = optimizer.step(objective(model, x, y))
+        assert (report.reason, report.accepted) == ("the rate is zero", False)
+        assert optimizer.schedule.damping == damping
+        assert torch.equal(snapshot(model), start)

@@ -183,3 +183,12 @@ class TestBoth:
         (argument,) = settings
         with pytest.raises(ConfigurationError, match=argument):
             SR1([nn.Parameter(torch.zeros(2))], **settings)
+
+
+@pytest.mark.parametrize("lr", [0.3, 0.5, 1.0])
+def test_the_radius_grows_at_every_rate(lr):
+    """From 1000 away with a radius of 1 at first."""
+    x = nn.Parameter(torch.tensor([1000.0, 0.0]))
+    optimizer = SR1([x], lr=lr, iterations=100)
+    report = optimizer.step(lambda: 0.6 * x[0] ** 2 + 1.5 * x[1] ** 2)
+    assert report.loss_after < 1e-6

@@ -90,3 +90,19 @@ def test_every_step_without_an_interval():
 def test_the_interval_is_checked(interval):
     with pytest.raises(ConfigurationError, match="interval must be at least 1"):
         LevenbergMarquardt(interval=interval)
+
+
+@pytest.mark.parametrize(
+    ("actual", "predicted", "damping"),
+    [
+        (1e-9, -1e-9, 1.0),  # both are rounding
+        (0.0, -1e-8, 1.0),
+        (1e-9, -1e-3, 2.0),  # the promise is not: ρ = −10⁻⁶ < ¼
+        (-1e-3, -1e-9, 0.5),  # nor is what came of it: ρ = 10⁶ > ¾
+    ],
+)
+def test_rounding_says_nothing(actual, predicted, damping):
+    schedule = LevenbergMarquardt(1.0, factor=2.0)
+    ratio = schedule.update(actual, predicted, rounding=1e-8)
+    assert schedule.damping == damping
+    assert (ratio == 1.0) == (damping == 1.0)
