@@ -14,6 +14,7 @@ from npg.optim.objective import Evaluation, Objective
 
 # Sums of terms of one sign, as most losses are, err by a few units in the last place.
 ROUNDING_UNITS = 8.0
+UNRESOLVED = "the step is below the parameters' resolution"
 
 
 class IteratedOptimizer(FunctionOptimizer):

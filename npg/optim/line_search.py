@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from npg.errors import ConfigurationError
 from npg.optim.base import StepReport
-from npg.optim.iterated import IteratedOptimizer
+from npg.optim.iterated import UNRESOLVED, IteratedOptimizer
 from npg.optim.objective import Evaluation, Objective
 from npg.steps import Armijo, Found, StrongWolfe
 
 LineSearch = StrongWolfe | Armijo
 Search = LineSearch | Literal["strong-wolfe", "armijo"] | None
-
-UNRESOLVED = "the step is below the parameters' resolution"
 
 
 class LineSearchOptimizer(IteratedOptimizer):

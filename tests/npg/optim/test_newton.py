@@ -57,6 +57,7 @@ class TestOneStep:
         torch.testing.assert_close(step, expected, rtol=1e-7, atol=1e-10)
         assert float(step.norm()) == pytest.approx(radius, rel=0.1)
         assert report.reason == "at the radius"
+        assert (report.step_length, report.fraction) == (1.0, 1.0)
         assert report.gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-10)
         promised = float(gradient @ expected + expected @ matrix @ expected / 2)
         change = report.loss_after - report.loss

@@ -115,6 +115,47 @@ class TestRefusals:
         assert GaussNewton([optimum]).step(solved).reason == "zero gradient"
 
 
+class TestWithoutAMinimum:
+    """Losses that have none, or have it at a kink: the radius grows or shrinks for ever."""
+
+    @pytest.mark.parametrize("start", [[0.0, 0.0, 0.0], [0.3, -1.0, 2.0]])
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            lambda x: x.sum(),
+            lambda x: x.max(),
+            lambda x: -x.exp().sum(),
+            lambda x: -x.square().sum(),
+            lambda x: (x**3).sum(),
+            lambda x: x.abs().sum(),
+            lambda x: (x - 0.1).abs().sum(),
+        ],
+        ids=["linear", "max", "-exp", "-square", "cube", "abs", "shifted-abs"],
+    )
+    def test_ends_with_finite_parameters_and_no_higher(self, loss, dtype, start):
+        start = torch.tensor(start, dtype=dtype)
+        result = minimize(loss, start, method="newton", maxiter=2000)
+        assert torch.isfinite(result.x).all()
+        assert result.fun <= float(loss(start))
+        assert result.fun == float(loss(result.x))
+
+    @BOTH
+    def test_a_step_below_the_resolution_is_no_step(self, kind):
+        """A radius of 1e-20 around 1 rounds to none: one trial finds that, without the loss."""
+        point, closure = of_point([1.0], lambda p: 1e10 * (p - 1) + 1.0)
+        start = point.detach().clone()
+        optimizer = kind([point], radius=1e-20)
+        report = optimizer.step(closure)
+        assert (report.accepted, report.reason) == (
+            False,
+            "the step is below the parameters' resolution",
+        )
+        assert report.evaluations == 3  # the loss, and twice the same
+        assert torch.equal(point, start)
+        assert optimizer.extra["radius"] == 2.5e-21
+
+
 class TestClosures:
     @BOTH
     def test_one_that_disagrees_with_itself(self, kind):
