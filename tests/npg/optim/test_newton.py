@@ -219,6 +219,19 @@ class TestSingular:
         assert kind([*model.parameters(), idle]).step(closure).accepted
         assert torch.equal(idle, torch.ones(2))
 
+    @BOTH
+    def test_an_unused_layer_stays_bit_for_bit(self, kind):
+        """In a network, whose matrix is indefinite or singular for other reasons, too."""
+        model, unused = mlp(), nn.Linear(4, 4)
+        with torch.no_grad():
+            unused.bias[0] = -0.0
+        _, _, closure = classification(model)
+        start = snapshot(unused)
+        optimizer = kind([*unused.parameters(), *model.parameters()])
+        assert all(optimizer.step(closure).accepted for _ in range(8))
+        assert torch.equal(snapshot(unused), start)
+        assert torch.equal(snapshot(unused).signbit(), start.signbit())
+
     def test_float32(self):
         a, b = torch.randn(3, 6).float(), torch.randn(3).float()
         point = nn.Parameter(torch.zeros(6, dtype=torch.float32))
