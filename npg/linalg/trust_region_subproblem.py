@@ -52,9 +52,9 @@ def quadratic_in_ball(matrix: Tensor, gradient: Tensor, dtype: torch.dtype) -> Q
     """Factorises a quadratic function.
 
     Variables that it does not depend on stay out: rounding would move them, and their zeros would
-    make H singular. A matrix that is positive definite beyond doubt takes Cholesky's factorisation: it costs a
-    fraction of the eigenvectors, and does not lose small pivots beside large ones, as in badly
-    scaled problems. Any other takes its eigenvectors, with which each radius costs O(P²).
+    make H singular. A matrix that is positive definite beyond doubt takes Cholesky's factorisation:
+    it costs a fraction of the eigenvectors, and does not lose small pivots beside large ones, as in
+    badly scaled problems. Any other takes its eigenvectors, with which each radius costs O(P²).
 
     Args:
         matrix: H [P, P], symmetric, finite.

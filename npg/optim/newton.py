@@ -14,9 +14,8 @@ from npg.curvature import CurvatureMatrix, Hessian
 from npg.errors import ConfigurationError
 from npg.linalg.trust_region_subproblem import quadratic_in_ball
 from npg.optim.base import CLOSURE_ADVICE, Prediction, StepReport
-from npg.optim.iterated import UNRESOLVED, IteratedOptimizer
+from npg.optim.iterated import UNRESOLVED, IteratedOptimizer, check_dense_size
 from npg.optim.objective import Evaluation, Objective
-from npg.preconditioners.implicit import DENSE_LIMIT
 from npg.steps.radius import LEAST_RATIO, next_radius, reduction_ratio, resolved_radius
 
 
@@ -51,8 +50,6 @@ class DenseOptimizer(IteratedOptimizer):
         deterministic: bool = True,
         parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
     ) -> None:
-        if not lr > 0:
-            raise ConfigurationError(f"lr must be positive, got {lr}")
         if radius is not None and not 0 < radius < math.inf:
             raise ConfigurationError(f"radius must be positive and finite, got {radius}")
         if max_trials < 1:
@@ -67,23 +64,10 @@ class DenseOptimizer(IteratedOptimizer):
         self.max_trials = max_trials
         self.extra["radius"] = radius or 0.0  # 0: not known yet
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group of parameters.
-
-        Args:
-            param_group: ``params`` and what differs from the defaults.
-
-        Raises:
-            ConfigurationError: If that makes too many for a dense matrix.
-        """
-        super().add_param_group(param_group)
-        size = sum(p.numel() for p in self.tensors())
-        if size > DENSE_LIMIT:
-            self.param_groups.pop()
-            raise ConfigurationError(
-                f"{type(self).__name__}: a dense matrix of {size} parameters is too large (limit "
-                f"{DENSE_LIMIT}): use NewtonCG, which needs its products alone"
-            )
+    def check_groups(self, groups: list[dict[str, Any]]) -> None:
+        """Refuses groups that cannot work, or have too many parameters for a dense matrix."""
+        super().check_groups(groups)
+        check_dense_size(self, "NewtonCG, which needs its products alone")
 
     @abstractmethod
     def matrix(self, loss: Tensor, prediction: Prediction | None) -> CurvatureMatrix:

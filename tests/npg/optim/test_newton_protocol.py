@@ -11,7 +11,7 @@ from torch.distributions import Categorical
 from torch.nn import functional as F
 
 from npg.errors import ConfigurationError
-from npg.optim import GaussNewton, Newton
+from npg.optim import GaussNewton, Newton, iterated
 from npg.optim import newton as module
 from npg.optim.minimize import minimize
 from tests.npg.optim.helpers import snapshot
@@ -269,8 +269,9 @@ class TestState:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"lr": 0.0}, "lr must be positive"),
-        ({"lr": math.nan}, "lr must be positive"),
+        ({"lr": -1.0}, "lr must be finite and not negative"),
+        ({"lr": math.nan}, "lr must be finite and not negative"),
+        ({"lr": math.inf}, "lr must be finite and not negative"),
         ({"radius": 0.0}, "radius must be positive"),
         ({"radius": math.inf}, "radius must be positive and finite"),
         ({"radius": math.nan}, "radius must be positive"),
@@ -283,10 +284,38 @@ def test_settings_are_checked(kind, settings, words):
 
 
 @BOTH
+@pytest.mark.parametrize("rate", [-1.0, math.nan, math.inf])
+def test_a_groups_rate_is_checked(kind, rate):
+    first, second = mlp(), nn.Linear(3, 3)
+    group = {"params": list(second.parameters()), "lr": rate}
+    with pytest.raises(ConfigurationError, match="lr must be finite and not negative"):
+        kind([{"params": list(first.parameters())}, group])
+    optimizer = kind(first)
+    with pytest.raises(ConfigurationError, match="lr must be finite and not negative"):
+        optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 1
+
+
+@BOTH
+def test_a_rate_of_zero_moves_nothing_and_forgets_nothing(kind):
+    """As schedules begin or end."""
+    model = mlp()
+    _, _, closure = classification(model)
+    start = snapshot(model)
+    optimizer = kind(model, lr=0.0, radius=0.3)
+    report = optimizer.step(closure)
+    assert (report.accepted, report.reason) == (False, "the rate is zero")
+    assert torch.equal(snapshot(model), start)
+    assert optimizer.extra["radius"] == 0.3
+    optimizer.param_groups[0]["lr"] = 1.0
+    assert optimizer.step(closure).accepted
+
+
+@BOTH
 def test_too_many_parameters(kind, monkeypatch):
     with pytest.raises(ConfigurationError, match=r"40200 parameters is too large.*NewtonCG"):
         kind(nn.Linear(200, 200))
-    monkeypatch.setattr(module, "DENSE_LIMIT", 60)
+    monkeypatch.setattr(iterated, "DENSE_LIMIT", 60)
     optimizer = kind(mlp())
     with pytest.raises(ConfigurationError, match="75 parameters"):
         optimizer.add_param_group({"params": nn.Linear(3, 4).parameters()})
