@@ -44,7 +44,7 @@ def _products(
     count = len(vectors)
     lead = (count,) if batched else ()
     pieces = [
-        piece.reshape(*lead, *output.shape).to(output.dtype)
+        piece.reshape((*lead, *output.shape)).to(output.dtype)
         for piece, output in zip(
             vectors.split([output.numel() for output in outputs], dim=1), outputs, strict=True
         )
@@ -57,6 +57,10 @@ def _products(
             pieces,
             retain_graph=True,
             is_grads_batched=batched,
-            materialize_grads=True,
+            allow_unused=True,  # materialize_grads makes zeros for one vector alone
         )
-    return torch.cat([product.reshape(count, -1) for product in products], dim=1)
+    rows = [
+        tensor.new_zeros(count, tensor.numel()) if product is None else product.reshape(count, -1)
+        for tensor, product in zip(inputs, products, strict=True)
+    ]
+    return torch.cat(rows, dim=1)

@@ -6,7 +6,7 @@ positive semi-definite and either is zero or puts s on the sphere. λ is Levenbe
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -51,9 +51,10 @@ class QuadraticInBall(Protocol):
 def quadratic_in_ball(matrix: Tensor, gradient: Tensor, dtype: torch.dtype) -> QuadraticInBall:
     """Factorises a quadratic function.
 
-    A matrix that is positive definite beyond doubt takes Cholesky's factorisation: it costs a
-    fraction of the eigenvectors, and does not lose small pivots beside large ones, as in badly
-    scaled problems. Any other takes its eigenvectors, with which each radius costs O(P²).
+    Variables that it does not depend on stay out: rounding would move them, and their zeros would
+    make H singular. A matrix that is positive definite beyond doubt takes Cholesky's factorisation:
+    it costs a fraction of the eigenvectors, and does not lose small pivots beside large ones, as in
+    badly scaled problems. Any other takes its eigenvectors, with which each radius costs O(P²).
 
     Args:
         matrix: H [P, P], symmetric, finite.
@@ -67,6 +68,11 @@ def quadratic_in_ball(matrix: Tensor, gradient: Tensor, dtype: torch.dtype) -> Q
         Moré and Sorensen, "Computing a trust region step", 1983.
     """
     matrix, gradient = symmetrised(matrix.double()), gradient.double()
+    involved = matrix.any(1) | (gradient != 0)
+    if not bool(involved.all()):
+        places = involved.nonzero().squeeze(1)
+        part = quadratic_in_ball(matrix[places][:, places], gradient[places], dtype)
+        return _Among(part, places, len(gradient))
     eps = torch.finfo(dtype).eps
     rounding = min(len(gradient) * eps, math.sqrt(eps))
     diagonal = matrix.diagonal()
@@ -96,6 +102,24 @@ def minimise_in_ball(
     rounding = len(gradient) * torch.finfo(gradient.dtype).eps
     found = _Diagonalised(eigenvalues, eigenvectors, gradient, rounding).minimum(radius)
     return found.step, found.damping
+
+
+class _Among:
+    """A quadratic function of some of the variables; the others stay bit for bit.
+
+    Their part of a step is −0: θ + (−0) is θ, which θ + 0 is not where θ = −0.
+    """
+
+    def __init__(self, part: QuadraticInBall, places: Tensor, size: int) -> None:
+        self.part, self.places, self.size = part, places, size
+
+    def natural_radius(self) -> float:
+        return self.part.natural_radius()
+
+    def minimum(self, radius: float) -> BallMinimum:
+        found = self.part.minimum(radius)
+        step = found.step.new_full((self.size,), -0.0).index_copy(0, self.places, found.step)
+        return replace(found, step=step)
 
 
 class _Definite:

@@ -201,20 +201,21 @@ class FunctionOptimizer(torch.optim.Optimizer):
             )
 
     def check_newest_group(
-        self, model: nn.Module, check: Callable[[list[dict[str, Any]]], None]
+        self, model: nn.Module | None, check: Callable[[list[dict[str, Any]]], None]
     ) -> None:
         """Takes the group that was added last out again, where it cannot be.
 
         Args:
-            model: Whose parameters it has to be of.
+            model: Whose parameters it has to be of; None where any will do.
             check: Refuses settings of groups that cannot work.
 
         Raises:
             ConfigurationError: If a parameter is not the model's, or a setting cannot work.
         """
-        known = {id(p) for p in model.parameters()}
+        newest = self.param_groups[-1]["params"]
+        known = {id(p) for p in (newest if model is None else model.parameters())}
         try:
-            if any(id(p) not in known for p in self.param_groups[-1]["params"]):
+            if any(id(p) not in known for p in newest):
                 raise ConfigurationError("a group's params must be parameters of the model")
             check(self.param_groups)
         except ConfigurationError:

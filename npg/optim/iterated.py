@@ -1,5 +1,6 @@
 """What the optimizers share that go from evaluation to evaluation of value and gradient."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from npg.errors import ConfigurationError
 from npg.optim.base import Closure, FunctionOptimizer, StepReport, obstacle_to
 from npg.optim.objective import Evaluation, Objective, rounding_of
+from npg.preconditioners import DENSE_LIMIT
 
 
 class IteratedOptimizer(FunctionOptimizer):
@@ -18,7 +20,8 @@ class IteratedOptimizer(FunctionOptimizer):
 
     Args:
         model: Module to train, or its parameters; the module lets batch normalisation take part.
-        defaults: Settings of the parameter groups, ``lr`` among them.
+        defaults: Settings of the parameter groups, ``lr`` among them: not negative. At 0, where
+            schedules begin or end, nothing moves and nothing is forgotten.
         iterations: So many iterations per :meth:`step`, all on one closure. They share
             evaluations: for a whole data set take 20, say, for minibatches 1.
         deterministic: Whether to check that the closure agrees with itself: by evaluating it twice
@@ -45,6 +48,33 @@ class IteratedOptimizer(FunctionOptimizer):
         super().__init__(model, defaults, parameters)
         self.iterations = iterations
         self.deterministic = deterministic
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters.
+
+        Args:
+            param_group: ``params`` and what differs from the defaults.
+
+        Raises:
+            ConfigurationError: If a setting cannot work; then the groups are as they were.
+        """
+        super().add_param_group(param_group)
+        self.check_newest_group(None, self.check_groups)
+
+    def check_groups(self, groups: list[dict[str, Any]]) -> None:
+        """Refuses groups that cannot work.
+
+        Args:
+            groups: All of them.
+
+        Raises:
+            ConfigurationError: If a rate is negative or no finite number.
+        """
+        for group in groups:
+            if not 0 <= group["lr"] < math.inf:
+                raise ConfigurationError(
+                    f"lr must be finite and not negative, got {group['lr']}; 1 is the method's own"
+                )
 
     @abstractmethod
     def advance(self, objective: Objective, start: Evaluation) -> tuple[StepReport, Evaluation]:
@@ -115,3 +145,21 @@ class IteratedOptimizer(FunctionOptimizer):
     def rounding(self, start: Evaluation) -> float:
         """By how much the objective's value may be wrong."""
         return rounding_of(start.value, start.gradient.dtype)
+
+
+def check_dense_size(optimizer: IteratedOptimizer, remedy: str) -> None:
+    """Refuses more parameters than a dense matrix can be of.
+
+    Args:
+        optimizer: Which keeps or factorises one.
+        remedy: What to use instead.
+
+    Raises:
+        ConfigurationError: If there are too many.
+    """
+    size = sum(p.numel() for p in optimizer.tensors())
+    if size > DENSE_LIMIT:
+        raise ConfigurationError(
+            f"{type(optimizer).__name__}: a dense matrix of {size} parameters is too large (limit "
+            f"{DENSE_LIMIT}): use {remedy}"
+        )

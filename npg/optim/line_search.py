@@ -50,8 +50,6 @@ class LineSearchOptimizer(IteratedOptimizer):
         deterministic: bool,
         parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None,
     ) -> None:
-        if not 0 <= lr < math.inf:
-            raise ConfigurationError(f"lr must not be negative, got {lr}")
         named = {"strong-wolfe": self.strong_wolfe, "armijo": Armijo()}
         search = named.get(line_search) if isinstance(line_search, str) else line_search
         if (search is None) != (line_search is None) or not isinstance(search, LineSearch | None):

@@ -14,10 +14,9 @@ from npg.curvature import CurvatureMatrix, Hessian
 from npg.errors import ConfigurationError
 from npg.linalg.trust_region_subproblem import quadratic_in_ball
 from npg.optim.base import CLOSURE_ADVICE, Prediction, StepReport
-from npg.optim.iterated import IteratedOptimizer
-from npg.optim.objective import Evaluation, Objective
-from npg.preconditioners.implicit import DENSE_LIMIT
-from npg.steps.radius import LEAST_RATIO, next_radius, reduction_ratio
+from npg.optim.iterated import IteratedOptimizer, check_dense_size
+from npg.optim.objective import UNRESOLVED, Evaluation, Objective
+from npg.steps.radius import LEAST_RATIO, next_radius, reduction_ratio, resolved_radius
 
 
 class DenseOptimizer(IteratedOptimizer):
@@ -51,8 +50,6 @@ class DenseOptimizer(IteratedOptimizer):
         deterministic: bool = True,
         parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
     ) -> None:
-        if not lr > 0:
-            raise ConfigurationError(f"lr must be positive, got {lr}")
         if radius is not None and not 0 < radius < math.inf:
             raise ConfigurationError(f"radius must be positive and finite, got {radius}")
         if max_trials < 1:
@@ -67,23 +64,10 @@ class DenseOptimizer(IteratedOptimizer):
         self.max_trials = max_trials
         self.extra["radius"] = radius or 0.0  # 0: not known yet
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group of parameters.
-
-        Args:
-            param_group: ``params`` and what differs from the defaults.
-
-        Raises:
-            ConfigurationError: If that makes too many for a dense matrix.
-        """
-        super().add_param_group(param_group)
-        size = sum(p.numel() for p in self.tensors())
-        if size > DENSE_LIMIT:
-            self.param_groups.pop()
-            raise ConfigurationError(
-                f"{type(self).__name__}: a dense matrix of {size} parameters is too large (limit "
-                f"{DENSE_LIMIT}): use NewtonCG, which needs its products alone"
-            )
+    def check_groups(self, groups: list[dict[str, Any]]) -> None:
+        """Refuses groups that cannot work, or have too many parameters for a dense matrix."""
+        super().check_groups(groups)
+        check_dense_size(self, "NewtonCG, which needs its products alone")
 
     @abstractmethod
     def matrix(self, loss: Tensor, prediction: Prediction | None) -> CurvatureMatrix:
@@ -108,13 +92,19 @@ class DenseOptimizer(IteratedOptimizer):
         )
         if not bool(torch.isfinite(dense).all()):
             return report, start
-        quadratic = quadratic_in_ball(dense, gradient, start.gradient.dtype)
-        first = radius = self.extra["radius"] or quadratic.natural_radius()
+        dtype = start.gradient.dtype
+        quadratic = quadratic_in_ball(dense, gradient, dtype)
+        first = resolved_radius(self.extra["radius"] or quadratic.natural_radius(), dtype)
+        radius, ratio, reason = first, math.nan, "no trial lowered the loss"
         for _ in range(self.max_trials):
             found = quadratic.minimum(radius)
             step = found.step * rates
-            objective.move(step.to(start.gradient), 1.0)
-            end = objective.gradient(1.0, step.to(start.gradient))
+            objective.move(step.to(dtype), 1.0)
+            moved = objective.displacement()
+            if not bool(torch.isfinite(moved).all() and moved.any()):
+                reason = UNRESOLVED if not bool(moved.any()) else "the step is not finite"
+                break
+            end = objective.gradient(1.0, step.to(dtype))
             predicted = float(gradient @ step + (step @ (dense @ step)) / 2)
             ratio = reduction_ratio(end.value - start.value, predicted)
             if self._hidden(start, end, predicted):
@@ -122,6 +112,7 @@ class DenseOptimizer(IteratedOptimizer):
             if not bool(torch.isfinite(end.gradient).all()):
                 ratio = -math.inf
             radius = next_radius(radius, found.length, ratio, bounded=found.bounded)
+            radius = resolved_radius(radius, dtype)
             if ratio > LEAST_RATIO:
                 self.extra["radius"] = radius
                 accepted = replace(
@@ -131,7 +122,7 @@ class DenseOptimizer(IteratedOptimizer):
                     reason="at the radius" if found.bounded else "undamped",
                     kl=math.nan,
                     fraction=1.0,
-                    step_length=float(torch.linalg.vector_norm(step)),
+                    step_length=1.0,
                     damping=found.damping,
                     reduction_ratio=ratio,
                 )
@@ -140,7 +131,7 @@ class DenseOptimizer(IteratedOptimizer):
         self.extra["radius"] = next_radius(first, first, -math.inf, bounded=True)
         failed = replace(
             report,
-            reason="no trial lowered the loss",
+            reason=reason,
             damping=found.damping,
             reduction_ratio=ratio,
         )

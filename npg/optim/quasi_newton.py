@@ -16,8 +16,8 @@ from npg.linalg.quasi_newton import (
     dfp_inverse_products,
     powell_damped,
 )
+from npg.optim.iterated import check_dense_size
 from npg.optim.line_search import LineSearchOptimizer, Search
-from npg.preconditioners import DENSE_LIMIT
 from npg.steps import StrongWolfe
 
 
@@ -63,16 +63,15 @@ class DenseQuasiNewton(LineSearchOptimizer):
             deterministic=deterministic,
             parameters=parameters,
         )
-        size = sum(p.numel() for p in self.tensors())
-        if size > DENSE_LIMIT:
-            raise ConfigurationError(
-                f"{type(self).__name__} keeps a matrix over {size} parameters (limit "
-                f"{DENSE_LIMIT}): use LBFGS, or KBFGS for a network"
-            )
         self.powell_damping = powell_damping
         self._inverse: Tensor | None = None
         # A gradient and H times it: where a step ends is where the next one begins.
         self._known: tuple[Tensor, Tensor] | None = None
+
+    def check_groups(self, groups: list[dict[str, Any]]) -> None:
+        """Refuses groups that cannot work, or have too many parameters for a dense matrix."""
+        super().check_groups(groups)
+        check_dense_size(self, "LBFGS, or KBFGS for a network")
 
     @property
     def inverse_hessian(self) -> Tensor | None:

@@ -2,10 +2,28 @@
 
 import math
 
+import torch
+
 SHRINKING = 0.25
 GROWING = 2.0
 # Of the predicted reduction, what a step has to bring to be taken.
 LEAST_RATIO = 1e-4
+
+
+def resolved_radius(radius: float, dtype: torch.dtype) -> float:
+    """Keeps a radius where it and its square are numbers above zero.
+
+    Args:
+        radius: Positive, perhaps infinite: where the loss has no lower bound it doubles for ever,
+            at a kink it shrinks for ever.
+        dtype: Of the parameters, which have to be able to take a step of that length.
+
+    Returns:
+        The nearest radius whose square float64 can hold and whose value the dtype can.
+    """
+    wide, own = torch.finfo(torch.float64), torch.finfo(dtype)
+    least = max(own.tiny, math.sqrt(wide.tiny))
+    return min(max(radius, least), own.max, math.sqrt(wide.max))
 
 
 def reduction_ratio(actual_change: float, predicted_change: float) -> float:

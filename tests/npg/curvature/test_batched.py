@@ -41,6 +41,28 @@ def test_several_outputs_and_an_input_that_takes_no_part():
     assert not found[:, -2:].any()
 
 
+def test_an_input_that_takes_no_part_is_batched_with_the_others(monkeypatch):
+    model, x, idle = mlp(), torch.randn(5, 3), nn.Parameter(torch.ones(2))
+    passes, original = [], torch.autograd.grad
+
+    def counted(*args, **options):
+        passes.append(options["is_grads_batched"])
+        return original(*args, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    vector_jacobian_products([model(x)], [*trained(model), idle], torch.randn(9, 15))
+    assert passes == [True]
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_numbers_without_a_dimension(stubborn):
+    """y = x² at x = 3, an output and an input of shape [], beside an input that takes no part."""
+    x, idle = nn.Parameter(torch.tensor(3.0)), nn.Parameter(torch.ones(2))
+    output = Stubborn.apply(x.square()) / 3 if stubborn else x.square()
+    found = vector_jacobian_products([output], [x, idle], torch.tensor([[1.0], [2.0]]))
+    torch.testing.assert_close(found, torch.tensor([[6.0, 0.0, 0.0], [12.0, 0.0, 0.0]]))
+
+
 def test_what_cannot_be_batched_is_done_one_by_one():
     model, x = mlp(), torch.randn(5, 3)
     vectors = torch.randn(4, 15)

@@ -139,3 +139,28 @@ def test_natural_radius_of_an_indefinite_matrix_takes_absolute_values():
     matrix, basis = rotated([-2.0, 4.0])
     quadratic = quadratic_in_ball(matrix, basis @ torch.tensor([6.0, 16.0]), torch.float64)
     assert quadratic.natural_radius() == pytest.approx(5.0)  # (3, 4)
+
+
+@pytest.mark.parametrize("values", SPECTRA.values(), ids=SPECTRA)
+def test_variables_that_it_does_not_depend_on_stay(values):
+    """Zeros between the others: the same minimum, and a step of −0, which adds to no number."""
+    inner, _ = rotated(values)
+    places = torch.tensor([0, 2, 3, 6])
+    matrix, gradient = torch.zeros(7, 7), torch.zeros(7)
+    matrix[places[:, None], places] = inner
+    gradient[places] = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    whole = quadratic_in_ball(matrix, gradient, torch.float64)
+    part = quadratic_in_ball(inner, gradient[places], torch.float64)
+    found, expected = whole.minimum(1.5), part.minimum(1.5)
+    torch.testing.assert_close(found.step[places], expected.step)
+    assert found.damping == expected.damping
+    assert whole.natural_radius() == part.natural_radius()
+    idle = found.step[torch.tensor([1, 4, 5])]
+    assert torch.equal(idle, torch.zeros(3))
+    assert bool(idle.signbit().all())
+
+
+def test_a_gradient_without_curvature_takes_part():
+    matrix, gradient = torch.diag(torch.tensor([2.0, 0.0, 0.0])), torch.tensor([0.0, 3.0, 0.0])
+    found = quadratic_in_ball(matrix, gradient, torch.float64).minimum(2.0)
+    assert float(found.step[1]) == pytest.approx(-2.0, rel=1e-3)

@@ -182,6 +182,15 @@ class TestRates:
         train(optimizer, objective(model, *data), 2)
         assert torch.equal(snapshot(model), start)
 
+    @pytest.mark.parametrize("rate", [-1.0, math.nan, math.inf])
+    def test_that_cannot_work_are_refused(self, kind, rate):
+        with pytest.raises(ConfigurationError, match="lr must be finite and not negative"):
+            kind(mlp(), lr=rate)
+        optimizer, layer = kind(mlp()), nn.Linear(3, 3)
+        with pytest.raises(ConfigurationError, match="lr must be finite and not negative"):
+            optimizer.add_param_group({"params": layer.parameters(), "lr": rate})
+        assert len(optimizer.param_groups) == 1
+
     def test_are_of_their_groups(self, kind):
         """The first step goes along the gradient, at each group's rate; in the ball at Δ = 1."""
         a, b = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([1.0]))

@@ -209,6 +209,10 @@ class TestSettings:
     def test_too_many_parameters(self):
         with pytest.raises(ConfigurationError, match=r"20001 parameters.*LBFGS"):
             BFGS([nn.Parameter(torch.zeros(20_001))])
+        optimizer = BFGS([nn.Parameter(torch.zeros(20_000))])
+        with pytest.raises(ConfigurationError, match=r"20001 parameters.*LBFGS"):
+            optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+        assert len(optimizer.param_groups) == 1
 
     @pytest.mark.parametrize(
         "settings",

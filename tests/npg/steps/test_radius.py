@@ -1,8 +1,9 @@
 import math
 
 import pytest
+import torch
 
-from npg.steps.radius import next_radius, reduction_ratio
+from npg.steps.radius import next_radius, reduction_ratio, resolved_radius
 
 # ρ, length of the step, whether the radius bounded it, and the radius after one of 8
 TABLE = [
@@ -44,3 +45,12 @@ def test_table(ratio, length, bounded, after):
 )
 def test_ratio(actual, predicted, ratio):
     assert reduction_ratio(actual, predicted) == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_radius_and_its_square_stay_numbers_above_zero(dtype):
+    assert resolved_radius(3.5, dtype) == 3.5
+    for radius in (0.0, 1e-320, 1e308, math.inf):
+        resolved = resolved_radius(radius, dtype)
+        assert 0 < resolved**2 < math.inf
+        assert 0 < float(torch.tensor(resolved, dtype=dtype)) < math.inf
