@@ -1,0 +1,133 @@
+"""K-BFGS where something goes wrong: a step is taken whole or not at all."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from npg.errors import ConfigurationError
+from npg.optim import KBFGS
+from tests.npg.optim.helpers import objective, snapshot
+from tests.npg.oracles import mlp
+
+
+@pytest.fixture
+def data():
+    return torch.randn(24, 3), torch.randint(3, (24,))
+
+
+def fails_later(model, data, call, value):
+    """A closure whose loss is not finite at one of its calls."""
+    calls = []
+
+    def closure():
+        calls.append(1)
+        loss = F.cross_entropy(model(data[0]), data[1])
+        return loss * value if len(calls) == call else loss
+
+    return closure
+
+
+class TestFaults:
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    @pytest.mark.parametrize("call", [1, 2])
+    def test_what_is_not_finite_moves_nothing(self, data, call, value):
+        model = mlp()
+        optimizer = KBFGS(model)
+        for _ in range(3):
+            optimizer.step(objective(model, *data))
+        start, outputs = snapshot(model), repr(optimizer.preconditioner.state_dict()[0]["outputs"])
+        everything = repr(optimizer.preconditioner.state_dict())
+        report = optimizer.step(fails_later(model, data, call, value))
+        assert not report.accepted
+        assert torch.equal(snapshot(model), start)
+        assert repr(optimizer.preconditioner.state_dict()[0]["outputs"]) == outputs
+        counted = "skipped" if call == 1 else "rejected"
+        assert optimizer.extra == {"steps": 4, "skipped": 0, "rejected": 0} | {counted: 1}
+        if call == 1:
+            assert repr(optimizer.preconditioner.state_dict()) == everything
+        assert optimizer.step(objective(model, *data)).accepted
+        assert not torch.equal(snapshot(model), start)
+
+    @pytest.mark.parametrize(("rise", "taken"), [(0.1, True), (0.3, False)])
+    def test_a_step_that_leads_far_up_is_taken_back(self, data, rise, taken):
+        """The first step is as long as kl_clip = 0.1 lets it be: its length squared is 0.2."""
+        model, calls = mlp(), []
+        optimizer = KBFGS(model, kl_clip=0.1, damping=1e-3, momentum=0.0)
+        start = snapshot(model)
+
+        def closure():
+            calls.append(1)
+            loss = 1e3 * F.cross_entropy(model(data[0]), data[1])
+            return loss if len(calls) == 1 else loss - loss.detach() + before + rise
+
+        before = 1e3 * F.cross_entropy(model(data[0]), data[1]).detach()
+        before_step = repr(optimizer.preconditioner.state_dict()[0]["outputs"])
+        report = optimizer.step(closure)
+        assert report.fraction < 1 or not taken, "the step is clipped"
+        assert report.accepted == taken
+        assert torch.equal(snapshot(model), start) == (not taken)
+        assert optimizer.extra["rejected"] == (not taken)
+        assert repr(optimizer.preconditioner.state_dict()[0]["outputs"]) != before_step
+        if not taken:
+            assert report.reason == "the loss rose"
+            assert report.loss_after == report.loss
+            assert not any("velocity" in state for state in optimizer.state.values())
+
+    def test_an_exception_at_the_second_call_moves_nothing(self, data):
+        model = mlp()
+        optimizer = KBFGS(model)
+        start, calls = snapshot(model), []
+
+        def closure():
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return F.cross_entropy(model(data[0]), data[1])
+
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step(closure)
+        assert torch.equal(snapshot(model), start)
+        assert optimizer.step(objective(model, *data)).accepted
+
+    def test_closures_of_another_kind(self, data):
+        model = mlp()
+        optimizer = KBFGS(model)
+        start = snapshot(model)
+
+        def backward():
+            loss = F.cross_entropy(model(data[0]), data[1])
+            loss.backward()
+            return loss
+
+        other = mlp()
+        for closure in (None, backward, lambda: 1.0, lambda: model(data[0])):
+            with pytest.raises(ConfigurationError, match="closure"):
+                optimizer.step(closure)
+        with pytest.raises(ConfigurationError, match="does not depend"):
+            optimizer.step(objective(other, *data))
+        assert torch.equal(snapshot(model), start)
+
+    @pytest.mark.parametrize(
+        ("options", "name"),
+        [
+            ({"lr": -1.0}, "lr"),
+            ({"damping": 0.0}, "damping"),
+            ({"momentum": 1.0}, "momentum"),
+            ({"kl_clip": 0.0}, "kl_clip"),
+            ({"weight_decay": -1.0}, "weight_decay"),
+            ({"memory": 0}, "memory"),
+            ({"statistics_decay": 1.0}, "statistics_decay"),
+        ],
+    )
+    def test_settings_that_cannot_work(self, options, name):
+        with pytest.raises(ConfigurationError, match=name):
+            KBFGS(mlp(), **options)
+
+    def test_a_group_that_is_not_the_models(self, data):
+        model = mlp()
+        optimizer = KBFGS(model, parameters=model[4].parameters())
+        with pytest.raises(ConfigurationError, match="parameters of the model"):
+            optimizer.add_param_group({"params": mlp().parameters()})
+        assert len(optimizer.param_groups) == 1
