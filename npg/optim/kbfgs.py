@@ -200,8 +200,7 @@ class KBFGS(FunctionOptimizer):
         finally:
             if not accepted:
                 objective.restore()
-                for p in velocity:
-                    self.state[p].pop("velocity", None)
+                self.state.clear()  # of velocities, which is all that it holds
         if accepted:
             reason = "quasi-Newton step"
             for p, v in velocity.items():
@@ -262,10 +261,10 @@ class KBFGS(FunctionOptimizer):
     def _velocity(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """V with this step's gradient in it; nothing is changed yet."""
         share = 1 - float(self.param_groups[0]["momentum"])
-        old = [self.state[p].get("velocity") for p in gradients]
+        # torch's state is a defaultdict: what is asked of it by [] would be in it afterwards
+        known = {p: entry["velocity"] for p, entry in self.state.items() if "velocity" in entry}
         return {
-            p: g * share if v is None else v.lerp(g, share)
-            for v, (p, g) in zip(old, gradients.items(), strict=True)
+            p: known[p].lerp(g, share) if p in known else g * share for p, g in gradients.items()
         }
 
     def _inner(
@@ -309,6 +308,8 @@ class KBFGS(FunctionOptimizer):
         inverses = rest.pop("kbfgs")
         parameters = [p for group in self.param_groups for p in group["params"]]
         for i, entry in rest["state"].items():
+            if "velocity" not in entry:  # empty, as a look-up leaves it
+                continue
             found = entry["velocity"].shape
             if i >= len(parameters) or found != parameters[i].shape:
                 raise ConfigurationError(

@@ -1,6 +1,8 @@
 """K-BFGS saved and loaded."""
 
+import copy
 import io
+import math
 
 import pytest
 import torch
@@ -40,6 +42,48 @@ class TestState:
             resumed.step(objective(twin, x, y))
         assert torch.equal(snapshot(model), snapshot(twin))
         assert repr(resumed.state_dict()) == repr(optimizer.state_dict())
+
+    @pytest.mark.parametrize("steps", [0, 3])
+    @pytest.mark.parametrize("value", [1e9, math.nan])
+    def test_after_a_step_that_was_taken_back(self, data, steps, value):
+        """No velocities are left, and the state goes on bit for bit all the same."""
+        model, factors = mlp(), iter([1.0, value])
+        optimizer = KBFGS(model)
+        for _ in range(steps):
+            optimizer.step(objective(model, *data))
+        report = optimizer.step(lambda: next(factors) * objective(model, *data)()[0])
+        assert not report.accepted
+        assert not optimizer.state
+        twin = copy.deepcopy(model)
+        resumed = KBFGS(twin)
+        resumed.load_state_dict(optimizer.state_dict())
+        for _ in range(3):
+            one, other = (
+                optimizer.step(objective(model, *data)),
+                resumed.step(objective(twin, *data)),
+            )
+            assert one.accepted
+            assert repr(one) == repr(other)
+        assert torch.equal(snapshot(model), snapshot(twin))
+        assert repr(resumed.state_dict()) == repr(optimizer.state_dict())
+
+    def test_what_is_forgotten_is_forgotten_of_all(self, data):
+        """Also of a parameter that the step that was taken back had no gradient of."""
+        model, factors = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)]), iter([1.0, math.nan])
+        optimizer = KBFGS(model)
+        both = nn.Sequential(*model)
+        optimizer.step(objective(both, *data))
+        assert len(optimizer.state) == 4
+        optimizer.step(lambda: next(factors) * objective(model[0], *data)()[0])
+        assert not optimizer.state
+
+    def test_a_look_up_does_no_harm(self, data):
+        """torch's state is a defaultdict: what is asked for is in it afterwards, and empty."""
+        model = mlp()
+        optimizer = KBFGS(model)
+        assert optimizer.state[model[0].weight] == {}
+        KBFGS(mlp()).load_state_dict(optimizer.state_dict())
+        assert optimizer.step(objective(model, *data)).accepted
 
     def test_states_that_do_not_fit(self, data):
         model = mlp()
