@@ -40,10 +40,11 @@ class KBFGS(FunctionOptimizer):
     ν = min(1, √(2δ / Σ η² ⟨V, H_G V H_A⟩)) keeps the step's length in the inverses' own metric
     below δ: before they know the curvature they would leap.
 
-    A loss or gradient that is not finite leaves everything as it was, and is ``skipped``. A step
-    after which they are not, or after which the batch's loss has risen by more than the step's
-    length squared in that metric, is taken back bit for bit, and counted as ``rejected``: V is
-    forgotten, H_A keeps the batch, and H_G the pair if it is finite.
+    A loss or gradient that is not finite, a zero gradient and a rate of zero leave everything as it
+    was; a direction that is not finite leaves all but H_A, which keeps the batch. Such steps count
+    as ``skipped``. One after which loss or gradient are not finite, or after which the batch's loss
+    has risen by more than the step's length squared in that metric, is taken back bit for bit, and
+    counts as ``rejected``: V is forgotten, H_A keeps the batch, and H_G the pair if it is finite.
 
     Published are η = 0.3 and λ = 0.3 without a clip. With one, whole steps and less damping trained
     an autoencoder and an MLP on Fashion-MNIST faster.
@@ -176,7 +177,10 @@ class KBFGS(FunctionOptimizer):
         gradients = self._decayed(before.gradients)
         norm = _norm(gradients.values())
         known: dict[str, Any] = {"gradient_norm": norm, "damping": self.preconditioner.damping}
-        if obstacle := _obstacle(loss, norm, before):
+        obstacle = _obstacle(loss, norm, before)
+        if not obstacle and not any(group["lr"] for group in self.param_groups):
+            obstacle = "the rate is zero"  # as schedules begin or end; what was learned stays
+        if obstacle:
             return self.skip(loss, obstacle, evaluations=1, **known)
 
         self.preconditioner.update(before)

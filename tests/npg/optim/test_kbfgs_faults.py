@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from npg.errors import ConfigurationError
@@ -50,6 +51,29 @@ class TestFaults:
         assert optimizer.step(objective(model, *data)).accepted
         assert not torch.equal(snapshot(model), start)
 
+    def test_a_direction_that_is_not_finite_leaves_all_but_the_inputs_inverse(self):
+        """H_A = 10¹⁵ for inputs next to zero, gradients of 10¹⁴: ⟨V, H V H⟩ overflows float32."""
+        model = nn.Linear(3, 2, bias=False, dtype=torch.float32)
+        x, scale = torch.randn(8, 3, dtype=torch.float32), [1.0]
+        optimizer = KBFGS(model, damping=1e-30)
+
+        def closure():
+            return scale[0] * (model(1e-10 * x) - 1).square().mean()
+
+        assert optimizer.step(closure).accepted
+        start, velocity = snapshot(model), optimizer.state[model.weight]["velocity"].clone()
+        inputs, outputs = optimizer.preconditioner.inputs[0], optimizer.preconditioner.outputs[0]
+        followed, scale[0] = repr(outputs.state()), 1e24
+        report = optimizer.step(closure)
+        assert (report.accepted, report.reason) == (False, "step is not finite")
+        assert optimizer.extra == {"steps": 2, "skipped": 1, "rejected": 0}
+        assert torch.equal(snapshot(model), start)
+        assert torch.equal(optimizer.state[model.weight]["velocity"], velocity)
+        assert repr(outputs.state()) == followed
+        assert inputs.updates == 2
+        scale[0] = 1.0
+        assert "finite" not in optimizer.step(closure).reason
+
     @pytest.mark.parametrize(("rise", "taken"), [(0.1, True), (0.3, False)])
     def test_a_step_that_leads_far_up_is_taken_back(self, data, rise, taken):
         """The first step is as long as kl_clip = 0.1 lets it be: its length squared is 0.2."""
@@ -74,6 +98,28 @@ class TestFaults:
             assert report.reason == "the loss rose"
             assert report.loss_after == report.loss
             assert not any("velocity" in state for state in optimizer.state.values())
+
+    def test_a_rate_of_zero_learns_and_forgets_nothing(self, data):
+        """As schedules end; where one group still has a rate, that one moves."""
+        model = mlp()
+        groups = [{"params": model[i].parameters()} for i in (0, 2, 4)]
+        optimizer = KBFGS(model, parameters=groups, weight_decay=0.1, decoupled_weight_decay=True)
+        for _ in range(3):
+            optimizer.step(objective(model, *data))
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        start, before = snapshot(model), repr(optimizer.state_dict())
+        report = optimizer.step(objective(model, *data))
+        assert (report.accepted, report.reason) == (False, "the rate is zero")
+        assert (report.evaluations, report.kl, report.step_length) == (1, 0.0, 0.0)
+        assert torch.equal(snapshot(model), start)
+        assert optimizer.extra == {"steps": 4, "skipped": 1, "rejected": 0}
+        optimizer.extra = {"steps": 3, "skipped": 0, "rejected": 0}
+        assert repr(optimizer.state_dict()) == before
+        optimizer.param_groups[2]["lr"] = 1.0
+        assert optimizer.step(objective(model, *data)).accepted
+        moved = [not torch.equal(p, q) for p, q in zip(snapshot(model), start, strict=True)]
+        assert sum(moved) == sum(p.numel() for p in model[4].parameters())
 
     def test_an_exception_at_the_second_call_moves_nothing(self, data):
         model = mlp()
