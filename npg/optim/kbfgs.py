@@ -156,7 +156,7 @@ class KBFGS(FunctionOptimizer):
                 running statistics.
 
         Returns:
-            What was done.
+            What was done; ``step_length`` is ν η of the first group.
 
         Raises:
             ConfigurationError: If it is another kind of closure, or a setting cannot work.
@@ -217,8 +217,9 @@ class KBFGS(FunctionOptimizer):
             after if accepted else loss,
             accepted,
             reason,
-            fraction=factor if accepted else 0.0,
-            step_length=float(settings["lr"]),
+            kl=math.nan if accepted else 0.0,
+            fraction=float(accepted),
+            step_length=float(settings["lr"]) * factor,
             evaluations=2,
             **known,
         )

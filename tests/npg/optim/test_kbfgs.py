@@ -105,7 +105,10 @@ class TestDirection:
         report = optimizer.step(objective(model, *data))
         moved = torch.cat([model.weight, model.bias[:, None]], 1).detach() - start
         h_a = optimizer.preconditioner.inputs[0].secants.matrix
-        assert 0 < report.fraction < 1
+        v = torch.cat([optimizer.state[p]["velocity"].view(3, -1) for p in model.parameters()], 1)
+        assert (report.accepted, report.fraction) == (True, 1.0)
+        assert 0 < report.step_length < 5
+        torch.testing.assert_close(moved, -report.step_length * v @ h_a)
         assert float((moved @ h_a.inverse() * moved).sum()) / 2 == pytest.approx(1e-3)
 
     def test_weight_decay_of_both_kinds(self, data):

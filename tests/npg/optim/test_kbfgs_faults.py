@@ -89,8 +89,9 @@ class TestFaults:
         before = 1e3 * F.cross_entropy(model(data[0]), data[1]).detach()
         before_step = repr(optimizer.preconditioner.state_dict()[0]["outputs"])
         report = optimizer.step(closure)
-        assert report.fraction < 1 or not taken, "the step is clipped"
-        assert report.accepted == taken
+        assert 0 < report.step_length < 1, "the step is clipped"
+        assert (report.accepted, report.fraction) == (taken, float(taken))
+        assert math.isnan(report.kl) if taken else report.kl == 0.0
         assert torch.equal(snapshot(model), start) == (not taken)
         assert optimizer.extra["rejected"] == (not taken)
         assert repr(optimizer.preconditioner.state_dict()[0]["outputs"]) != before_step
