@@ -68,6 +68,8 @@ class KBFGS(FunctionOptimizer):
             then grows with the square of a layer's width; A is the batch's own, and H_A begins
             with its diagonal. None keeps matrices.
         statistics_decay: Weight of the past in A and in the means of the pairs of H_G.
+        deterministic: Whether to check that the closure agrees with itself: by evaluating it once
+            more at the first step, and again whenever the loss rose.
         parameters: Restricts the optimizer to a part of the model; or groups of parameters, with
             rates of their own.
 
@@ -94,6 +96,7 @@ class KBFGS(FunctionOptimizer):
         decoupled_weight_decay: bool = False,
         memory: int | None = None,
         statistics_decay: float = 0.9,
+        deterministic: bool = True,
         parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -112,6 +115,7 @@ class KBFGS(FunctionOptimizer):
         self.decoupled_weight_decay = decoupled_weight_decay
         self.memory = memory
         self.statistics_decay = statistics_decay
+        self.deterministic = deterministic
         self._listen(model)
 
     def _listen(self, model: nn.Module) -> None:
@@ -152,14 +156,15 @@ class KBFGS(FunctionOptimizer):
 
         Args:
             closure: Runs the forward pass and returns the loss, or (loss, prediction); no
-                backward. It runs twice, the second time under the first one's random numbers and
-                running statistics.
+                backward. It runs twice, at the first step three times, all under the first one's
+                random numbers and running statistics.
 
         Returns:
             What was done; ``step_length`` is ν η of the first group.
 
         Raises:
-            ConfigurationError: If it is another kind of closure, or a setting cannot work.
+            ConfigurationError: If the closure is of another kind or disagrees with itself, or a
+                setting cannot work.
         """
         _check(self.param_groups)
         if not callable(closure):
@@ -173,6 +178,8 @@ class KBFGS(FunctionOptimizer):
                 "KBFGS: the loss does not depend on any of the parameters: are these the "
                 "parameters of the model that the closure runs?"
             )
+        if self.deterministic and not self.extra["steps"]:
+            objective.check_again(loss)
         self.extra["steps"] += 1
         gradients = self._decayed(before.gradients)
         norm = _norm(gradients.values())
@@ -181,7 +188,7 @@ class KBFGS(FunctionOptimizer):
         if not obstacle and not any(group["lr"] for group in self.param_groups):
             obstacle = "the rate is zero"  # as schedules begin or end; what was learned stays
         if obstacle:
-            return self.skip(loss, obstacle, evaluations=1, **known)
+            return self.skip(loss, obstacle, evaluations=objective.evaluations, **known)
 
         self.preconditioner.update(before)
         self._tell_of_unseen(before)
@@ -189,7 +196,8 @@ class KBFGS(FunctionOptimizer):
         direction = self.preconditioner.apply(velocity)
         inner = self._inner(velocity, direction)
         if not math.isfinite(inner):
-            return self.skip(loss, "step is not finite", evaluations=1, **known)
+            reason = "step is not finite"
+            return self.skip(loss, reason, evaluations=objective.evaluations, **known)
         clip = settings["kl_clip"]
         factor = 1.0 if clip == math.inf else float(kl_clip_factor(inner, clip))
         accepted = False
@@ -212,6 +220,8 @@ class KBFGS(FunctionOptimizer):
         else:
             reason = "the loss rose" if finite else "loss or gradient is not finite after it"
             self.extra["rejected"] += 1
+            if finite and self.deterministic:
+                objective.check_again(loss)
         return StepReport(
             loss,
             after if accepted else loss,
@@ -220,7 +230,7 @@ class KBFGS(FunctionOptimizer):
             kl=math.nan if accepted else 0.0,
             fraction=float(accepted),
             step_length=float(settings["lr"]) * factor,
-            evaluations=2,
+            evaluations=objective.evaluations,
             **known,
         )
 

@@ -1,6 +1,7 @@
 """K-BFGS where something goes wrong: a step is taken whole or not at all."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ class TestFaults:
     def test_a_step_that_leads_far_up_is_taken_back(self, data, rise, taken):
         """The first step is as long as kl_clip = 0.1 lets it be: its length squared is 0.2."""
         model, calls = mlp(), []
-        optimizer = KBFGS(model, kl_clip=0.1, damping=1e-3, momentum=0.0)
+        optimizer = KBFGS(model, kl_clip=0.1, damping=1e-3, momentum=0.0, deterministic=False)
         start = snapshot(model)
 
         def closure():
@@ -124,7 +125,7 @@ class TestFaults:
 
     def test_an_exception_at_the_second_call_moves_nothing(self, data):
         model = mlp()
-        optimizer = KBFGS(model)
+        optimizer = KBFGS(model, deterministic=False)
         start, calls = snapshot(model), []
 
         def closure():
@@ -178,3 +179,54 @@ class TestFaults:
         with pytest.raises(ConfigurationError, match="parameters of the model"):
             optimizer.add_param_group({"params": mlp().parameters()})
         assert len(optimizer.param_groups) == 1
+
+
+class TestDisagreement:
+    def test_numbers_from_elsewhere_are_told(self, data):
+        """A batch that Python's random draws inside."""
+        model, generator = mlp(), random.Random(0)
+        start = snapshot(model)
+
+        def closure():
+            chosen = generator.sample(range(24), 5)
+            return F.cross_entropy(model(data[0][chosen]), data[1][chosen])
+
+        optimizer = KBFGS(model)
+        with pytest.raises(ConfigurationError, match=r"draw batches.*deterministic=False"):
+            optimizer.step(closure)
+        assert torch.equal(snapshot(model), start)
+        assert optimizer.extra["steps"] == 0, "the next step looks again"
+        assert not any(optimizer.preconditioner.outputs)
+        assert KBFGS(model, deterministic=False).step(closure).evaluations == 2
+
+    def test_it_looks_at_the_first_step(self, data):
+        model = mlp()
+        optimizer = KBFGS(model)
+        reports = [optimizer.step(objective(model, *data)) for _ in range(3)]
+        assert [report.evaluations for report in reports] == [3, 2, 2]
+
+    @pytest.mark.parametrize("deterministic", [True, False])
+    @pytest.mark.parametrize("honest", [True, False])
+    def test_it_looks_again_where_the_loss_rose(self, data, honest, deterministic):
+        """A true rise is no disagreement; a loss that grows from call to call is one."""
+        model, calls = mlp(), []
+        optimizer = KBFGS(model, deterministic=deterministic)
+        optimizer.step(objective(model, *data))
+        start = snapshot(model)
+
+        def closure():
+            calls.append(1)
+            loss = F.cross_entropy(model(data[0]), data[1])
+            rises = not torch.equal(snapshot(model), start) if honest else len(calls) > 1
+            return loss + 100 if rises else loss
+
+        if deterministic and not honest:
+            with pytest.raises(ConfigurationError, match="deterministic=False"):
+                optimizer.step(closure)
+        else:
+            report = optimizer.step(closure)
+            assert (report.accepted, report.reason) == (False, "the loss rose")
+            assert report.evaluations == 2 + deterministic
+        assert len(calls) == 2 + deterministic
+        assert torch.equal(snapshot(model), start)
+        assert optimizer.extra == {"steps": 2, "skipped": 0, "rejected": 1}
