@@ -40,10 +40,11 @@ class KBFGS(FunctionOptimizer):
     ν = min(1, √(2δ / Σ η² ⟨V, H_G V H_A⟩)) keeps the step's length in the inverses' own metric
     below δ: before they know the curvature they would leap.
 
-    A loss or gradient that is not finite leaves everything as it was, and is ``skipped``. A step
-    after which they are not, or after which the batch's loss has risen by more than the step's
-    length squared in that metric, is taken back bit for bit, and counted as ``rejected``: V is
-    forgotten, H_A keeps the batch, and H_G the pair if it is finite.
+    A loss or gradient that is not finite, a zero gradient and a rate of zero leave everything as it
+    was; a direction that is not finite leaves all but H_A, which keeps the batch. Such steps count
+    as ``skipped``. One after which loss or gradient are not finite, or after which the batch's loss
+    has risen by more than the step's length squared in that metric, is taken back bit for bit, and
+    counts as ``rejected``: V is forgotten, H_A keeps the batch, and H_G the pair if it is finite.
 
     Published are η = 0.3 and λ = 0.3 without a clip. With one, whole steps and less damping trained
     an autoencoder and an MLP on Fashion-MNIST faster.
@@ -67,6 +68,8 @@ class KBFGS(FunctionOptimizer):
             then grows with the square of a layer's width; A is the batch's own, and H_A begins
             with its diagonal. None keeps matrices.
         statistics_decay: Weight of the past in A and in the means of the pairs of H_G.
+        deterministic: Whether to check that the closure agrees with itself: by evaluating it once
+            more at the first step, and again whenever the loss rose.
         parameters: Restricts the optimizer to a part of the model; or groups of parameters, with
             rates of their own.
 
@@ -93,6 +96,7 @@ class KBFGS(FunctionOptimizer):
         decoupled_weight_decay: bool = False,
         memory: int | None = None,
         statistics_decay: float = 0.9,
+        deterministic: bool = True,
         parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -111,6 +115,7 @@ class KBFGS(FunctionOptimizer):
         self.decoupled_weight_decay = decoupled_weight_decay
         self.memory = memory
         self.statistics_decay = statistics_decay
+        self.deterministic = deterministic
         self._listen(model)
 
     def _listen(self, model: nn.Module) -> None:
@@ -151,14 +156,15 @@ class KBFGS(FunctionOptimizer):
 
         Args:
             closure: Runs the forward pass and returns the loss, or (loss, prediction); no
-                backward. It runs twice, the second time under the first one's random numbers and
-                running statistics.
+                backward. It runs twice, at the first step three times, all under the first one's
+                random numbers and running statistics.
 
         Returns:
-            What was done.
+            What was done; ``step_length`` is ν η of the first group.
 
         Raises:
-            ConfigurationError: If it is another kind of closure, or a setting cannot work.
+            ConfigurationError: If the closure is of another kind or disagrees with itself, or a
+                setting cannot work.
         """
         _check(self.param_groups)
         if not callable(closure):
@@ -172,12 +178,17 @@ class KBFGS(FunctionOptimizer):
                 "KBFGS: the loss does not depend on any of the parameters: are these the "
                 "parameters of the model that the closure runs?"
             )
+        if self.deterministic and not self.extra["steps"]:
+            objective.check_again(loss)
         self.extra["steps"] += 1
         gradients = self._decayed(before.gradients)
         norm = _norm(gradients.values())
         known: dict[str, Any] = {"gradient_norm": norm, "damping": self.preconditioner.damping}
-        if obstacle := _obstacle(loss, norm, before):
-            return self.skip(loss, obstacle, evaluations=1, **known)
+        obstacle = _obstacle(loss, norm, before)
+        if not obstacle and not any(group["lr"] for group in self.param_groups):
+            obstacle = "the rate is zero"  # as schedules begin or end; what was learned stays
+        if obstacle:
+            return self.skip(loss, obstacle, evaluations=objective.evaluations, **known)
 
         self.preconditioner.update(before)
         self._tell_of_unseen(before)
@@ -185,7 +196,8 @@ class KBFGS(FunctionOptimizer):
         direction = self.preconditioner.apply(velocity)
         inner = self._inner(velocity, direction)
         if not math.isfinite(inner):
-            return self.skip(loss, "step is not finite", evaluations=1, **known)
+            reason = "step is not finite"
+            return self.skip(loss, reason, evaluations=objective.evaluations, **known)
         clip = settings["kl_clip"]
         factor = 1.0 if clip == math.inf else float(kl_clip_factor(inner, clip))
         accepted = False
@@ -200,8 +212,7 @@ class KBFGS(FunctionOptimizer):
         finally:
             if not accepted:
                 objective.restore()
-                for p in velocity:
-                    self.state[p].pop("velocity", None)
+                self.state.clear()  # of velocities, which is all that it holds
         if accepted:
             reason = "quasi-Newton step"
             for p, v in velocity.items():
@@ -209,14 +220,17 @@ class KBFGS(FunctionOptimizer):
         else:
             reason = "the loss rose" if finite else "loss or gradient is not finite after it"
             self.extra["rejected"] += 1
+            if finite and self.deterministic:
+                objective.check_again(loss)
         return StepReport(
             loss,
             after if accepted else loss,
             accepted,
             reason,
-            fraction=factor if accepted else 0.0,
-            step_length=float(settings["lr"]),
-            evaluations=2,
+            kl=math.nan if accepted else 0.0,
+            fraction=float(accepted),
+            step_length=float(settings["lr"]) * factor,
+            evaluations=objective.evaluations,
             **known,
         )
 
@@ -262,10 +276,10 @@ class KBFGS(FunctionOptimizer):
     def _velocity(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """V with this step's gradient in it; nothing is changed yet."""
         share = 1 - float(self.param_groups[0]["momentum"])
-        old = [self.state[p].get("velocity") for p in gradients]
+        # torch's state is a defaultdict: what is asked of it by [] would be in it afterwards
+        known = {p: entry["velocity"] for p, entry in self.state.items() if "velocity" in entry}
         return {
-            p: g * share if v is None else v.lerp(g, share)
-            for v, (p, g) in zip(old, gradients.items(), strict=True)
+            p: known[p].lerp(g, share) if p in known else g * share for p, g in gradients.items()
         }
 
     def _inner(
@@ -309,6 +323,8 @@ class KBFGS(FunctionOptimizer):
         inverses = rest.pop("kbfgs")
         parameters = [p for group in self.param_groups for p in group["params"]]
         for i, entry in rest["state"].items():
+            if "velocity" not in entry:  # empty, as a look-up leaves it
+                continue
             found = entry["velocity"].shape
             if i >= len(parameters) or found != parameters[i].shape:
                 raise ConfigurationError(
