@@ -184,9 +184,7 @@ class KBFGS(FunctionOptimizer):
         gradients = self._decayed(before.gradients)
         norm = _norm(gradients.values())
         known: dict[str, Any] = {"gradient_norm": norm, "damping": self.preconditioner.damping}
-        obstacle = _obstacle(loss, norm, before)
-        if not obstacle and not any(group["lr"] for group in self.param_groups):
-            obstacle = "the rate is zero"  # as schedules begin or end; what was learned stays
+        obstacle = _obstacle(loss, norm, before) or self.standstill()
         if obstacle:
             return self.skip(loss, obstacle, evaluations=objective.evaluations, **known)
 
@@ -229,7 +227,7 @@ class KBFGS(FunctionOptimizer):
             reason,
             kl=math.nan if accepted else 0.0,
             fraction=float(accepted),
-            step_length=float(settings["lr"]) * factor,
+            step_length=factor,
             evaluations=objective.evaluations,
             **known,
         )
