@@ -14,7 +14,7 @@ from npg.curvature.kronecker.means import Evaluated, Inputs, LayerMeans
 from npg.errors import ConfigurationError
 from npg.optim.base import Closure, FunctionOptimizer, StepReport
 from npg.optim.gradient import check_range
-from npg.optim.objective import Objective
+from npg.optim.objective import Objective, rounding_of
 from npg.preconditioners import KroneckerBFGS
 from npg.steps import kl_clip_factor
 
@@ -206,7 +206,8 @@ class KBFGS(FunctionOptimizer):
             finite = math.isfinite(after) and second.finite()
             if finite:
                 self.preconditioner.follow(before, second)
-            accepted = finite and after - loss <= factor**2 * inner  # its length, squared
+            allowed = factor**2 * inner + rounding_of(loss, next(iter(gradients)).dtype)
+            accepted = finite and after - loss <= allowed  # the step's length, squared
         finally:
             if not accepted:
                 objective.restore()
