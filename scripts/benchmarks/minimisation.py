@@ -8,16 +8,18 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks import bfgs_step
-from benchmarks.minimisers import Run, ours, scipys
+from benchmarks.minimisers import Run, ours, scipys, torchs
 from benchmarks.more_garbow_hillstrom import PROBLEMS, Problem
 from benchmarks.report import Row, show
 
 Pair = tuple[Problem, Run, Run]
 # (ours, SciPy's, target of the evaluations in total). SciPy has no DFP; that it has an SR1 with a
 # trust region only among its methods for constraints makes BFGS worth showing beside it.
+TORCHS = "torch's LBFGS"
 COMPARISONS = [
     ("bfgs", "BFGS", "<= 1.2"),
     ("l-bfgs", "L-BFGS-B", "<= 1.2"),
+    ("l-bfgs", TORCHS, "<= 1.2"),
     ("sr1", "trust-constr", "<= 1.2"),
     ("newton-cg", "Newton-CG", "<= 1.2"),
     ("newton", "trust-exact", "<= 1.2"),
@@ -35,13 +37,17 @@ def run(rounds: int, command: str) -> None:
         command: That was typed.
     """
     our_runs = _run_all(ours, [method for method, _, _ in COMPARISONS])
-    scipy_runs = _run_all(scipys, [peer for _, peer, _ in COMPARISONS])
+    scipy_runs = _run_all(_peers, [peer for _, peer, _ in COMPARISONS])
     rows = []
     for method, peer, target in COMPARISONS:
         pairs = list(zip(PROBLEMS, our_runs[method], scipy_runs[peer], strict=True))
         Console(width=140).print(by_problem(method, peer, pairs))
         rows += compare(method, peer, target, pairs)
     show("Minimisation", [*rows, *bfgs_step.rows(rounds)], command)
+
+
+def _peers(problem: Problem, method: str) -> Run:
+    return (torchs if method == TORCHS else scipys)(problem, method)
 
 
 def _run_all(minimise: Callable[[Problem, str], Run], methods: list[str]) -> dict[str, list[Run]]:

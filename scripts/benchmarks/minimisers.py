@@ -1,4 +1,4 @@
-"""Runs of this library's and of SciPy's minimisers, with every evaluation counted."""
+"""Runs of this library's, SciPy's and torch's minimisers, with every evaluation counted."""
 
 import warnings
 from contextlib import suppress
@@ -129,6 +129,37 @@ def scipys(problem: Problem, method: str) -> Run:
             **second_order.get(method, {}),
         )
     return counted.run(torch.tensor(found.x), found.nfev, counted.products)
+
+
+def torchs(problem: Problem, method: str) -> Run:
+    """torch.optim.LBFGS, with as many pairs as the others and its own strong Wolfe search."""
+    counted = Counted(problem)
+    x = torch.nn.Parameter(problem.x0.clone())
+    optimizer = torch.optim.LBFGS(
+        [x],
+        max_iter=ITERATIONS,
+        max_eval=20 * ITERATIONS,
+        history_size=10,
+        tolerance_grad=GRADIENT_TOLERANCE,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = counted(x)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    end = problem.value(x.detach()).item()
+    return Run(
+        first_within(list(counted.values.values()), end, problem.minima),
+        len(counted.values),
+        optimizer.state[x]["func_evals"],
+        0,
+        end,
+    )
 
 
 def first_within(values: list[float], end: float, minima: tuple[float, ...]) -> int | None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.minimisation import compare
-from benchmarks.minimisers import Counted, Run, first_within, ours, scipys
+from benchmarks.minimisers import Counted, Run, first_within, ours, scipys, torchs
 from benchmarks.more_garbow_hillstrom import PROBLEMS
 
 from npg.optim.minimize import METHODS
@@ -79,6 +79,14 @@ def test_newton_cg_ends_at_the_minimum():
     solved = scipys(BY_NAME["Wood"], "Newton-CG")
     assert solved.end < 1e-14
     assert solved.products > 0
+
+
+def test_torchs_lbfgs_takes_as_many_evaluations_as_ours():
+    names = ["Rosenbrock", "Beale", "Helical valley", "Gulf research", "Wood"]
+    runs = [(ours(BY_NAME[n], "l-bfgs"), torchs(BY_NAME[n], "torch's LBFGS")) for n in names]
+    us, them = (sum(run.evaluations for run in side) for side in zip(*runs, strict=True))
+    assert 0.8 * them < us <= 1.2 * them
+    assert all(run.reported >= run.points > 0 for _, run in runs)
 
 
 def test_totals_and_failures():
