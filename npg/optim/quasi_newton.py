@@ -88,10 +88,6 @@ class DenseQuasiNewton(LineSearchOptimizer):
         """What H gains by a pair, from H y."""
 
     def natural(self, gradient: Tensor) -> Tensor:
-        """H g."""
-        return self.product(gradient)
-
-    def product(self, gradient: Tensor) -> Tensor:
         """H g, once for each g."""
         if self._inverse is not None and len(self._inverse) != len(gradient):
             self.forget()  # other parameters than before
@@ -110,7 +106,7 @@ class DenseQuasiNewton(LineSearchOptimizer):
             self._known, new = (before, before * scale), after * scale
         else:
             new = self._inverse @ after
-        product = new - self.product(before)
+        product = new - self.natural(before)
         s = step
         if self.powell_damping:
             s = powell_damped(s, y, product, self.powell_damping)

@@ -169,7 +169,7 @@ class SR1(DenseQuasiNewton):
         if self._inverse is None or len(self._inverse) != len(gradient):
             self.forget()
             return gradient * (-radius / torch.linalg.vector_norm(gradient)), lambda p: 0.0
-        newton, inverse = -self.product(gradient), self._inverse.double()
+        newton, inverse = -self.natural(gradient), self._inverse.double()
         if float(torch.linalg.vector_norm(newton)) <= radius:
             factor, failed = torch.linalg.cholesky_ex(inverse)
             if not int(failed):  # the minimum of all is inside

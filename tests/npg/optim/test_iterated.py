@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from npg.errors import ConfigurationError
 from npg.optim import BFGS, LBFGS
+from npg.optim.objective import UNRESOLVED
 from tests.npg.optim.helpers import objective, snapshot
 from tests.npg.optim.iterated_kinds import KINDS, Kind, train
 from tests.npg.oracles import mlp
@@ -211,3 +212,14 @@ def test_the_report_of_several_iterations_is_that_of_the_last_that_moved():
     assert report.step_length > 0
     assert math.isnan(report.kl)
     assert "conditions" not in report.reason, "it says what ended them"
+
+
+@pytest.mark.parametrize("kind", [BFGS, LBFGS])
+def test_a_step_below_the_resolution_is_no_step(kind):
+    """A step of 1e-20 from 1 rounds to none, and teaches nothing."""
+    x = nn.Parameter(torch.ones(1))
+    optimizer = kind([x], line_search=None)
+    report = optimizer.step(lambda: 1e-20 * x.sum())
+    assert (report.accepted, report.reason) == (False, UNRESOLVED)
+    assert (report.loss_after, report.kl) == (report.loss, 0.0)
+    assert float(x.detach()) == 1.0
