@@ -233,3 +233,21 @@ def mirrored(policy: ActorCriticPolicy, layers: Layers | None) -> MirroredLayers
             return None
         found.append((linear, _ACTIVATIONS[type(activation)]))
     return found
+
+
+def bounding(policy: ActorCriticPolicy, space: spaces.Space) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns what makes of a policy's actions those that the environment takes.
+
+    Args:
+        policy: Which acts.
+        space: The action space.
+
+    Returns:
+        A function of actions [B, ...].
+    """
+    if not isinstance(space, spaces.Box):
+        return lambda actions: actions
+    if policy.squash_output:
+        return policy.unscale_action
+    low, high = space.low, space.high
+    return lambda actions: np.minimum(np.maximum(actions, low), high)  # a Gaussian is unbounded

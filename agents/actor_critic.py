@@ -18,6 +18,7 @@ from agents.arguments import (
 )
 from agents.critics import Snapshot
 from agents.losses import Loss, Objective, PolicyGradient, SquaredError
+from agents.named_optimizers import protocol_of
 from agents.on_policy import OnPolicy
 from agents.plain_actor_critic import Losses
 from agents.rollout import Batch, batch, standardised
@@ -142,8 +143,3 @@ class ActorCritic(OnPolicy):
         record("train/value_loss", losses.value)
         if hasattr(self.policy, "log_std"):
             record("train/std", torch.exp(self.policy.log_std).mean().item())
-
-
-def protocol_of(optimizer: torch.optim.Optimizer) -> str:
-    """How an optimizer is driven; torch's own take gradients."""
-    return getattr(optimizer, "protocol", "gradient")

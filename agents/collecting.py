@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.acting import mirror_of, mirrored
+from agents.acting import bounding, mirror_of, mirrored
 from agents.parameter_watch import ParameterWatch
 from agents.plain_heads import head_of
 from agents.plain_networks import (
@@ -77,7 +76,7 @@ def collect(
     rewards_of, starts_of = rollout_buffer.rewards, rollout_buffer.episode_starts
     if single:  # a row less to index
         actions_of, rewards_of = actions_of[:, 0], rewards_of[:, 0]
-    low, high = (space.low, space.high) if isinstance(space, spaces.Box) else (None, None)
+    bounded = bounding(policy, space)
     cut: list[tuple[int, int]] = []  # (step, environment) at which a time limit cut an episode
     final_observations: list[np.ndarray | dict[str, np.ndarray]] = []
 
@@ -100,12 +99,7 @@ def collect(
             rollout_buffer.log_probs[n_steps] = log_probs.cpu().numpy()
             actions = action_tensor.cpu().numpy()
 
-        clipped_actions = actions
-        if low is not None:
-            if policy.squash_output:
-                clipped_actions = policy.unscale_action(actions)
-            else:  # a Gaussian is unbounded
-                clipped_actions = np.minimum(np.maximum(actions, low), high)
+        clipped_actions = bounded(actions)
         new_obs, rewards, dones, infos = step(clipped_actions)
         model.num_timesteps += num_envs
 

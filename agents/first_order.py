@@ -5,13 +5,12 @@ from typing import Any
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
-from agents.actor_critic import ActorCritic, protocol_of
+from agents.actor_critic import ActorCritic
 from agents.losses import Objective
+from agents.named_optimizers import check_name, fed_with_gradients, protocol_of
 from agents.plain_actor_critic import Losses, PlainActorCritic, plain_actor_critic
 from agents.plain_steps import PlainStep, plain_step
 from agents.rollout import Batch
-from npg.errors import ConfigurationError
-from npg.optim import create, names
 
 
 class FirstOrder(ActorCritic):
@@ -34,29 +33,14 @@ class FirstOrder(ActorCritic):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        if self.optimizer is not None and self.optimizer not in names():
-            raise ConfigurationError(
-                f"optimizer must be None or one of {', '.join(names())}, got {self.optimizer!r}"
-            )
+        check_name(self.optimizer)
 
     def _build_optimizers(self) -> None:
         self._by_hand: PlainActorCritic | None = None
         self._plain_step: PlainStep | None = None
         if self.optimizer is not None:
-            chosen = create(self.optimizer, self.policy, lr=self.lr_schedule(1.0))
-            if protocol_of(chosen) == "function":
-                raise ConfigurationError(
-                    f"optimizer={self.optimizer!r} evaluates its objective by itself instead of "
-                    "taking a gradient: agents.TRPO and agents.NPG drive such a one; here, leave "
-                    "optimizer=None or name one that takes gradients"
-                )
-            if hasattr(chosen, "observe"):
-                raise ConfigurationError(
-                    f"optimizer={self.optimizer!r} has to be told of predictions, a policy's and "
-                    "a critic's: agents.ACKTR tells such a one; here, leave optimizer=None or name "
-                    'another that takes gradients ("sophia-h" is the same step on another estimate)'
-                )
-            self.policy.optimizer = chosen
+            rate = self.lr_schedule(1.0)
+            self.policy.optimizer = fed_with_gradients(self.optimizer, self.policy, rate)
 
     def _prepare(self, rows: int) -> None:
         """Finds out how passes of so many samples are made, and the steps after them.

@@ -9,6 +9,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 
+def watched(callback: BaseCallback) -> bool:
+    """Whether anybody looks at a step; ``learn`` without a callback makes an empty one."""
+    return not (type(callback) is ConvertCallback and callback.callback is None)
+
+
 class ParameterWatch:
     """Compares the policy's parameters with those that acted so far.
 
@@ -26,7 +31,7 @@ class ParameterWatch:
 
     def __init__(self, policy: ActorCriticPolicy, callback: BaseCallback) -> None:
         self.policy = policy
-        self.active = not (type(callback) is ConvertCallback and callback.callback is None)
+        self.active = watched(callback)
         self.remember()
 
     def remember(self) -> None:

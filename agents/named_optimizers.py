@@ -1,0 +1,54 @@
+"""Optimizers of ``npg.optim`` by name, for agents that give them gradients."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from npg.errors import ConfigurationError
+from npg.optim import create, names
+
+
+def protocol_of(optimizer: torch.optim.Optimizer) -> str:
+    """How an optimizer is driven; torch's own take gradients."""
+    return getattr(optimizer, "protocol", "gradient")
+
+
+def check_name(optimizer: str | None) -> None:
+    """Refuses a name that no optimizer has."""
+    if optimizer is not None and optimizer not in names():
+        raise ConfigurationError(
+            f"optimizer must be None or one of {', '.join(names())}, got {optimizer!r}"
+        )
+
+
+def fed_with_gradients(
+    name: str, model: nn.Module | Iterable[Tensor], lr: float
+) -> torch.optim.Optimizer:
+    """Makes an optimizer that needs nothing but gradients, or their graph.
+
+    Args:
+        name: One of ``npg.optim.names()``.
+        model: Policy, or parameters.
+        lr: Learning rate.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ConfigurationError: If it needs something else.
+    """
+    chosen = create(name, model, lr=lr)
+    if protocol_of(chosen) == "function":
+        raise ConfigurationError(
+            f"optimizer={name!r} evaluates its objective by itself instead of "
+            "taking a gradient: agents.TRPO and agents.NPG drive such a one; here, leave "
+            "optimizer=None or name one that takes gradients"
+        )
+    if hasattr(chosen, "observe"):
+        raise ConfigurationError(
+            f"optimizer={name!r} has to be told of predictions, a policy's and "
+            "a critic's: agents.ACKTR tells such a one; here, leave optimizer=None or name "
+            'another that takes gradients ("sophia-h" is the same step on another estimate)'
+        )
+    return chosen
