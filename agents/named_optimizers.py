@@ -1,9 +1,10 @@
 """Optimizers of ``npg.optim`` by name, for agents that give them gradients."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from npg.errors import ConfigurationError
 from npg.optim import create, names
@@ -23,13 +24,13 @@ def check_name(optimizer: str | None) -> None:
 
 
 def fed_with_gradients(
-    name: str, model: nn.Module | Iterable[Tensor], lr: float
+    name: str, model: nn.Module | Iterable[dict[str, Any]], lr: float | None = None
 ) -> torch.optim.Optimizer:
     """Makes an optimizer that needs nothing but gradients, or their graph.
 
     Args:
         name: One of ``npg.optim.names()``.
-        model: Policy, or parameters.
+        model: Policy, or groups of parameters, which have their own rates.
         lr: Learning rate.
 
     Returns:

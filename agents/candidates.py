@@ -1,0 +1,220 @@
+"""Acting for several candidates at once: every environment has parameters of its own.
+
+A small fully connected policy acts through NumPy, its weights stacked to [B, out, in]: one product
+a layer for all environments. Any other policy acts through ``torch.func.vmap`` of its own choice of
+an action, or, where its operations cannot be batched so, through one call per environment.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from agents.acting import Mirror, MirroredLayers, mirrored_layers
+from agents.rollout import Observations
+
+# Vector steps whose noise is drawn at once, where candidates sample their actions.
+STEPS_OF_NOISE = 256
+
+Observed = np.ndarray | dict[str, np.ndarray]
+
+
+class CandidateActor(Protocol):
+    """What acts for all environments, each with its own parameters."""
+
+    def seat(self, row: int, parameters: Tensor) -> None:
+        """Gives an environment its parameters, flat [P]."""
+
+    def act(self, observations: Observed) -> np.ndarray:
+        """Chooses an action for every environment, as ``policy.predict`` would before clipping."""
+
+
+class CandidateMirror(Mirror):
+    """A :class:`Mirror` of which every row has its own parameters.
+
+    Args:
+        policy: A policy for which :func:`agents.acting.mirrored_layers` found the layers.
+        layers: These.
+        num_envs: Rows.
+        parameters: Those that candidates differ in, in the order of their flat vectors.
+        deterministic: Whether actions are the distribution's mode; otherwise they are drawn.
+    """
+
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        layers: MirroredLayers,
+        num_envs: int,
+        parameters: Sequence[Tensor],
+        deterministic: bool,
+    ) -> None:
+        sizes = [p.numel() for p in parameters]
+        self.flat = np.empty((num_envs, sum(sizes)), np.float32)
+        pieces = np.split(self.flat, np.cumsum(sizes)[:-1], axis=1)
+        self.stacked = {
+            id(p): piece.reshape(num_envs, *p.shape)
+            for p, piece in zip(parameters, pieces, strict=True)
+        }
+        self.deterministic = deterministic
+        self.steps = 0
+        super().__init__(policy, layers, num_envs, 1 if deterministic else STEPS_OF_NOISE)
+
+    def seat(self, row: int, parameters: Tensor) -> None:
+        """Gives a row its parameters, flat [P]."""
+        self.flat[row] = parameters.cpu().numpy()
+
+    def act(self, observations: Observed) -> np.ndarray:
+        """Chooses an action for every row."""
+        t = self.steps % len(self.noise)
+        if t == 0 and self.steps and not self.deterministic:
+            self.noise = self._draw(self.noise.shape)
+            self.read()
+        self.steps += 1
+        return self.sample(t, _side_by_side(observations))
+
+    def _draw(self, shape: tuple[int, ...]) -> np.ndarray:
+        return np.zeros(shape, np.float32) if self.deterministic else super()._draw(shape)
+
+    def _layers(self) -> list[tuple[Any, ...]]:
+        return [
+            (_affine(self._rows(linear.weight), self._rows(linear.bias), output), after, output)
+            for (linear, after), output in zip(self.linear, self.outputs, strict=True)
+        ]
+
+    def _rows(self, parameter: Tensor | None) -> np.ndarray | None:
+        """One copy per row; what candidates do not differ in is the policy's own."""
+        if parameter is None or id(parameter) in self.stacked:
+            return self.stacked.get(id(parameter))
+        own = parameter.detach().cpu().numpy()
+        return np.broadcast_to(own, (len(self.flat), *own.shape))
+
+
+def _affine(
+    weights: np.ndarray, biases: np.ndarray | None, output: np.ndarray
+) -> Callable[[np.ndarray, np.ndarray], None]:
+    """(x, out) ↦ W_b x_b + b_b for every row b; ``out`` is always ``output``."""
+    columns = output[:, :, None]
+
+    def affine(x: np.ndarray, out: np.ndarray) -> None:
+        np.matmul(weights, x[:, :, None], out=columns)
+        if biases is not None:
+            out += biases
+
+    return affine
+
+
+def _side_by_side(observations: Observed) -> np.ndarray:
+    """Flat rows [B, D]; of a dictionary, its columns one after another."""
+    if not isinstance(observations, dict):
+        return observations.reshape(len(observations), -1)
+    columns = [column.reshape(len(column), -1) for column in observations.values()]
+    return np.concatenate(columns, axis=1, dtype=np.float32, casting="unsafe")
+
+
+class CandidateModules:
+    """The same for any policy, through its modules.
+
+    Args:
+        policy: The policy, in evaluation mode.
+        num_envs: Rows.
+        parameters: Those that candidates differ in, in the order of their flat vectors.
+        deterministic: Whether actions are the distribution's mode; otherwise they are drawn.
+    """
+
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        num_envs: int,
+        parameters: Sequence[Tensor],
+        deterministic: bool,
+    ) -> None:
+        self.policy = policy
+        self.choice = _Choice(policy, deterministic)
+        named = {id(p): name for name, p in self.choice.named_parameters()}
+        sizes = [p.numel() for p in parameters]
+        self.flat = parameters[0].new_empty(num_envs, sum(sizes))
+        self.stacked = {
+            named[id(p)]: piece.view(num_envs, *p.shape)
+            for p, piece in zip(parameters, self.flat.split(sizes, dim=1), strict=True)
+        }
+        self.batched = True
+
+    def seat(self, row: int, parameters: Tensor) -> None:
+        """Gives a row its parameters, flat [P]."""
+        self.flat[row] = parameters
+
+    @torch.no_grad()
+    def act(self, observations: Observed) -> np.ndarray:
+        """Chooses an action for every row."""
+        tensors = obs_as_tensor(observations, self.policy.device)
+        if self.batched:
+            try:
+                actions = vmap(self._act_for_one, randomness="different")(self.stacked, tensors)
+            except (RuntimeError, NotImplementedError, ValueError, TypeError):
+                self.batched = False  # an operation without a batching rule, or control flow
+        if not self.batched:
+            actions = torch.stack(
+                [
+                    self._act_for_one({name: p[row] for name, p in self.stacked.items()}, one)
+                    for row, one in enumerate(_rows(tensors))
+                ]
+            )
+        return actions.cpu().numpy()
+
+    def _act_for_one(self, parameters: dict[str, Tensor], observation: Observations) -> Tensor:
+        if isinstance(observation, dict):
+            one: Observations = {key: column.unsqueeze(0) for key, column in observation.items()}
+        else:
+            one = observation.unsqueeze(0)
+        return functional_call(self.choice, parameters, (one,)).squeeze(0)
+
+
+class _Choice(nn.Module):
+    """A policy's choice of an action as a module, which leaves its last distribution alone."""
+
+    def __init__(self, policy: ActorCriticPolicy, deterministic: bool) -> None:
+        super().__init__()
+        self.policy = copy.copy(policy)  # its modules are shared
+        self.policy.action_dist = copy.copy(policy.action_dist)
+        self.deterministic = deterministic
+
+    def forward(self, observations: Observations) -> Tensor:
+        return self.policy._predict(observations, deterministic=self.deterministic)
+
+
+def _rows(tensors: Observations) -> list[Observations]:
+    if not isinstance(tensors, dict):
+        return list(tensors)
+    return [dict(zip(tensors, row, strict=True)) for row in zip(*tensors.values(), strict=True)]
+
+
+def candidate_actor(
+    policy: ActorCriticPolicy,
+    space: spaces.Space,
+    num_envs: int,
+    parameters: Sequence[Tensor],
+    deterministic: bool,
+) -> CandidateActor:
+    """Finds the fastest way to act.
+
+    Args:
+        policy: In evaluation mode.
+        space: Its observation space.
+        num_envs: Environments.
+        parameters: Those that candidates differ in, in the order of their flat vectors.
+        deterministic: Whether actions are the distribution's mode; otherwise they are drawn.
+
+    Returns:
+        What acts; no row has parameters yet.
+    """
+    layers = mirrored_layers(policy, space)
+    if layers is None:
+        return CandidateModules(policy, num_envs, parameters, deterministic)
+    return CandidateMirror(policy, layers, num_envs, parameters, deterministic)
