@@ -137,12 +137,18 @@ class CandidateModules:
     ) -> None:
         self.policy = policy
         self.choice = _Choice(policy, deterministic)
-        named = {id(p): name for name, p in self.choice.named_parameters()}
         sizes = [p.numel() for p in parameters]
         self.flat = parameters[0].new_empty(num_envs, sum(sizes))
-        self.stacked = {
-            named[id(p)]: piece.view(num_envs, *p.shape)
+        pieces = {
+            id(p): piece.view(num_envs, *p.shape)
             for p, piece in zip(parameters, self.flat.split(sizes, dim=1), strict=True)
+        }
+        # By places, not by names: a module of two names has one, a parameter of two modules two.
+        self.stacked = {
+            f"{path}.{name}": pieces[id(p)]
+            for path, module in self.choice.named_modules()
+            for name, p in module._parameters.items()
+            if id(p) in pieces
         }
         self.batched = True
 
@@ -166,14 +172,15 @@ class CandidateModules:
                     for row, one in enumerate(_rows(tensors))
                 ]
             )
-        return actions.cpu().numpy()
+        return actions.reshape(len(self.flat), *self.policy.action_space.shape).cpu().numpy()
 
     def _act_for_one(self, parameters: dict[str, Tensor], observation: Observations) -> Tensor:
         if isinstance(observation, dict):
             one: Observations = {key: column.unsqueeze(0) for key, column in observation.items()}
         else:
             one = observation.unsqueeze(0)
-        return functional_call(self.choice, parameters, (one,)).squeeze(0)
+        chosen = functional_call(self.choice, parameters, (one,), tie_weights=False)
+        return chosen.squeeze(0)
 
 
 class _Choice(nn.Module):

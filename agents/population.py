@@ -107,12 +107,11 @@ def evaluate(
             for i in range(num_envs):
                 actor.seat(i, candidates[seats.begin(i, n_steps)])
 
-        finite_obs = _replaced(new_obs, seats.rewards)
-        actions = actor.act(finite_obs)
-        new_obs, rewards, dones, infos = env.step(_replaced(bounded(actions), seats.rewards))
+        actions = actor.act(_replaced(new_obs, seats.rewards))
+        clipped_actions = bounded(_replaced(actions, seats.rewards))
+        new_obs, rewards, dones, infos = env.step(clipped_actions)
         model._last_obs, model._last_episode_starts = new_obs, dones
         model.num_timesteps += num_envs
-        n_steps += 1
         idle += num_envs - seats.playing
         seats.rewards += normaliser.get_original_reward() if scaled_rewards else rewards
 
@@ -120,6 +119,7 @@ def evaluate(
             callback.update_locals(locals())
             if not callback.on_step():
                 return None
+        n_steps += 1
         if np.count_nonzero(dones):
             ended = np.flatnonzero(dones).tolist()
             played = [i for i in ended if seats.player[i] != IDLE]
