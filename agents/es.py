@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.arguments import check_not_negative, check_positive, check_whole
 from agents.candidates import candidate_actor
 from agents.learning import learning
-from agents.named_optimizers import check_name, fed_with_gradients
+from agents.named_optimizers import check_name, fed_with_gradients, protocol_of
 from agents.on_policy import OnPolicy
 from agents.population import evaluate
 from npg.errors import ConfigurationError
@@ -159,10 +160,7 @@ class ES(OnPolicy):
 
     def _build_optimizers(self) -> None:
         policy, log_std = self.policy, getattr(self.policy, "log_std", None)
-        if self.optimizer is None:
-            base = functools.partial(policy.optimizer_class, **policy.optimizer_kwargs)
-        else:
-            base = functools.partial(fed_with_gradients, self.optimizer)
+        base = functools.partial(policy.optimizer_class, **policy.optimizer_kwargs)
         policy.optimizer = EvolutionStrategies(
             [p for p in self.parts.actor if p is not log_std],
             self.lr_schedule(1.0),
@@ -171,9 +169,22 @@ class ES(OnPolicy):
             shaping=self.shaping,
             antithetic=self.antithetic,
             adapt=self.adapt,
-            base=base,
+            base=base if self.optimizer is None else self._named,
             seed=int(torch.randint(2**31, ())),
         )
+
+    def _named(self, groups: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
+        assert self.optimizer is not None
+        try:
+            chosen = fed_with_gradients(self.optimizer, groups)
+            if protocol_of(chosen) != "gradient":
+                raise ConfigurationError("it differentiates them again")
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"optimizer={self.optimizer!r} cannot take the gradients of evolution strategies "
+                f"({error}): leave optimizer=None, or name another"
+            ) from error
+        return chosen
 
     def collect_rollouts(
         self,

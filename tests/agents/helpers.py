@@ -16,7 +16,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
-from agents import A2C, ACKTR, NPG, PPO, REINFORCE, TRPO
+from agents import A2C, ACKTR, ES, NPG, PPO, REINFORCE, TRPO
 from agents.on_policy import OnPolicy
 
 AGENTS = (TRPO, NPG)
@@ -24,6 +24,8 @@ both_agents = pytest.mark.parametrize("agent", AGENTS)  # those of the natural g
 FIRST_ORDER = (A2C, PPO, REINFORCE)  # those that take any gradient optimizer
 ACTOR_CRITICS = (ACKTR, *FIRST_ORDER)  # those with one loss for actor and critic
 every_agent = pytest.mark.parametrize("agent", [*AGENTS, *ACTOR_CRITICS])
+# What holds of any agent, whether its rollouts have a fixed number of steps or not.
+any_agent = pytest.mark.parametrize("agent", [*AGENTS, *ACTOR_CRITICS, ES])
 every_variant = pytest.mark.parametrize(
     ("agent", "settings"),
     [
@@ -204,6 +206,8 @@ def minibatches(agent: type[OnPolicy], size: int) -> dict[str, Any]:
 
 def short(agent: type[OnPolicy], **settings: Any) -> dict[str, Any]:
     """Arguments with which an update takes milliseconds, and what is given besides."""
+    if agent is ES:
+        return {"n_candidates": 8, "sigma": 0.1, "seed": 0, "device": "cpu"} | settings
     chosen: dict[str, Any] = {"n_steps": 64, "seed": 0, "device": "cpu"}
     chosen |= minibatches(agent, 32)
     if agent in AGENTS:
