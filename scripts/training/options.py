@@ -14,7 +14,7 @@ import tyro
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tyro.constructors import PrimitiveConstructorSpec
 
-from agents import A2C, ACKTR, NPG, PPO, REINFORCE, TRPO
+from agents import A2C, ACKTR, ES, NPG, PPO, REINFORCE, TRPO
 
 # A new agent is one line here: its arguments are read off its constructor.
 AGENTS: dict[str, type[OnPolicyAlgorithm]] = {
@@ -24,6 +24,7 @@ AGENTS: dict[str, type[OnPolicyAlgorithm]] = {
     "acktr": ACKTR,
     "ppo": PPO,
     "reinforce": REINFORCE,
+    "es": ES,
 }
 
 # Constructor arguments that the options of the run decide.
@@ -67,7 +68,8 @@ class Options(Generic[Arguments]):
     """Start from the environment's entry in scripts/presets/AGENT.yml, or in FILE. What the command
     line says goes before the preset, which goes before the agent's defaults."""
     total_timesteps: int = 100_000
-    """Environment steps, summed over the environments; rounded up to whole rollouts."""
+    """Environment steps, summed over the environments; rounded up to whole rollouts or
+    populations."""
     num_envs: int = 1
     """Environments that are stepped together."""
     seed: int = 0

@@ -24,6 +24,7 @@ from tests.agents.helpers import (
     DICTIONARY,
     VECTOR,
     Toy,
+    any_agent,
     every_agent,
     finite,
     minibatches,
@@ -80,7 +81,7 @@ def test_attributes_that_others_read(agent) -> None:
     assert model.rollout_buffer.buffer_size == 64
 
 
-@every_agent
+@any_agent
 def test_init_setup_model_false_builds_nothing_until_asked(agent) -> None:
     model = small(agent, vector_env(Toy), _init_setup_model=False)
     assert not hasattr(model, "policy")
@@ -110,7 +111,7 @@ def test_policy_kwargs_are_used_and_not_changed(agent) -> None:
     assert model.policy.optimizer.param_groups[0]["momentum"] == 0.5
 
 
-@every_agent
+@any_agent
 def test_gym_ids_and_environments_are_wrapped_and_monitored(agent) -> None:
     by_id = agent("MlpPolicy", "CartPole-v1", **short(agent))
     assert isinstance(by_id.env, DummyVecEnv)
@@ -129,14 +130,14 @@ def test_gym_ids_and_environments_are_wrapped_and_monitored(agent) -> None:
         agent("MlpPolicy", "NoSuchEnvironment-v0")
 
 
-@every_agent
+@any_agent
 def test_an_environment_without_render_modes_can_be_named_by_its_id(agent) -> None:
     model = agent("MlpPolicy", "npg/LQR-v0", **short(agent))
     model.learn(64)
     assert finite(model)
 
 
-@every_agent
+@any_agent
 @pytest.mark.parametrize(
     ("policy", "observations", "error", "message"),
     [
@@ -151,7 +152,7 @@ def test_wrong_policies_are_refused_as_in_sb3(agent, policy, observations, error
         small(agent, vector_env(lambda: Toy(observations)), policy)
 
 
-@every_agent
+@any_agent
 def test_sde_needs_a_box_and_boxes_need_bounds(agent) -> None:
     with pytest.raises(ValueError, match="State-Dependent"):
         small(agent, vector_env(Toy), use_sde=True)

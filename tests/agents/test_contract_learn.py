@@ -23,6 +23,7 @@ from tests.agents.helpers import (
     BOX,
     VECTOR,
     Toy,
+    any_agent,
     both_agents,
     both_critics,
     every_agent,
@@ -132,7 +133,7 @@ def test_log_interval() -> None:
     assert recorder.steps == [128, 256]
 
 
-@every_agent
+@any_agent
 def test_tensorboard_directories_are_numbered(agent, tmp_path) -> None:
     pytest.importorskip("tensorboard")
     model = small(agent, vector_env(Toy), tensorboard_log=str(tmp_path))
@@ -216,7 +217,7 @@ def test_functions_and_lists_are_callbacks() -> None:
     model.learn(64, callback=[Order(), CallbackList([Order()])])
 
 
-@every_agent
+@any_agent
 def test_eval_callback_writes_its_file_and_the_best_model(agent, tmp_path) -> None:
     evaluation = vector_env(lambda: Monitor(Toy(VECTOR, BOX)))
     callback = EvalCallback(

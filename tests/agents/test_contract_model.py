@@ -19,6 +19,7 @@ from tests.agents.helpers import (
     BatchNorm,
     SmallCnn,
     Toy,
+    any_agent,
     every_agent,
     every_variant,
     parameters,
@@ -30,7 +31,7 @@ from tests.agents.helpers import (
 # ------------------------------------------------------------------------- prediction, evaluation
 
 
-@every_agent
+@any_agent
 def test_evaluate_policy(agent) -> None:
     model = small(agent, vector_env(lambda: Monitor(Toy(death=0.0, limit=5))))
     rewards, lengths = evaluate_policy(
@@ -40,7 +41,7 @@ def test_evaluate_policy(agent) -> None:
     assert len(rewards) == 4
 
 
-@every_agent
+@any_agent
 def test_predict_shapes_and_determinism(agent) -> None:
     model = small(agent, vector_env(lambda: Toy(VECTOR, BOX)))
     one, many = np.zeros(3, np.float32), np.ones((4, 3), np.float32)
@@ -74,7 +75,7 @@ def test_parameters_can_be_read_and_written(agent, settings) -> None:
         assert other._optimizers()["actor"].extra["steps"] == 1
 
 
-@every_agent
+@any_agent
 def test_set_parameters_complains_as_in_sb3(agent, tmp_path) -> None:
     model = small(agent, vector_env(Toy))
     taken = copy.deepcopy(model.get_parameters())

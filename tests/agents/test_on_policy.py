@@ -16,7 +16,7 @@ from tests.agents.helpers import (
     BOX,
     VECTOR,
     Toy,
-    every_agent,
+    any_agent,
     every_variant,
     parameters,
     same,
@@ -85,7 +85,7 @@ def test_the_plainest_agent_learns_the_identity() -> None:
     assert (chosen == observations.argmax(1)).mean() > 0.9
 
 
-@every_agent
+@any_agent
 @pytest.mark.parametrize("backend", ["gymnasium", "auto"])
 def test_environments_of_make(agent, backend) -> None:
     env = make("CartPole-v1", num_envs=2, seed=0, backend=backend, normalize_obs=True)
