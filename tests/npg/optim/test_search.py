@@ -111,8 +111,11 @@ class TestBase:
     @each_search
     def test_a_state_of_another_optimizer_is_refused(self, make):
         model, *_ = classifier()
-        with pytest.raises(ConfigurationError, match="of another optimizer"):
+        with pytest.raises(ConfigurationError, match="another optimizer"):
             make(model).load_state_dict(torch.optim.SGD(model.parameters()).state_dict())
+        other = EvolutionStrategies if make.func is MLEGuidedSearch else MLEGuidedSearch
+        with pytest.raises(ConfigurationError, match=other.__name__):
+            make(model).load_state_dict(other(model).state_dict())
 
     @each_search
     @pytest.mark.parametrize(
