@@ -296,11 +296,8 @@ class EvolutionStrategies(ParameterSearch):
         Raises:
             ConfigurationError: If it is of another, or of other parameters.
         """
-        self.check_state(state_dict)
-        own = dict(state_dict)
-        deviation = own.pop("deviation")
-        super().load_state_dict(own)
-        self.deviation.load_state_dict(deviation, self._places())
+        super().load_state_dict(state_dict)
+        self.deviation.load_state_dict(state_dict["deviation"], self._places())
 
     def check_state(self, state_dict: dict[str, Any]) -> None:
         """Refuses what :meth:`load_state_dict` cannot restore."""

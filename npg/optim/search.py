@@ -228,7 +228,7 @@ class ParameterSearch(FunctionOptimizer):
         return "" if moved else "the step left the finite numbers"
 
     def state_dict(self) -> dict[str, Any]:
-        """Both optimizers' state, the numbers under ``"npg"``, the generator's under ``"search"``."""
+        """Both optimizers' state, counters under ``"npg"``, the generator's under ``"search"``."""
         rest = {
             key: value
             for key, value in self.base.state_dict().items()
