@@ -321,3 +321,18 @@ def test_a_closure_that_goes_back_is_told():
 
     with pytest.raises(ConfigurationError, match="No backward"):
         optimizer.step(closure)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@each_search
+def test_on_a_gpu(make):
+    model, x, y = classifier()
+    model, x, y = model.cuda(), x.cuda(), y.cuda()
+    optimizer = make(model, lr=0.05)
+    start = parameters_of(model)
+    for _ in range(3):
+        report = optimizer.step(closure_for(optimizer, model, x, y))
+        assert report.accepted
+    assert optimizer.generator.device.type == "cuda"
+    assert not torch.equal(parameters_of(model), start)
+    assert bool(torch.isfinite(parameters_of(model)).all())
