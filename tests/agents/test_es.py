@@ -111,7 +111,9 @@ def test_logged_keys() -> None:
 
 
 def test_learning_rate_schedules_reach_the_optimizer() -> None:
-    model = small(ES, vector_env(lambda: Toy(death=0, limit=8)), learning_rate=lambda left: 0.1 * left)
+    model = small(
+        ES, vector_env(lambda: Toy(death=0, limit=8)), learning_rate=lambda left: 0.1 * left
+    )
     seen = []
     train = model.train
     model.train = lambda: (train(), seen.append(model.policy.optimizer.base.param_groups[0]["lr"]))
