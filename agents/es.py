@@ -212,8 +212,7 @@ class ES(OnPolicy):
             policy, self.observation_space, env.num_envs, parameters, self.deterministic
         )
         own = torch.cat([p.detach().flatten() for p in parameters])
-        candidates = torch.cat([policy.optimizer.ask(), own.unsqueeze(0)])
-        returns = evaluate(self, env, callback, actor, candidates)
+        returns = evaluate(self, env, callback, actor, [*policy.optimizer.ask(), own])
         if returns is None:
             return False
         self._returns = returns

@@ -1,6 +1,7 @@
 """Evaluating a population: the vector of environments plays an episode for every candidate."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,7 +67,11 @@ class Seats:
 
 
 def evaluate(
-    model: "ES", env: VecEnv, callback: BaseCallback, actor: CandidateActor, candidates: Tensor
+    model: "ES",
+    env: VecEnv,
+    callback: BaseCallback,
+    actor: CandidateActor,
+    candidates: Sequence[Tensor],
 ) -> np.ndarray | None:
     """Plays ``model.n_episodes`` episodes for every candidate.
 
@@ -80,7 +85,7 @@ def evaluate(
         env: Its environments.
         callback: Called at every step; its ``locals`` hold this function's variables.
         actor: Acts for the environments.
-        candidates: Flat parameters, [n + 1, P]; the last ones, the policy's own, are not evaluated.
+        candidates: Flat parameters [P] of the n candidates, and at the end the policy's own.
 
     Returns:
         Mean return of each candidate, [n], not finite where a reward, an observation or an action

@@ -20,7 +20,6 @@ from tests.agents.helpers import (
     SmallCnn,
     Toy,
     any_agent,
-    every_agent,
     every_variant,
     parameters,
     same,
