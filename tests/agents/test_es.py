@@ -245,8 +245,8 @@ def test_odd_numbers_of_candidates_without_pairs() -> None:
     "actions", [DISCRETE, ACTIONS["multi-discrete"], ACTIONS["multi-binary"]], ids=str
 )
 def test_the_identity_is_learned(actions) -> None:
-    settings = {"n_candidates": 32, "sigma": 0.3, "learning_rate": 0.1}
-    model = small(ES, vector_env(lambda: Identity(actions), 8), **settings).learn(40 * 32 * 20)
+    settings = {"n_candidates": 16, "sigma": 0.2, "learning_rate": 0.1}
+    model = small(ES, vector_env(lambda: Identity(actions), 8), **settings).learn(60 * 16 * 20)
     judge = vector_env(lambda: Monitor(Identity(actions)))
     assert evaluate_policy(model, judge, n_eval_episodes=10)[0] > 0.9 * 20  # by chance: 6.7 to 10
 
