@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from npg.errors import ConfigurationError
+from npg.linalg import flatten, split
 from npg.optim.base import Prediction
 from npg.optim.candidates import batched, can_be_batched, warn_of_no_batch
 from npg.optim.objective import Objective
@@ -57,8 +58,11 @@ class EvolutionStrategies(ParameterSearch):
         seed: Of the candidates.
         parameters: Restricts a module to a part of its parameters.
 
+    σ is ``extra["sigma"]`` where there is one. A parameter that the objective does not read
+    wanders, since ĝ has noise alone for it: freeze it, or give ``parameters``.
+
     Attributes:
-        deviation: σ, a number, or [P] where it is separable.
+        deviations: σ of each parameter, in the order of the groups, where it is separable.
 
     Raises:
         ConfigurationError: If a setting cannot work.
@@ -71,7 +75,7 @@ class EvolutionStrategies(ParameterSearch):
     def __init__(
         self,
         model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 0.05,
+        lr: float = 0.02,
         *,
         candidates: int = 64,
         sigma: float = 0.05,
@@ -97,8 +101,8 @@ class EvolutionStrategies(ParameterSearch):
         self.adapt: Adapt = adapt
         self.sigma_lr = sigma_lr
         self.chunk_size = chunk_size
-        self.deviation: float | Tensor = float(sigma)
-        self._sigma = float(sigma)
+        self.extra["sigma"] = float(sigma)
+        self.deviations: list[Tensor] = []
         self._asked: tuple[Population, Displaced] | None = None
         self._batches = True
         self.check()
@@ -221,9 +225,19 @@ class EvolutionStrategies(ParameterSearch):
             return self._update(population, displaced, values)
 
     def _population(self, displaced: Displaced) -> Population:
-        if self.adapt == "separable" and not isinstance(self.deviation, Tensor):
-            self.deviation = torch.full_like(displaced.start, self.deviation)
-        return Population(displaced, self.deviation, self.generator, antithetic=self.antithetic)
+        deviation: float | Tensor = self.extra["sigma"]
+        if self.adapt == "separable":
+            places = [p for group in self.param_groups for p in group["params"]]
+            for parameter in places[len(self.deviations) :]:
+                like = torch.empty_like(parameter, dtype=displaced.start.dtype)
+                self.deviations.append(like.fill_(self.extra["sigma"]).requires_grad_(False))
+            deviation = flatten(self._active_deviations())
+        return Population(displaced, deviation, self.generator, antithetic=self.antithetic)
+
+    def _active_deviations(self) -> list[Tensor]:
+        """Those of the parameters that are not frozen."""
+        places = [p for group in self.param_groups for p in group["params"]]
+        return [d for d, p in zip(self.deviations, places, strict=True) if p.requires_grad]
 
     def _at_once(self, displaced: Displaced) -> int:
         """Candidates of a batch: whole pairs, or one."""
@@ -252,13 +266,13 @@ class EvolutionStrategies(ParameterSearch):
         self.extra["steps"] += 1
         kept = torch.isfinite(objectives)
         number = int(kept.sum())
-        root = self.deviation
+        deviation = population.deviation
         known: dict[str, Any] = {
             "loss": math.nan,
             "loss_after": math.nan,
             "candidates": len(objectives),
             "dropped": len(objectives) - number,
-            "sigma": float(root.square().mean().sqrt()) if isinstance(root, Tensor) else root,
+            "sigma": float(torch.as_tensor(deviation).square().mean().sqrt()),
         }
         if not number:
             return self.failed(SearchReport(**known, accepted=False, reason=NO_CANDIDATE))
@@ -268,7 +282,7 @@ class EvolutionStrategies(ParameterSearch):
         direction, growth = population.combined(weights, self.adapt)
         obstacle = self.descend(direction, displaced)
         if not obstacle and growth is not None:
-            self._grow(growth)
+            self._grow(growth, population)
         share = weights.abs() / weights.abs().sum() if bool(weights.any()) else kept / number
         return SearchReport(
             **known,
@@ -280,16 +294,44 @@ class EvolutionStrategies(ParameterSearch):
             gradient_norm=float(torch.linalg.vector_norm(direction)),
         )
 
-    def _grow(self, growth: float | Tensor) -> None:
+    def _grow(self, growth: Tensor, population: Population) -> None:
         """Moves the logarithm of σ by its natural gradient."""
-        if isinstance(self.deviation, Tensor):
-            size = len(self.deviation)
-            rate = (3 + math.log(size)) / (5 * math.sqrt(size))
-            rate = rate if self.sigma_lr is None else self.sigma_lr
-            change = (rate * growth).clamp_(-LARGEST_CHANGE, LARGEST_CHANGE)  # type: ignore[union-attr]
-            self.deviation *= change.exp()
-        else:
-            assert isinstance(growth, float)
-            rate = 1.0 if self.sigma_lr is None else self.sigma_lr
-            change_of_one = min(max(rate * growth, -LARGEST_CHANGE), LARGEST_CHANGE)
-            self.deviation *= math.exp(change_of_one)
+        size, rate = len(population.displaced.start), self.sigma_lr
+        separable = isinstance(population.deviation, Tensor)
+        if rate is None:
+            rate = (3 + math.log(size)) / (5 * math.sqrt(size)) if separable else 1.0
+        factor = (rate * growth).clamp_(-LARGEST_CHANGE, LARGEST_CHANGE).exp_()
+        if not separable:
+            self.extra["sigma"] *= float(factor)
+            return
+        deviations = self._active_deviations()
+        for deviation, change in zip(deviations, split(factor, deviations), strict=True):
+            deviation *= change
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of any search, and the deviations uncast."""
+        return {**super().state_dict(), "deviations": [d.clone() for d in self.deviations]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave.
+
+        Args:
+            state_dict: Of this class, with the same base optimizer.
+
+        Raises:
+            ConfigurationError: If it is of another, or of other parameters.
+        """
+        own = dict(state_dict)
+        deviations = own.pop("deviations", None)
+        places = [p for group in self.param_groups for p in group["params"]]
+        if deviations is None or any(
+            d.shape != p.shape for d, p in zip(deviations, places, strict=False)
+        ):
+            raise ConfigurationError(
+                f"the state's deviations do not fit: it is of another optimizer than "
+                f"{type(self).__name__}, or of other parameters"
+            )
+        super().load_state_dict(own)
+        self.deviations = [
+            d.to(p.device, copy=True) for d, p in zip(deviations, places, strict=False)
+        ]

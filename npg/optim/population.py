@@ -65,7 +65,7 @@ class Population:
         self.noise.generator.set_state(state)
         self._drawn = None
 
-    def combined(self, weights: Tensor, adapt: Adapt) -> tuple[Tensor, float | Tensor | None]:
+    def combined(self, weights: Tensor, adapt: Adapt) -> tuple[Tensor, Tensor | None]:
         """Computes gradients from weights, those of the candidates' objectives over n.
 
         Args:
@@ -101,4 +101,4 @@ class Population:
         gradient.mul_(self.deviation)
         if growth is not None:
             return gradient, growth
-        return gradient, -(square / noise.size - float(both.sum())) / 2
+        return gradient, (both.sum() - square / noise.size) / 2

@@ -1,5 +1,6 @@
 """What the optimizers share that try candidates at random and go on from what became of them."""
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -245,7 +246,7 @@ class ParameterSearch(FunctionOptimizer):
         Raises:
             ConfigurationError: If it is of another.
         """
-        own = dict(state_dict)
+        own = copy.deepcopy(dict(state_dict))  # torch's optimizers keep the tensors they are given
         if "search_generator" not in own:
             raise ConfigurationError(
                 f"the state has no search_generator: it is of another optimizer than "

@@ -24,6 +24,7 @@ RATES = {
     "gauss-newton": 1.0,
     "kfac": 1.0,
     "langevin": 1e-3,
+    "mle-guided-search": 1.0,
     "natural-gradient": 1.0,
     "newton": 1.0,
     "newton-cg": 1.0,
@@ -38,6 +39,8 @@ def made(name, model, likelihood, **options):
         options["likelihood"] = likelihood
     if name == "langevin":
         options["temperature"] = 1e-12
+    if name == "mle-guided-search":
+        options["max_grad_norm"] = 0.1  # candidates are as far away, whatever the rate
     return create(name, model, **options)
 
 
