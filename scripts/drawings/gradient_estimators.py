@@ -29,7 +29,7 @@ class Problem:
 
     @classmethod
     def of(cls, parameters: int, horizon: int) -> "Problem":
-        """Draws the states."""
+        """Draws the states of at least two steps."""
         generator = torch.Generator().manual_seed(derived(parameters, OPTIMIZER, horizon))
         drawn = torch.randn(horizon, parameters, dtype=torch.float64, generator=generator)
         direction = torch.randn(parameters, dtype=torch.float64, generator=generator)
