@@ -23,14 +23,14 @@ RATES = [1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128]
 COARSE, FINE = RATES[0], RATES[-1]
 
 CAPTION = (
-    f"From N({START[0]}, {START[1]}²) to N({TARGET[0]:.0f}, {TARGET[1]}²), the loss is "
-    "KL(target ‖ model); every path runs for η · steps = "
-    f"{TIME:.0f}, and is drawn in the (μ, σ) plane. Solid: η = 1/{1 / FINE:.0f}; dots: "
-    f"η = 1/{1 / COARSE:.0f}. Right: the distance\nbetween the two parametrisations' paths in the "
-    "(μ, σ) plane, after equally many steps. Natural gradients are one tangent vector, whatever "
-    "the parameters; a step along it is straight in the parameters,\nso one step differs by "
-    "O(η²), and the 1/η steps of a path by O(η). NaturalGradient with damping 0, the dense Fisher "
-    "matrix, and no trust region; torch.optim.SGD."
+    "From N(−0.5, 0.8²), the loss is KL(N(1, 0.7²) ‖ model). Every path takes "
+    f"{TIME:.0f}/η steps and is drawn in the (μ, σ) plane. Lines: η = 1/{1 / FINE:.0f}, dots: η = "
+    f"1/{1 / COARSE:.0f}; dashed: the limit, in closed form. Right: the distance between the\ntwo "
+    "paths after equally many steps, after one and at most; its order is the power of η by which "
+    "it falls over the last halving. A natural gradient is one tangent vector, whatever the "
+    "parameters; a step along it is\nstraight in the parameters, so one step differs by O(η²), and "
+    "the 3/η steps of a path by O(η). NaturalGradient with damping 0, the dense Fisher matrix and "
+    "no trust region; torch.optim.SGD."
 )
 
 

@@ -229,7 +229,7 @@ def _angles(axes: Axes, found: dict[float, Sampled]) -> None:
     axes.set_title("The direction turns with α", loc="left", color=INK, size=10.5)
     for target, name, colour in (
         (-gradient(), "to −g", ORANGE),
-        (expected(0), "to Newton’s step", GREEN),
+        (expected(0), "to Newton’s", GREEN),
     ):
         exact = [angle(expected(float(temperature)), target) for temperature in GRID]
         axes.plot(GRID, exact, color=colour, lw=1.5, label=name)
