@@ -272,7 +272,7 @@ class EvolutionStrategies(ParameterSearch):
             "loss_after": math.nan,
             "candidates": len(objectives),
             "dropped": len(objectives) - number,
-            "sigma": float(torch.as_tensor(deviation).square().mean().sqrt()),
+            "sigma": float(torch.as_tensor(deviation, dtype=torch.float64).square().mean().sqrt()),
         }
         if not number:
             return self.failed(SearchReport(**known, accepted=False, reason=NO_CANDIDATE))
