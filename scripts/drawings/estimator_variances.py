@@ -21,13 +21,13 @@ NOISES = [0.25, 0.5, 1.0, 2.0, 4.0]
 
 CAPTION = (
     "An episode is T steps x ← x + a/√T from x = 0; its cost, ½ (x − 1)², is known at the end. "
-    "The policy is linear, a = θᵀs, with P parameters. Policy gradient: noise of deviation σ in\n"
+    "The policy is linear, a = θᵀs, with P parameters. Policy gradient: noise of deviation σ in "
     "every action (score_function, leave-one-out baseline). Evolution strategies: noise of "
-    "deviation σ in every parameter (shaping “none”), and no other. The states s are such that\n"
+    "deviation σ in every parameter (shaping “none”), and no other. The states s are such that "
     "both noises move the end alike; σ = 1 except bottom right. Variances are n E‖ĝ − g‖²/‖g‖² of "
-    "estimates ĝ from n = {episodes} episodes, g being exact: points are means over\n"
+    "estimates ĝ from n = {episodes} episodes, g being exact: points are means over "
     "{repetitions} estimates with two standard errors, lines closed forms. They count the numbers "
-    "that noise is drawn for: T, or P. Pairs ±ε take out what the cost’s curvature adds,\n"
+    "that noise is drawn for: T, or P. Pairs ±ε take out what the cost’s curvature adds, "
     "but are two episodes each: they pay where σ is large."
 )
 
@@ -85,16 +85,11 @@ def draw(output: Path) -> dict[str, str]:
         axes.set_title(f"Variance. {title}", loc="left", color=INK, size=10.5)
         found |= _variances(axes, label, places, problems)
     panels[1, 1].set_xlabel("σ / distance to the goal", color=INK)
-    drawn.suptitle(
+    picture.explain(
+        drawn,
         "Two estimators of one gradient: noise in every action, or noise in every parameter",
-        x=0.01,
-        ha="left",
-        weight="bold",
-        color=INK,
-        size=13,
+        CAPTION.format(episodes=estimators.EPISODES, repetitions=estimators.REPETITIONS),
     )
-    caption = CAPTION.format(episodes=estimators.EPISODES, repetitions=estimators.REPETITIONS)
-    drawn.supxlabel(caption, x=0.01, ha="left", color=INK, size=9)
     picture.save(drawn, output)
     return found
 

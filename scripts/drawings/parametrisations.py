@@ -25,10 +25,10 @@ COARSE, FINE = RATES[0], RATES[-1]
 CAPTION = (
     "From N(−0.5, 0.8²), the loss is KL(N(1, 0.7²) ‖ model). Every path takes "
     f"{TIME:.0f}/η steps and is drawn in the (μ, σ) plane. Lines: η = 1/{1 / FINE:.0f}, dots: η = "
-    f"1/{1 / COARSE:.0f}; dashed: the limit, in closed form. Right: the distance between the\ntwo "
+    f"1/{1 / COARSE:.0f}; dashed: the limit, in closed form. Right: the distance between the two "
     "paths after equally many steps, after one and at most; its order is the power of η by which "
     "it falls over the last halving. A natural gradient is one tangent vector, whatever the "
-    "parameters; a step along it is\nstraight in the parameters, so one step differs by O(η²), and "
+    "parameters; a step along it is straight in the parameters, so one step differs by O(η²), and "
     "the 3/η steps of a path by O(η). NaturalGradient with damping 0, the dense Fisher matrix and "
     "no trust region; torch.optim.SGD."
 )
@@ -164,15 +164,11 @@ def draw(output: Path) -> dict[str, str]:
     right.set_xticklabels([f"1/{1 / rate:.0f}" for rate in RATES])
     right.yaxis.set_minor_formatter(NullFormatter())
     right.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
-    drawn.suptitle(
+    picture.explain(
+        drawn,
         "Under two parametrisations of a Gaussian, gradients differ and natural gradients agree",
-        x=0.01,
-        ha="left",
-        weight="bold",
-        color=INK,
-        size=13,
+        CAPTION,
     )
-    drawn.supxlabel(CAPTION, x=0.01, ha="left", color=INK, size=9)
     picture.save(drawn, output)
     found = {"tangent vectors, relative difference": f"{tangent_difference():.1e}"}
     for name, column in (("one step", natural[:, 0]), ("whole path", natural[:, 1])):

@@ -28,9 +28,9 @@ LABELS = {0.1: (-8, 7), 0.3: (-16, 7), 1.0: (-30, 6), 3.0: (5, -9), 10.0: (5, -9
 CAPTION = (
     "l(θ) = ½ θᵀHθ, H = diag(0.6, 4), gradient g at the start. Displacements Δ ~ N(0, σ²I), σ = 1, "
     "have weights w ∝ exp(−l(θ + Δ)/α), which sum to 1. Lines are closed forms, Δ* = −(H + (α/σ²) "
-    "I)⁻¹ g;\ndots are one step of MLEGuidedSearch (exploration 1, absolute scale) with "
+    "I)⁻¹ g; dots are one step of MLEGuidedSearch (exploration 1, absolute scale) with "
     "{candidates} candidates, a mean of {repetitions} seeds, bars two standard errors. A small α "
-    "lets the objective decide: the mean step is\nNewton’s, and rests on few candidates. A large "
+    "lets the objective decide: the mean step is Newton’s, and rests on few candidates. A large "
     "α counts all nearly alike: what is left of their mean is short, and points along −g. "
     "Effective sample size: 1/Σw²."
 )
@@ -141,17 +141,12 @@ def draw(output: Path) -> dict[str, str]:
     _plane(plane, found)
     _angles(angles, found)
     _sizes(sizes, found)
-    drawn.suptitle(
+    picture.explain(
+        drawn,
         "The sampling view: the mean of weighted random steps lies between steepest descent "
         "and Newton's step",
-        x=0.01,
-        ha="left",
-        weight="bold",
-        color=INK,
-        size=13,
+        CAPTION.format(candidates=CANDIDATES, repetitions=REPETITIONS),
     )
-    caption = CAPTION.format(candidates=CANDIDATES, repetitions=REPETITIONS)
-    drawn.supxlabel(caption, x=0.01, ha="left", color=INK, size=9)
     picture.save(drawn, output)
     worst = max(float(((s.mean - expected(t)) / s.errors).abs().max()) for t, s in found.items())
     result = {"largest deviation, in standard errors": f"{worst:.1f}"}
