@@ -40,8 +40,13 @@ class Population:
         noise = self.noise.rows(number // len(self.signs))
         # If these are all, their noise need not be drawn again.
         self._drawn = noise if len(self.noise.blocks) == 1 else None
-        signed = torch.stack([sign * noise for sign in self.signs], dim=1).flatten(0, 1)
-        return signed.mul_(self.deviation).add_(self.displaced.start)
+        start, deviation = self.displaced.start, self.deviation
+        steps = noise * deviation if isinstance(deviation, Tensor) else noise
+        scale = 1.0 if isinstance(deviation, Tensor) else deviation
+        rows = start.new_empty(len(noise), len(self.signs), len(start))
+        for place, sign in enumerate(self.signs):
+            torch.add(start, steps, alpha=sign * scale, out=rows[:, place])
+        return rows.flatten(0, 1)
 
     def in_place(self) -> Iterator[None]:
         """Draws a row of noise; moves the parameters to its candidates, one after another."""
