@@ -9,19 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from npg.errors import ConfigurationError
-from npg.linalg import flatten, split
 from npg.optim.base import Prediction
 from npg.optim.candidates import batched, can_be_batched, warn_of_no_batch
+from npg.optim.deviation import Adapt, Deviation
 from npg.optim.objective import Objective
-from npg.optim.population import Adapt, Population
+from npg.optim.population import Population
 from npg.optim.search import NO_CANDIDATE, BaseOptimizer, ParameterSearch, SearchReport
 from npg.sampling import Displaced, Shaping, effective_sample_size, shaped
 from npg.sampling.shaping import SHAPINGS
 
 # Numbers in a batch of candidates, where nobody says how many: 256 MB of float32.
 BATCH_NUMBERS = 2**26
-# The logarithm of σ moves at most so far in a step.
-LARGEST_CHANGE = 1.0
 
 
 class EvolutionStrategies(ParameterSearch):
@@ -58,11 +56,11 @@ class EvolutionStrategies(ParameterSearch):
         seed: Of the candidates.
         parameters: Restricts a module to a part of its parameters.
 
-    σ is ``extra["sigma"]`` where there is one. A parameter that the objective does not read
-    wanders, since ĝ has noise alone for it: freeze it, or give ``parameters``.
+    A parameter that the objective does not read wanders, since ĝ has noise alone for it: freeze
+    it, or give ``parameters``.
 
     Attributes:
-        deviations: σ of each parameter, in the order of the groups, where it is separable.
+        deviation: Holds σ.
 
     Raises:
         ConfigurationError: If a setting cannot work.
@@ -101,8 +99,7 @@ class EvolutionStrategies(ParameterSearch):
         self.adapt: Adapt = adapt
         self.sigma_lr = sigma_lr
         self.chunk_size = chunk_size
-        self.extra["sigma"] = float(sigma)
-        self.deviations: list[Tensor] = []
+        self.deviation = Deviation(float(sigma), separable=adapt == "separable")
         self._asked: tuple[Population, Displaced] | None = None
         self._batches = True
         self.check()
@@ -224,20 +221,12 @@ class EvolutionStrategies(ParameterSearch):
         with torch.no_grad():
             return self._update(population, displaced, values)
 
-    def _population(self, displaced: Displaced) -> Population:
-        deviation: float | Tensor = self.extra["sigma"]
-        if self.adapt == "separable":
-            places = [p for group in self.param_groups for p in group["params"]]
-            for parameter in places[len(self.deviations) :]:
-                like = torch.empty_like(parameter, dtype=displaced.start.dtype)
-                self.deviations.append(like.fill_(self.extra["sigma"]).requires_grad_(False))
-            deviation = flatten(self._active_deviations())
-        return Population(displaced, deviation, self.generator, antithetic=self.antithetic)
+    def _places(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
 
-    def _active_deviations(self) -> list[Tensor]:
-        """Those of the parameters that are not frozen."""
-        places = [p for group in self.param_groups for p in group["params"]]
-        return [d for d, p in zip(self.deviations, places, strict=True) if p.requires_grad]
+    def _population(self, displaced: Displaced) -> Population:
+        deviation = self.deviation.now(self._places(), displaced.start.dtype)
+        return Population(displaced, deviation, self.generator, antithetic=self.antithetic)
 
     def _at_once(self, displaced: Displaced) -> int:
         """Candidates of a batch: whole pairs, or one."""
@@ -282,7 +271,7 @@ class EvolutionStrategies(ParameterSearch):
         direction, growth = population.combined(weights, self.adapt)
         obstacle = self.descend(direction, displaced)
         if not obstacle and growth is not None:
-            self._grow(growth, population)
+            self.deviation.grow(growth, self.sigma_lr, self._places())
         share = weights.abs() / weights.abs().sum() if bool(weights.any()) else kept / number
         return SearchReport(
             **known,
@@ -294,23 +283,9 @@ class EvolutionStrategies(ParameterSearch):
             gradient_norm=float(torch.linalg.vector_norm(direction)),
         )
 
-    def _grow(self, growth: Tensor, population: Population) -> None:
-        """Moves the logarithm of σ by its natural gradient."""
-        size, rate = len(population.displaced.start), self.sigma_lr
-        separable = isinstance(population.deviation, Tensor)
-        if rate is None:
-            rate = (3 + math.log(size)) / (5 * math.sqrt(size)) if separable else 1.0
-        factor = (rate * growth).clamp_(-LARGEST_CHANGE, LARGEST_CHANGE).exp_()
-        if not separable:
-            self.extra["sigma"] *= float(factor)
-            return
-        deviations = self._active_deviations()
-        for deviation, change in zip(deviations, split(factor, deviations), strict=True):
-            deviation *= change
-
     def state_dict(self) -> dict[str, Any]:
-        """As of any search, and the deviations uncast."""
-        return {**super().state_dict(), "deviations": [d.clone() for d in self.deviations]}
+        """As of any search, and the deviation uncast."""
+        return {**super().state_dict(), "deviation": self.deviation.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave.
@@ -321,17 +296,10 @@ class EvolutionStrategies(ParameterSearch):
         Raises:
             ConfigurationError: If it is of another, or of other parameters.
         """
-        own = dict(state_dict)
-        deviations = own.pop("deviations", None)
-        places = [p for group in self.param_groups for p in group["params"]]
-        if deviations is None or any(
-            d.shape != p.shape for d, p in zip(deviations, places, strict=False)
-        ):
-            raise ConfigurationError(
-                f"the state's deviations do not fit: it is of another optimizer than "
-                f"{type(self).__name__}, or of other parameters"
-            )
-        super().load_state_dict(own)
-        self.deviations = [
-            d.to(p.device, copy=True) for d, p in zip(deviations, places, strict=False)
-        ]
+        super().load_state_dict(state_dict)
+        self.deviation.load_state_dict(state_dict["deviation"], self._places())
+
+    def check_state(self, state_dict: dict[str, Any]) -> None:
+        """Refuses what :meth:`load_state_dict` cannot restore."""
+        super().check_state(state_dict)
+        self.deviation.check_state(state_dict["deviation"], self._places())

@@ -1,14 +1,12 @@
 """The candidates of a step of evolution strategies, and what their objectives say."""
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from npg.optim.deviation import Adapt
 from npg.sampling import Displaced, ReplayedNoise
-
-Adapt = Literal["none", "global", "separable"]
 
 
 class Population:

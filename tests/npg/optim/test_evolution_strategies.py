@@ -147,9 +147,9 @@ class TestEstimate:
         torch.testing.assert_close(parameters_of(model), start - 0.3 * 0.04 * of_mean)
         expected = 0.2 * (-0.5 * of_sigma / information).exp()
         found = (
-            torch.cat([d.reshape(-1) for d in optimizer.deviations])
+            torch.cat([d.reshape(-1) for d in optimizer.deviation.each])
             if adapt == "separable"
-            else torch.tensor([optimizer.extra["sigma"]], dtype=torch.float64)
+            else torch.tensor([optimizer.deviation.sigma], dtype=torch.float64)
         )
         torch.testing.assert_close(found, expected)
 
@@ -257,13 +257,13 @@ class TestSettings:
         resumed.load_state_dict(optimizer.state_dict())
         assert all(
             torch.equal(a, b) and a.dtype == b.dtype
-            for a, b in zip(optimizer.deviations, resumed.deviations, strict=True)
+            for a, b in zip(optimizer.deviation.each, resumed.deviation.each, strict=True)
         )
 
     def test_deviations_of_other_shapes_are_refused(self):
         optimizer = EvolutionStrategies(classifier()[0], adapt="separable", candidates=4)
         optimizer.ask()
         state = optimizer.state_dict()
-        state["deviations"][0] = torch.ones(2)
+        state["deviation"]["each"][0] = torch.ones(2)
         with pytest.raises(ConfigurationError, match="do not fit"):
             optimizer.load_state_dict(state)

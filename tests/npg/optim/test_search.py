@@ -111,8 +111,11 @@ class TestBase:
     @each_search
     def test_a_state_of_another_optimizer_is_refused(self, make):
         model, *_ = classifier()
-        with pytest.raises(ConfigurationError, match="of another optimizer"):
+        with pytest.raises(ConfigurationError, match="another optimizer"):
             make(model).load_state_dict(torch.optim.SGD(model.parameters()).state_dict())
+        other = EvolutionStrategies if make.func is MLEGuidedSearch else MLEGuidedSearch
+        with pytest.raises(ConfigurationError, match=other.__name__):
+            make(model).load_state_dict(other(model).state_dict())
 
     @each_search
     @pytest.mark.parametrize(
@@ -318,3 +321,18 @@ def test_a_closure_that_goes_back_is_told():
 
     with pytest.raises(ConfigurationError, match="No backward"):
         optimizer.step(closure)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@each_search
+def test_on_a_gpu(make):
+    model, x, y = classifier()
+    model, x, y = model.cuda(), x.cuda(), y.cuda()
+    optimizer = make(model, lr=0.05)
+    start = parameters_of(model)
+    for _ in range(3):
+        report = optimizer.step(closure_for(optimizer, model, x, y))
+        assert report.accepted
+    assert optimizer.generator.device.type == "cuda"
+    assert not torch.equal(parameters_of(model), start)
+    assert bool(torch.isfinite(parameters_of(model)).all())
