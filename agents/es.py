@@ -204,15 +204,17 @@ class ES(OnPolicy):
         Returns:
             False if the callback stopped the training.
         """
-        policy = self.policy
+        policy, optimizer = self.policy, self.policy.optimizer
         policy.set_training_mode(False)
         callback.on_rollout_start()
-        parameters = policy.optimizer.tensors()
+        if self.adapt == "none":  # load() may have been told another than the checkpoint's
+            optimizer.deviation.sigma = self.sigma
+        parameters = optimizer.tensors()
         actor = candidate_actor(
             policy, self.observation_space, env.num_envs, parameters, self.deterministic
         )
         own = torch.cat([p.detach().flatten() for p in parameters])
-        returns = evaluate(self, env, callback, actor, [*policy.optimizer.ask(), own])
+        returns = evaluate(self, env, callback, actor, [*optimizer.ask(), own])
         if returns is None:
             return False
         self._returns = returns

@@ -169,6 +169,9 @@ def test_arguments_are_kept_and_other_agents_files_refused(tmp_path) -> None:
     model.save(tmp_path / "es")
     loaded = ES.load(tmp_path / "es")
     assert (loaded.n_episodes, loaded.shaping, loaded.max_episode_steps) == (2, "utilities", 7)
+    changed = ES.load(tmp_path / "es", env=vector_env(Toy), sigma=0.3, n_candidates=4).learn(1)
+    assert changed.logger.name_to_value["train/sigma"] == pytest.approx(0.3)
+    assert len(changed._returns) == 4
     small(REINFORCE, vector_env(Toy)).save(tmp_path / "reinforce")
     for agent, name in ((ES, "reinforce"), (REINFORCE, "es")):
         with pytest.raises(CheckpointError, match="another algorithm"):
