@@ -283,7 +283,7 @@ class TestFaults:
         for layer in (model[0], model[2]):
             layer.register_forward_pre_hook(mixed)
         report = optimizer.step(
-            closure_for(optimizer, model, x, y, lambda z, y: z.sum() * math.nan)
+            closure_for(optimizer, model, x, y, lambda z, y: wrong(z, y) * math.nan)
         )
         assert not report.accepted
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), start, strict=True))
