@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from npg.curvature import math_attention
 from npg.linalg import Layout
 from npg.optim.objective import Objective, agree
+from npg.optim.population import Population
 from npg.sampling import Displaced
 
 # A place where a module keeps a parameter: the module, its name there, and which parameter.
@@ -82,12 +83,9 @@ def check_reads_slots(objective: Objective, displaced: Displaced, expected: floa
     Raises:
         NotBatchedError: If the objective is another then, or cannot be computed.
     """
-    if not math.isfinite(expected):
-        raise NotBatchedError("the objective is not finite")
     model, closure = objective.optimizer.module, objective.closure
+    assert model is not None
     assert closure is not None
-    if model is None:
-        raise NotBatchedError("the parameters were given without their module")
     slots = slots_of(model, objective.parameters)
     copies = [p.detach().clone() for p in objective.parameters]
     displaced.assign(torch.full_like(t, math.nan) for t in displaced.tensors)
@@ -142,15 +140,68 @@ def batched(objective: Objective, rows: Tensor) -> Tensor:
     return values.double()
 
 
-def warn_of_no_batch(name: str, error: NotBatchedError) -> None:
-    """Says why candidates are evaluated one after another.
+class Evaluator:
+    """Evaluates candidates: in batches where vmap sees what a closure reads, else one by one.
 
-    Args:
-        name: Of the optimizer.
-        error: What went wrong.
+    Attributes:
+        batches: Whether in batches; None until a closure was looked at.
     """
-    warnings.warn(
-        f"{name}: candidates are evaluated one after another, since vmap cannot run the closure "
-        f"({str(error).splitlines()[0]}); chunk_size=1 says so from the beginning",
-        stacklevel=4,
-    )
+
+    def __init__(self) -> None:
+        self.batches: bool | None = None
+
+    def look(
+        self, objective: Objective, displaced: Displaced, expected: float, number: int
+    ) -> None:
+        """Finds out, with the first closure, whether vmap would see what it reads.
+
+        Args:
+            objective: The closure's.
+            displaced: The parameters, where they are now.
+            expected: The objective there; one that is not finite tells nothing.
+            number: Of candidates at once.
+        """
+        known = self.batches is not None or objective.optimizer.module is None
+        if known or number < 2 or not math.isfinite(expected):
+            return
+        try:
+            check_reads_slots(objective, displaced, expected)
+            self.batches = True
+        except NotBatchedError as error:
+            self._give_up(objective, error)
+
+    def values(
+        self,
+        objective: Objective,
+        population: Population,
+        number: int,
+        scalar: Callable[[object], float],
+    ) -> list[float]:
+        """Evaluates the next candidates.
+
+        Args:
+            objective: At them.
+            population: Draws them.
+            number: How many in a batch; one by one it is those of a row of noise.
+            scalar: Reads what the closure returns.
+
+        Returns:
+            Their objectives.
+        """
+        if number > 1 and self.batches:
+            rows = population.rows(number)
+            try:
+                return list(batched(objective, rows).tolist())
+            except NotBatchedError as error:
+                self._give_up(objective, error)
+                population.forget()
+        return [scalar(objective.again()) for _ in population.in_place()]
+
+    def _give_up(self, objective: Objective, error: NotBatchedError) -> None:
+        self.batches = False
+        warnings.warn(
+            f"{type(objective.optimizer).__name__}: candidates are evaluated one after another, "
+            f"since vmap cannot run the closure ({str(error).splitlines()[0]}); chunk_size=1 says "
+            "so from the beginning",
+            stacklevel=5,
+        )

@@ -11,12 +11,7 @@ from torch import Tensor, nn
 
 from npg.errors import ConfigurationError
 from npg.optim.base import Prediction
-from npg.optim.candidates import (
-    NotBatchedError,
-    batched,
-    check_reads_slots,
-    warn_of_no_batch,
-)
+from npg.optim.candidates import Evaluator
 from npg.optim.deviation import Adapt, Deviation
 from npg.optim.objective import Objective
 from npg.optim.population import Population
@@ -79,6 +74,7 @@ class EvolutionStrategies(ParameterSearch):
 
     Attributes:
         deviation: Holds σ.
+        evaluator: Knows whether vmap can run the closures.
 
     Raises:
         ConfigurationError: If a setting cannot work.
@@ -121,8 +117,7 @@ class EvolutionStrategies(ParameterSearch):
         self.check()
         self.deviation = Deviation(float(sigma), separable=adapt == "separable")
         self._asked: tuple[Population, Displaced] | None = None
-        # Whether vmap evaluates closures; None until one was looked at.
-        self._batches: bool | None = None
+        self.evaluator = Evaluator()
 
     def check(self) -> None:
         """Refuses settings that cannot work, given at first or changed since."""
@@ -177,26 +172,16 @@ class EvolutionStrategies(ParameterSearch):
         displaced = Displaced(self.tensors())
         population = self._population(displaced)
         number = self._at_once(displaced)
-        if number > 1 and self._batches is None and self.module is not None:
-            self._look_at(objective, displaced, before)
         values: list[float] = []
         with self.restoring(displaced):
+            self.evaluator.look(objective, displaced, before, number)
             while len(values) < self.candidates:
                 rest = self.candidates - len(values)
-                values += self._values(objective, population, min(number, rest))
+                values += self.evaluator.values(
+                    objective, population, min(number, rest), self.scalar
+                )
         report = self._update(population, displaced, torch.tensor(values, dtype=torch.float64))
         return replace(report, loss=before, objective=before, evaluations=objective.evaluations)
-
-    def _look_at(self, objective: Objective, displaced: Displaced, before: float) -> None:
-        """Finds out whether vmap would see what the closure reads, where that can be told."""
-        if not math.isfinite(before):
-            return
-        try:
-            check_reads_slots(objective, displaced, before)
-            self._batches = True
-        except NotBatchedError as error:
-            warn_of_no_batch(type(self).__name__, error)
-            self._batches = False
 
     def closure_of(
         self,
@@ -274,18 +259,6 @@ class EvolutionStrategies(ParameterSearch):
         number = self.chunk_size or max(1, BATCH_NUMBERS // max(1, len(displaced.start)))
         number = min(number, self.candidates)
         return max(1, number - number % 2) if self.antithetic else number
-
-    def _values(self, objective: Objective, population: Population, number: int) -> list[float]:
-        """The objectives of the next candidates: so many, or as many as a row of noise gives."""
-        if number > 1 and self._batches:
-            rows = population.rows(number)
-            try:
-                return list(batched(objective, rows).tolist())
-            except NotBatchedError as error:
-                warn_of_no_batch(type(self).__name__, error)
-                self._batches = False
-                population.forget()
-        return [self.scalar(objective.again()) for _ in population.in_place()]
 
     def _update(
         self, population: Population, displaced: Displaced, objectives: Tensor
