@@ -57,7 +57,7 @@ class ES(OnPolicy):
         adapt: "none" keeps σ; "global" adapts one for all parameters by its natural gradient,
             "separable" one for each.
         deterministic: Whether candidates act by their distribution's mode; False draws actions,
-            as other agents do.
+            as other agents do, which smooths returns that single actions decide.
         max_episode_steps: Cuts episodes after so many steps and takes their rewards until then.
             The environment waits until all can be reset: a TimeLimit wrapper is faster. None takes
             an episode of 1,000,000 steps for an error.
