@@ -21,6 +21,7 @@ from npg.optim.adax import AdaX, AdaXW
 from npg.optim.base import FunctionOptimizer, StepReport
 from npg.optim.directions import NormalizedGradient, SignSGD
 from npg.optim.ekfac import EKFAC
+from npg.optim.evolution_strategies import EvolutionStrategies
 from npg.optim.full_matrix import FullMatrixAdagrad
 from npg.optim.gradient import GradientOptimizer
 from npg.optim.hessian import HessianOptimizer
@@ -30,12 +31,14 @@ from npg.optim.langevin import Langevin
 from npg.optim.lbfgs import LBFGS
 from npg.optim.loss_flow import LossFlow
 from npg.optim.minimize import MinimizeResult, minimize
+from npg.optim.mle_guided_search import MLEGuidedSearch
 from npg.optim.muon import MuonWithAdamW
 from npg.optim.natural_gradient import FisherInverse, NaturalGradient, StepNorm
 from npg.optim.newton import GaussNewton, Newton
 from npg.optim.newton_cg import NewtonCG
 from npg.optim.quasi_newton import BFGS, DFP
 from npg.optim.registry import create, names, takes, train_step
+from npg.optim.search import ParameterSearch, SearchReport
 from npg.optim.shampoo import Shampoo
 from npg.optim.soap import SOAP
 from npg.optim.sophia import SophiaG, SophiaH
@@ -59,6 +62,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "EvolutionStrategies",
     "FisherInverse",
     "FullMatrixAdagrad",
     "FunctionOptimizer",
@@ -67,6 +71,7 @@ __all__ = [
     "HessianOptimizer",
     "Langevin",
     "LossFlow",
+    "MLEGuidedSearch",
     "MinimizeResult",
     "Muon",
     "MuonWithAdamW",
@@ -75,8 +80,10 @@ __all__ = [
     "Newton",
     "NewtonCG",
     "NormalizedGradient",
+    "ParameterSearch",
     "RAdam",
     "RMSprop",
+    "SearchReport",
     "Shampoo",
     "SignSGD",
     "SophiaG",

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -66,11 +66,23 @@ class Objective:
             The loss and, where the closure returns one, the prediction.
         """
         first = self._conditions is None
-        if self._conditions is None:
-            self._conditions = SameConditions(self.optimizer.module)
-        self.evaluations += 1
-        with nullcontext() if first else self._conditions:
+        with self.conditions():
             return self.optimizer.evaluate(self.closure, watch=first)
+
+    def conditions(self, evaluations: int = 1) -> AbstractContextManager[None]:
+        """What to evaluate in, so that all find what the first one found.
+
+        Args:
+            evaluations: That are made in it, to be counted.
+
+        Returns:
+            The first time a context that changes nothing.
+        """
+        self.evaluations += evaluations
+        if self._conditions is not None:
+            return self._conditions
+        self._conditions = SameConditions(self.optimizer.module)
+        return nullcontext()
 
     def gradient(self, step: float = 0.0, direction: Tensor | None = None) -> Evaluation:
         """Evaluates value and gradient where the parameters are.
@@ -108,13 +120,19 @@ class Objective:
         graph = (loss, prediction) if keeps else None
         return Evaluation(step, float(loss.detach()), slope, gradient, graph)
 
+    def again(self) -> Any:  # noqa: ANN401 - whatever the closure returns
+        """Evaluates it where the parameters are, without a graph.
+
+        Returns:
+            What the closure returned.
+        """
+        assert self.closure is not None
+        with torch.no_grad(), self.conditions(), math_attention():
+            return self.closure()
+
     def value(self) -> float:
         """Evaluates the value alone, where the parameters are."""
-        assert self._conditions is not None
-        assert self.closure is not None
-        self.evaluations += 1
-        with torch.no_grad(), self._conditions, math_attention():
-            result = self.closure()
+        result = self.again()
         loss = result[0] if isinstance(result, tuple) else result
         return float(loss.detach())
 

@@ -15,6 +15,7 @@ from npg.optim.base import FunctionOptimizer, Prediction, trainable
 from npg.optim.decay_groups import decay_groups, spared
 from npg.optim.directions import NormalizedGradient, SignSGD
 from npg.optim.ekfac import EKFAC
+from npg.optim.evolution_strategies import EvolutionStrategies
 from npg.optim.full_matrix import FullMatrixAdagrad
 from npg.optim.hessian import HessianOptimizer
 from npg.optim.kbfgs import KBFGS
@@ -22,11 +23,13 @@ from npg.optim.kfac import KFAC
 from npg.optim.langevin import Langevin
 from npg.optim.lbfgs import LBFGS
 from npg.optim.loss_flow import LossFlow
+from npg.optim.mle_guided_search import MLEGuidedSearch
 from npg.optim.muon import MuonWithAdamW
 from npg.optim.natural_gradient import NaturalGradient
 from npg.optim.newton import GaussNewton, Newton
 from npg.optim.newton_cg import NewtonCG
 from npg.optim.quasi_newton import BFGS, DFP
+from npg.optim.search import ParameterSearch
 from npg.optim.shampoo import Shampoo
 from npg.optim.soap import SOAP
 from npg.optim.sophia import SophiaG, SophiaH
@@ -39,6 +42,7 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "bfgs": BFGS,
     "dfp": DFP,
     "ekfac": EKFAC,
+    "evolution-strategies": EvolutionStrategies,
     "full-matrix-adagrad": FullMatrixAdagrad,
     "gauss-newton": GaussNewton,
     "kbfgs": KBFGS,
@@ -46,6 +50,7 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "langevin": Langevin,
     "lbfgs": LBFGS,
     "loss-flow": LossFlow,
+    "mle-guided-search": MLEGuidedSearch,
     "muon": MuonWithAdamW,
     "natural-gradient": NaturalGradient,
     "newton": Newton,
@@ -168,17 +173,23 @@ def _sparing(name: str, model: Any, options: dict[str, Any]) -> tuple[Any, dict[
 
 
 def train_step(
-    optimizer: torch.optim.Optimizer, forward: Callable[[], tuple[Tensor, Prediction]]
+    optimizer: torch.optim.Optimizer,
+    forward: Callable[[], tuple[Tensor, Prediction]],
+    objective: Callable[[Any], Tensor | float] | None = None,
 ) -> float:
     """Takes one training step with any optimizer.
 
     Args:
         optimizer: One of this library's, driven as its ``protocol`` says, or any of torch's.
         forward: Runs the forward pass and returns (loss, prediction).
+        objective: What :class:`MLEGuidedSearch` and :class:`EvolutionStrategies` minimise, of a
+            prediction: 1 − accuracy, say. Default: the loss. Others minimise the loss always.
 
     Returns:
-        The loss before the step.
+        The loss before the step; for evolution strategies the objective.
     """
+    if isinstance(optimizer, ParameterSearch):
+        return float(optimizer.step(optimizer.closure_of(forward, objective)))
     if isinstance(optimizer, FunctionOptimizer | HessianOptimizer):
         return float(optimizer.step(forward))  # type: ignore[arg-type]
     optimizer.zero_grad()

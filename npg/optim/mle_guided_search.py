@@ -1,0 +1,344 @@
+"""Search around the parameters, guided by the gradient of a surrogate of the objective."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from npg.errors import ConfigurationError
+from npg.optim.base import Prediction, obstacle_to
+from npg.optim.gradient import check_range
+from npg.optim.objective import Objective
+from npg.optim.search import NO_CANDIDATE, BaseOptimizer, ParameterSearch, SearchReport
+from npg.sampling import (
+    Displaced,
+    Mixture,
+    ReplayedNoise,
+    effective_sample_size,
+    normalised_weights,
+    tempered,
+)
+
+Scale = Literal["tensor", "global", "absolute"]
+Reference = Literal["proposal", "uniform"]
+
+
+@dataclass
+class Candidate:
+    """One displacement that was tried.
+
+    Attributes:
+        block: Of the noise.
+        sign: Of the noise.
+        guided: Whether it is around −g instead of 0.
+        objective: What was found there.
+        log_proposal: log q(Δ), up to a constant; 0 where nobody asks.
+    """
+
+    block: int
+    sign: float
+    guided: bool
+    objective: float
+    log_proposal: float
+
+
+class MLEGuidedSearch(ParameterSearch):
+    """θ ← θ + η Σᵢ wᵢ Δᵢ, Δᵢ drawn around 0 or around −g, wᵢ ∝ r(Δᵢ) exp(−l(θ + Δᵢ)/α) / q(Δᵢ).
+
+    g is the gradient of a loss that can be differentiated, l what is really to be minimised, 1 −
+    accuracy for instance, q = λ N(0, σ²) + (1 − λ) N(−g, σ²). For a quadratic l without guidance
+    the expected step is −(H + α/σ² I)⁻¹ g: steepest descent for α → ∞, Newton's for α → 0.
+
+    The closure runs the forward pass, and returns both:
+
+        def closure():
+            logits = model(x)
+            return F.cross_entropy(logits, y), 1 - accuracy(logits, y)
+
+    Candidates are evaluated where the parameters are, which are put back exactly. Memory: one copy
+    of the parameters beside the gradient; noise is drawn again, not kept.
+
+    Args:
+        model: Module to train, or its parameters; the module lets running statistics stay as the
+            first evaluation left them.
+        lr: η. 1 is the method's own; the direction is then the mean of the candidates.
+        candidates: Per step, each a forward pass.
+        sigma: Deviation of the noise, in units of ``scale``. High values look further, where the
+            gradient says less.
+        scale: ``"tensor"`` is the mean |g| of each tensor, ``"global"`` of all, ``"absolute"`` 1.
+        exploration: λ, share of the candidates around 0; the others are around −g. 1 needs no
+            good surrogate, 0 trusts it.
+        temperature: α, in the objective's units: differences far below it do not count, those far
+            above it leave one candidate.
+        reference: r: ``"proposal"`` is q itself, so that the objective alone decides.
+            ``"uniform"`` is 1, the paper's form: in high dimension ‖Δ‖ then decides alone.
+        antithetic: Whether noise comes in pairs ±ε, which halves the drawing and takes the noise
+            out of the direction where the objective does not depend on it.
+        max_grad_norm: Longest g; infinity does not clip.
+        base: Makes the optimizer that takes minus the direction for a gradient, SGD by default.
+        seed: Of the candidates.
+        parameters: Restricts a module to a part of its parameters.
+
+    Raises:
+        ConfigurationError: If a setting cannot work.
+
+    Reference:
+        Welleck and Cho, "MLE-guided parameter search for task loss minimization in neural sequence
+        modeling", 2021, equations 6 to 10; weights here are in log space, with the σ of the noise.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1.0,
+        *,
+        candidates: int = 4,
+        sigma: float = 1.0,
+        scale: Scale = "tensor",
+        exploration: float = 0.5,
+        temperature: float = 0.01,
+        reference: Reference = "proposal",
+        antithetic: bool = True,
+        max_grad_norm: float = 1.0,
+        base: BaseOptimizer = torch.optim.SGD,
+        seed: int = 0,
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(
+            model, lr, candidates=candidates, base=base, seed=seed, parameters=parameters
+        )
+        self.sigma = sigma
+        self.scale: Scale = scale
+        self.exploration = exploration
+        self.temperature = temperature
+        self.reference: Reference = reference
+        self.antithetic = antithetic
+        self.max_grad_norm = max_grad_norm
+        self.check()
+
+    def check(self) -> None:
+        """Refuses settings that cannot work, given at first or changed since."""
+        super().check()
+        for name in ("sigma", "temperature", "max_grad_norm"):
+            value = getattr(self, name)
+            upper_fits = value < math.inf or name != "sigma"
+            if not (isinstance(value, float | int) and value > 0 and upper_fits):
+                raise ConfigurationError(
+                    f"{name} must be positive, got {value}: without noise all candidates are the "
+                    "same"
+                    if name == "sigma"
+                    else f"{name} must be positive, got {value}"
+                )
+        check_range(vars(self), "exploration", 0, math.nextafter(1, 2))
+        for name, choices in (("scale", Scale), ("reference", Reference)):
+            if getattr(self, name) not in get_args(choices):
+                raise ConfigurationError(
+                    f"{name} must be one of {', '.join(get_args(choices))}; "
+                    f"got {getattr(self, name)!r}"
+                )
+
+    @property
+    def advice(self) -> str:
+        """What kind of closure it takes."""
+        return (
+            "the closure must run the forward pass only and return (loss, objective): the loss, a "
+            "scalar tensor with its graph, and what is to be minimised, a number or a scalar "
+            "tensor without one (detach() it); or the loss alone, which then is the objective. No "
+            "backward(), no zero_grad(). train_step() takes objective=, prediction → number"
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> SearchReport:  # type: ignore[override]
+        """Takes one step.
+
+        Args:
+            closure: Runs the forward pass and returns (loss, objective), or the loss; no backward.
+
+        Returns:
+            What was done. Without a finite loss and gradient, or a finite objective, the
+            parameters stay as they were.
+
+        Raises:
+            ConfigurationError: If a setting cannot work, or the closure is of another kind.
+            NumericalError: If no candidate had a finite objective three times in a row.
+        """
+        self.check()
+        self.extra["steps"] += 1
+        objective = Objective(self, closure)
+        loss, second = objective.evaluate()
+        before = float(loss.detach()) if second is None else self.scalar(second)
+        gradient = self.gradient(loss, self.tensors(), retain_graph=False)
+        norm = float(torch.linalg.vector_norm(gradient))
+        known: dict[str, Any] = {
+            "loss": float(loss.detach()),
+            "loss_after": math.nan,
+            "objective": before,
+            "gradient_norm": norm,
+        }
+        obstacle = obstacle_to(known["loss"], norm)
+        if obstacle:
+            self.extra["skipped"] += 1
+            return SearchReport(**known, accepted=False, reason=obstacle)
+        gradient *= -min(1.0, self.max_grad_norm / norm)
+        displaced = Displaced(self.tensors())
+        search = _Search(self, displaced, gradient)
+        with self.restoring(displaced):
+            tried: list[Candidate] = []
+            for guided in self._guided():
+                pair = self.antithetic and len(tried) + 1 < self.candidates
+                tried += search.tried(guided, lambda: self._objective(objective.again()), pair=pair)
+        objectives = torch.tensor([c.objective for c in tried], dtype=torch.float64)
+        known |= {
+            "candidates": len(tried),
+            "dropped": int((~torch.isfinite(objectives)).sum()),
+            "evaluations": objective.evaluations,
+            "sigma": search.sigma,
+        }
+        if known["dropped"] == len(tried):
+            return self.failed(SearchReport(**known, accepted=False, reason=NO_CANDIDATE))
+        log_weights = tempered(objectives, self.temperature)
+        if self.reference == "uniform":
+            log_weights = log_weights - torch.tensor([c.log_proposal for c in tried])
+        weights = normalised_weights(log_weights)
+        obstacle = self.descend(search.minus_mean_(tried, weights.tolist()), displaced)
+        return SearchReport(
+            **known,
+            accepted=not obstacle,
+            reason=obstacle or "search",
+            fraction=float(not obstacle),
+            best=float(objectives[torch.isfinite(objectives)].min()),
+            effective_sample_size=effective_sample_size(weights),
+        )
+
+    def closure_of(
+        self,
+        forward: Callable[[], tuple[Tensor, Prediction]],
+        objective: Callable[[Any], Tensor | float] | None,
+    ) -> Callable[[], Any]:
+        """Makes a closure for :meth:`step` of what :func:`npg.optim.train_step` takes."""
+
+        def closure() -> tuple[Tensor, Tensor | float]:
+            loss, prediction = forward()
+            if objective is None:
+                return loss, loss.detach()
+            with torch.no_grad():
+                return loss, objective(prediction)
+
+        return closure
+
+    def _objective(self, result: object) -> float:
+        if isinstance(result, tuple) and len(result) == 2:
+            return self.scalar(result[1])
+        assert isinstance(result, Tensor)
+        return float(result)
+
+    def _guided(self) -> list[bool]:
+        """Whether each draw of noise is around −g: as many as λ says, as nearly as can be."""
+        number = -(-self.candidates // 2) if self.antithetic else self.candidates
+        share = 1 - self.exploration
+        # Systematic sampling: every draw is guided with this probability, and their number is
+        # within one of its mean.
+        offset = float(torch.rand((), generator=self.generator, device=self.generator.device))
+        counts = [math.floor(k * share + offset) for k in range(number + 1)]
+        return [counts[k + 1] > counts[k] for k in range(number)]
+
+
+class _Search:
+    """One step's candidates.
+
+    Args:
+        optimizer: Whose settings count.
+        displaced: Its parameters.
+        centre: −g, [P]; overwritten by :meth:`minus_mean_`.
+    """
+
+    def __init__(self, optimizer: MLEGuidedSearch, displaced: Displaced, centre: Tensor) -> None:
+        self.displaced = displaced
+        self.centre = centre
+        self.weighs_proposals = optimizer.reference == "uniform"
+        self.noise = ReplayedNoise(len(centre), centre, optimizer.generator)
+        sizes = torch.tensor([t.numel() for t in displaced.tensors], dtype=torch.float64)
+        if optimizer.scale == "absolute":
+            scales = torch.ones_like(sizes)
+        else:
+            scales = torch.stack(
+                [torch.linalg.vector_norm(centre[p.span], 1) for p in displaced.whole()]
+            ).to("cpu", torch.float64)
+            scales = scales / sizes if optimizer.scale == "tensor" else scales.sum() / sizes.sum()
+        self.sigmas: list[float] = (optimizer.sigma * scales.expand(len(sizes))).tolist()
+        # Of the parameters, the root of the mean σ².
+        self.sigma = math.sqrt(
+            sum(s * s * n for s, n in zip(self.sigmas, sizes.tolist(), strict=True)) / sizes.sum()
+        )
+        self.mixture = Mixture(optimizer.exploration, self._mean_square())
+
+    def _mean_square(self) -> float:
+        """‖g/σ‖², over tensors that have noise."""
+        if not self.weighs_proposals:
+            return 0.0
+        return sum(
+            (
+                float(torch.linalg.vector_norm(self.centre[p.span], dtype=torch.float64))
+                / self.sigmas[p.tensor]
+            )
+            ** 2
+            for p in self.displaced.whole()
+            if self.sigmas[p.tensor]
+        )
+
+    def tried(self, guided: bool, evaluate: Callable[[], float], *, pair: bool) -> list[Candidate]:
+        """Tries a candidate, or the two of a pair.
+
+        Args:
+            guided: Whether around −g.
+            evaluate: The objective where the parameters are.
+            pair: Whether to try the noise with both signs.
+
+        Returns:
+            What was found.
+        """
+        block = len(self.noise.blocks)
+        square = product = 0.0
+        for first, noise in self.noise.row():
+            for tensor, place, span in self.displaced.pieces(first, len(noise)):
+                sigma, part = self.sigmas[tensor], noise[span.start - first : span.stop - first]
+                torch.add(self.displaced.start[span], part, alpha=sigma, out=place)
+                if guided:
+                    place += self.centre[span]
+                if self.weighs_proposals and sigma:
+                    part = part.double()
+                    square += float(part.square().sum())
+                    product += float(part @ self.centre[span].double()) / sigma
+        self.displaced.written()
+        found = [self._candidate(block, 1.0, guided, evaluate(), square, product)]
+        if pair:
+            self.displaced.reflect(self.centre if guided else None)
+            found.append(self._candidate(block, -1.0, guided, evaluate(), square, -product))
+        return found
+
+    def _candidate(
+        self, block: int, sign: float, guided: bool, objective: float, square: float, product: float
+    ) -> Candidate:
+        log_proposal = 0.0
+        if self.weighs_proposals:
+            log_proposal = self.mixture.log_density(square, product, guided=guided)
+        return Candidate(block, sign, guided, objective, log_proposal)
+
+    def minus_mean_(self, tried: list[Candidate], weights: list[float]) -> Tensor:
+        """−Σᵢ wᵢ Δᵢ [P], in the place of the centre."""
+        mean = self.centre
+        mean *= -sum(w for c, w in zip(tried, weights, strict=True) if c.guided)
+        signed = [0.0] * len(self.noise.blocks)
+        for candidate, weight in zip(tried, weights, strict=True):
+            signed[candidate.block] += candidate.sign * weight
+        for block, weight in enumerate(signed):
+            if not weight:
+                continue
+            for first, rows in self.noise.again(block):
+                for tensor, _, span in self.displaced.pieces(first, rows.shape[1]):
+                    part = rows[0, span.start - first : span.stop - first]
+                    mean[span].add_(part, alpha=-weight * self.sigmas[tensor])
+        return mean

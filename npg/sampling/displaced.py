@@ -1,0 +1,104 @@
+"""Parameters that are displaced where they are, and put back exactly."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from npg.linalg import assign_, flatten, split
+
+
+class Piece(NamedTuple):
+    """A part of a parameter beside the same part of flat vectors.
+
+    Attributes:
+        tensor: Which parameter.
+        place: A view of it: writing to it moves the parameter.
+        span: Where it is in a flat vector.
+    """
+
+    tensor: int
+    place: Tensor
+    span: slice
+
+
+class Displaced:
+    """Tensors as one flat vector, with a copy of where they were.
+
+    Adding and subtracting a displacement does not give the same numbers back; the copy does.
+
+    Args:
+        tensors: What to move.
+
+    Attributes:
+        start: The copy, [P], of the widest dtype.
+    """
+
+    @torch.no_grad()
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tensors
+        wide = max((t.dtype for t in tensors), key=lambda dtype: dtype.itemsize)
+        self.start = flatten(t.detach().to(wide) for t in tensors)
+        # Views of the tensors; a tensor with holes in memory has none, and gets a stand-in.
+        self._flat: list[Tensor] = []
+        self._stand_ins: list[tuple[Tensor, Tensor]] = []
+        for tensor in tensors:
+            own = tensor.detach()
+            if not own.is_contiguous():
+                own = own.contiguous()
+                self._stand_ins.append((tensor, own))
+            self._flat.append(own.view(-1))
+        self._ends = torch.tensor([0] + [t.numel() for t in tensors]).cumsum(0).tolist()
+
+    def pieces(self, first: int, number: int) -> Iterator[Piece]:
+        """Cuts a part of the flat vector at the borders of the tensors.
+
+        Args:
+            first: Where it begins.
+            number: Of its elements.
+
+        Yields:
+            The pieces, in order.
+        """
+        last = first + number
+        for i, flat in enumerate(self._flat):
+            begin, end = max(first, self._ends[i]), min(last, self._ends[i + 1])
+            if begin < end:
+                offset = self._ends[i]
+                yield Piece(i, flat[begin - offset : end - offset], slice(begin, end))
+
+    def whole(self) -> Iterator[Piece]:
+        """All tensors, a piece each."""
+        return self.pieces(0, len(self.start))
+
+    def reflect(self, offset: Tensor | None = None) -> None:
+        """Moves them to the other side of the start.
+
+        Args:
+            offset: Of a centre other than the start, from it [P].
+        """
+        for _, place, span in self.whole():
+            torch.sub(self.start[span], place, out=place)
+            if offset is not None:
+                place.add_(offset[span], alpha=2)
+            place += self.start[span]
+        self.written()
+
+    def written(self) -> None:
+        """Says that the views were written to: tensors that have none take over what was."""
+        assign_([tensor for tensor, _ in self._stand_ins], [own for _, own in self._stand_ins])
+
+    def set(self, vector: Tensor) -> None:
+        """Moves the tensors to a flat vector [P]."""
+        self.assign(split(vector, self.tensors))
+
+    def assign(self, values: Iterable[Tensor]) -> None:
+        """Moves the tensors to values of their shapes."""
+        assign_(self.tensors, values)
+        for tensor, own in self._stand_ins:
+            own.copy_(tensor.detach())
+
+    def restore(self) -> None:
+        """Moves them back, bit for bit."""
+        self.set(self.start)
