@@ -25,6 +25,7 @@ Part = Literal[
     "kbfgs",
     "kl",
     "minimise",
+    "search",
     "returns",
 ]
 
@@ -46,7 +47,7 @@ class Options:
     seconds: float = 60.0
     """Of each optimizer, for autoencoder and kbfgs."""
     data_dir: Path = Path("/usr/share/datasets/fashion-mnist")
-    """Fashion-MNIST's files, for autoencoder, kbfgs and optimizers; where Debian's
+    """Fashion-MNIST's files, for autoencoder, kbfgs, optimizers and search; where Debian's
     dataset-fashion-mnist puts them."""
     jobs: int = 2
     """Training runs at a time, one thread each."""
@@ -66,6 +67,7 @@ def main(options: Options) -> None:
             optimizers,
             returns,
             rollouts,
+            search,
             throughput,
         )
     except ImportError as error:
@@ -81,7 +83,7 @@ def main(options: Options) -> None:
         "minimise": minimisation.run,
         "newton-cg": hessian_free.run,
     }
-    every = [*parts, "optimizers", "autoencoder", "kbfgs", "returns"]
+    every = [*parts, "optimizers", "search", "autoencoder", "kbfgs", "returns"]
     for name in every if options.part == "all" else [options.part]:
         command = f"python scripts/benchmark.py {name}"
         if name == "autoencoder":
@@ -90,9 +92,10 @@ def main(options: Options) -> None:
         elif name == "kbfgs":
             command += f" --seconds {options.seconds:g} --rounds {options.rounds}"
             kbfgs.run(options.seconds, options.rounds, options.data_dir, command)
-        elif name == "optimizers":
+        elif name in ("optimizers", "search"):
             command += f" --rounds {options.rounds}"
-            optimizers.run(options.rounds, options.data_dir, command)
+            measured = optimizers if name == "optimizers" else search
+            measured.run(options.rounds, options.data_dir, command)
         elif name == "returns":
             command += f" --agent {options.agent}" if options.agent != "trpo" else ""
             command += " --retuned" if options.retuned else ""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tyro
 from common.failures import Failure, configuration_errors, plain_warnings
-from drawings import loss_flow, minimisation
+from drawings import estimator_variances, loss_flow, minimisation, parametrisations, sampling_view
 
 from npg.errors import ConfigurationError
 
@@ -20,6 +20,9 @@ from npg.errors import ConfigurationError
 FIGURES: dict[str, Callable[[Path], dict[str, str]]] = {
     "loss-flow": loss_flow.draw,
     "minimise": minimisation.draw,
+    "natural-vs-euclidean": parametrisations.draw,
+    "policy-gradient-vs-es": estimator_variances.draw,
+    "sampling-view": sampling_view.draw,
 }
 
 

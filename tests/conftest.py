@@ -1,4 +1,5 @@
 import ctypes.util
+import gc
 import os
 import random
 import sys
@@ -34,3 +35,8 @@ def _restore_torch_defaults():
     torch.set_default_dtype(dtype)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: garbage collections need not visit it again and again."""
+    gc.freeze()

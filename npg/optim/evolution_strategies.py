@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from npg.errors import ConfigurationError
 from npg.optim.base import Prediction
 from npg.optim.candidates import batched, can_be_batched, warn_of_no_batch
+from npg.optim.deviation import Adapt, Deviation
 from npg.optim.objective import Objective
-from npg.optim.population import Adapt, Population
+from npg.optim.population import Population
 from npg.optim.search import NO_CANDIDATE, BaseOptimizer, ParameterSearch, SearchReport
 from npg.sampling import Displaced, Shaping, effective_sample_size, shaped
 from npg.sampling.shaping import SHAPINGS
 
 # Numbers in a batch of candidates, where nobody says how many: 256 MB of float32.
 BATCH_NUMBERS = 2**26
-# The logarithm of σ moves at most so far in a step.
-LARGEST_CHANGE = 1.0
 
 
 class EvolutionStrategies(ParameterSearch):
@@ -57,8 +56,11 @@ class EvolutionStrategies(ParameterSearch):
         seed: Of the candidates.
         parameters: Restricts a module to a part of its parameters.
 
+    A parameter that the objective does not read wanders, since ĝ has noise alone for it: freeze
+    it, or give ``parameters``.
+
     Attributes:
-        deviation: σ, a number, or [P] where it is separable.
+        deviation: Holds σ.
 
     Raises:
         ConfigurationError: If a setting cannot work.
@@ -71,7 +73,7 @@ class EvolutionStrategies(ParameterSearch):
     def __init__(
         self,
         model: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 0.05,
+        lr: float = 0.02,
         *,
         candidates: int = 64,
         sigma: float = 0.05,
@@ -97,8 +99,7 @@ class EvolutionStrategies(ParameterSearch):
         self.adapt: Adapt = adapt
         self.sigma_lr = sigma_lr
         self.chunk_size = chunk_size
-        self.deviation: float | Tensor = float(sigma)
-        self._sigma = float(sigma)
+        self.deviation = Deviation(float(sigma), separable=adapt == "separable")
         self._asked: tuple[Population, Displaced] | None = None
         self._batches = True
         self.check()
@@ -220,10 +221,12 @@ class EvolutionStrategies(ParameterSearch):
         with torch.no_grad():
             return self._update(population, displaced, values)
 
+    def _places(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
     def _population(self, displaced: Displaced) -> Population:
-        if self.adapt == "separable" and not isinstance(self.deviation, Tensor):
-            self.deviation = torch.full_like(displaced.start, self.deviation)
-        return Population(displaced, self.deviation, self.generator, antithetic=self.antithetic)
+        deviation = self.deviation.now(self._places(), displaced.start.dtype)
+        return Population(displaced, deviation, self.generator, antithetic=self.antithetic)
 
     def _at_once(self, displaced: Displaced) -> int:
         """Candidates of a batch: whole pairs, or one."""
@@ -252,13 +255,13 @@ class EvolutionStrategies(ParameterSearch):
         self.extra["steps"] += 1
         kept = torch.isfinite(objectives)
         number = int(kept.sum())
-        root = self.deviation
+        deviation = population.deviation
         known: dict[str, Any] = {
             "loss": math.nan,
             "loss_after": math.nan,
             "candidates": len(objectives),
             "dropped": len(objectives) - number,
-            "sigma": float(root.square().mean().sqrt()) if isinstance(root, Tensor) else root,
+            "sigma": float(torch.as_tensor(deviation, dtype=torch.float64).square().mean().sqrt()),
         }
         if not number:
             return self.failed(SearchReport(**known, accepted=False, reason=NO_CANDIDATE))
@@ -268,7 +271,7 @@ class EvolutionStrategies(ParameterSearch):
         direction, growth = population.combined(weights, self.adapt)
         obstacle = self.descend(direction, displaced)
         if not obstacle and growth is not None:
-            self._grow(growth)
+            self.deviation.grow(growth, self.sigma_lr, self._places())
         share = weights.abs() / weights.abs().sum() if bool(weights.any()) else kept / number
         return SearchReport(
             **known,
@@ -280,16 +283,23 @@ class EvolutionStrategies(ParameterSearch):
             gradient_norm=float(torch.linalg.vector_norm(direction)),
         )
 
-    def _grow(self, growth: float | Tensor) -> None:
-        """Moves the logarithm of σ by its natural gradient."""
-        if isinstance(self.deviation, Tensor):
-            size = len(self.deviation)
-            rate = (3 + math.log(size)) / (5 * math.sqrt(size))
-            rate = rate if self.sigma_lr is None else self.sigma_lr
-            change = (rate * growth).clamp_(-LARGEST_CHANGE, LARGEST_CHANGE)  # type: ignore[union-attr]
-            self.deviation *= change.exp()
-        else:
-            assert isinstance(growth, float)
-            rate = 1.0 if self.sigma_lr is None else self.sigma_lr
-            change_of_one = min(max(rate * growth, -LARGEST_CHANGE), LARGEST_CHANGE)
-            self.deviation *= math.exp(change_of_one)
+    def state_dict(self) -> dict[str, Any]:
+        """As of any search, and the deviation uncast."""
+        return {**super().state_dict(), "deviation": self.deviation.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave.
+
+        Args:
+            state_dict: Of this class, with the same base optimizer.
+
+        Raises:
+            ConfigurationError: If it is of another, or of other parameters.
+        """
+        super().load_state_dict(state_dict)
+        self.deviation.load_state_dict(state_dict["deviation"], self._places())
+
+    def check_state(self, state_dict: dict[str, Any]) -> None:
+        """Refuses what :meth:`load_state_dict` cannot restore."""
+        super().check_state(state_dict)
+        self.deviation.check_state(state_dict["deviation"], self._places())

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,38 +10,12 @@ from torch import Tensor, nn
 from npg.errors import ConfigurationError
 from npg.optim.base import Prediction, obstacle_to
 from npg.optim.gradient import check_range
+from npg.optim.guided_candidates import Candidate, GuidedCandidates, Scale
 from npg.optim.objective import Objective
 from npg.optim.search import NO_CANDIDATE, BaseOptimizer, ParameterSearch, SearchReport
-from npg.sampling import (
-    Displaced,
-    Mixture,
-    ReplayedNoise,
-    effective_sample_size,
-    normalised_weights,
-    tempered,
-)
+from npg.sampling import Displaced, effective_sample_size, normalised_weights, tempered
 
-Scale = Literal["tensor", "global", "absolute"]
 Reference = Literal["proposal", "uniform"]
-
-
-@dataclass
-class Candidate:
-    """One displacement that was tried.
-
-    Attributes:
-        block: Of the noise.
-        sign: Of the noise.
-        guided: Whether it is around −g instead of 0.
-        objective: What was found there.
-        log_proposal: log q(Δ), up to a constant; 0 where nobody asks.
-    """
-
-    block: int
-    sign: float
-    guided: bool
-    objective: float
-    log_proposal: float
 
 
 class MLEGuidedSearch(ParameterSearch):
@@ -122,16 +95,14 @@ class MLEGuidedSearch(ParameterSearch):
     def check(self) -> None:
         """Refuses settings that cannot work, given at first or changed since."""
         super().check()
-        for name in ("sigma", "temperature", "max_grad_norm"):
-            value = getattr(self, name)
-            upper_fits = value < math.inf or name != "sigma"
-            if not (isinstance(value, float | int) and value > 0 and upper_fits):
-                raise ConfigurationError(
-                    f"{name} must be positive, got {value}: without noise all candidates are the "
-                    "same"
-                    if name == "sigma"
-                    else f"{name} must be positive, got {value}"
-                )
+        if not 0 < self.sigma < math.inf:
+            raise ConfigurationError(
+                f"sigma must be positive and finite, got {self.sigma}: without noise all "
+                "candidates are the same"
+            )
+        for name in ("temperature", "max_grad_norm"):  # infinity may be meant
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
         check_range(vars(self), "exploration", 0, math.nextafter(1, 2))
         for name, choices in (("scale", Scale), ("reference", Reference)):
             if getattr(self, name) not in get_args(choices):
@@ -178,13 +149,21 @@ class MLEGuidedSearch(ParameterSearch):
             "objective": before,
             "gradient_norm": norm,
         }
-        obstacle = obstacle_to(known["loss"], norm)
+        flat = norm == 0 and self.scale == "absolute"  # there is noise without a gradient
+        obstacle = "" if flat else obstacle_to(known["loss"], norm)
         if obstacle:
             self.extra["skipped"] += 1
             return SearchReport(**known, accepted=False, reason=obstacle)
-        gradient *= -min(1.0, self.max_grad_norm / norm)
+        gradient *= -1.0 if norm <= self.max_grad_norm else -self.max_grad_norm / norm
         displaced = Displaced(self.tensors())
-        search = _Search(self, displaced, gradient)
+        search = GuidedCandidates(
+            displaced,
+            gradient,
+            self.generator,
+            sigma=self.sigma,
+            scale=self.scale,
+            exploration=self.exploration if self.reference == "uniform" else None,
+        )
         with self.restoring(displaced):
             tried: list[Candidate] = []
             for guided in self._guided():
@@ -201,7 +180,7 @@ class MLEGuidedSearch(ParameterSearch):
             return self.failed(SearchReport(**known, accepted=False, reason=NO_CANDIDATE))
         log_weights = tempered(objectives, self.temperature)
         if self.reference == "uniform":
-            log_weights = log_weights - torch.tensor([c.log_proposal for c in tried])
+            log_weights -= torch.tensor([c.log_proposal for c in tried], dtype=torch.float64)
         weights = normalised_weights(log_weights)
         obstacle = self.descend(search.minus_mean_(tried, weights.tolist()), displaced)
         return SearchReport(
@@ -244,101 +223,3 @@ class MLEGuidedSearch(ParameterSearch):
         offset = float(torch.rand((), generator=self.generator, device=self.generator.device))
         counts = [math.floor(k * share + offset) for k in range(number + 1)]
         return [counts[k + 1] > counts[k] for k in range(number)]
-
-
-class _Search:
-    """One step's candidates.
-
-    Args:
-        optimizer: Whose settings count.
-        displaced: Its parameters.
-        centre: −g, [P]; overwritten by :meth:`minus_mean_`.
-    """
-
-    def __init__(self, optimizer: MLEGuidedSearch, displaced: Displaced, centre: Tensor) -> None:
-        self.displaced = displaced
-        self.centre = centre
-        self.weighs_proposals = optimizer.reference == "uniform"
-        self.noise = ReplayedNoise(len(centre), centre, optimizer.generator)
-        sizes = torch.tensor([t.numel() for t in displaced.tensors], dtype=torch.float64)
-        if optimizer.scale == "absolute":
-            scales = torch.ones_like(sizes)
-        else:
-            scales = torch.stack(
-                [torch.linalg.vector_norm(centre[p.span], 1) for p in displaced.whole()]
-            ).to("cpu", torch.float64)
-            scales = scales / sizes if optimizer.scale == "tensor" else scales.sum() / sizes.sum()
-        self.sigmas: list[float] = (optimizer.sigma * scales.expand(len(sizes))).tolist()
-        # Of the parameters, the root of the mean σ².
-        self.sigma = math.sqrt(
-            sum(s * s * n for s, n in zip(self.sigmas, sizes.tolist(), strict=True)) / sizes.sum()
-        )
-        self.mixture = Mixture(optimizer.exploration, self._mean_square())
-
-    def _mean_square(self) -> float:
-        """‖g/σ‖², over tensors that have noise."""
-        if not self.weighs_proposals:
-            return 0.0
-        return sum(
-            (
-                float(torch.linalg.vector_norm(self.centre[p.span], dtype=torch.float64))
-                / self.sigmas[p.tensor]
-            )
-            ** 2
-            for p in self.displaced.whole()
-            if self.sigmas[p.tensor]
-        )
-
-    def tried(self, guided: bool, evaluate: Callable[[], float], *, pair: bool) -> list[Candidate]:
-        """Tries a candidate, or the two of a pair.
-
-        Args:
-            guided: Whether around −g.
-            evaluate: The objective where the parameters are.
-            pair: Whether to try the noise with both signs.
-
-        Returns:
-            What was found.
-        """
-        block = len(self.noise.blocks)
-        square = product = 0.0
-        for first, noise in self.noise.row():
-            for tensor, place, span in self.displaced.pieces(first, len(noise)):
-                sigma, part = self.sigmas[tensor], noise[span.start - first : span.stop - first]
-                torch.add(self.displaced.start[span], part, alpha=sigma, out=place)
-                if guided:
-                    place += self.centre[span]
-                if self.weighs_proposals and sigma:
-                    part = part.double()
-                    square += float(part.square().sum())
-                    product += float(part @ self.centre[span].double()) / sigma
-        self.displaced.written()
-        found = [self._candidate(block, 1.0, guided, evaluate(), square, product)]
-        if pair:
-            self.displaced.reflect(self.centre if guided else None)
-            found.append(self._candidate(block, -1.0, guided, evaluate(), square, -product))
-        return found
-
-    def _candidate(
-        self, block: int, sign: float, guided: bool, objective: float, square: float, product: float
-    ) -> Candidate:
-        log_proposal = 0.0
-        if self.weighs_proposals:
-            log_proposal = self.mixture.log_density(square, product, guided=guided)
-        return Candidate(block, sign, guided, objective, log_proposal)
-
-    def minus_mean_(self, tried: list[Candidate], weights: list[float]) -> Tensor:
-        """−Σᵢ wᵢ Δᵢ [P], in the place of the centre."""
-        mean = self.centre
-        mean *= -sum(w for c, w in zip(tried, weights, strict=True) if c.guided)
-        signed = [0.0] * len(self.noise.blocks)
-        for candidate, weight in zip(tried, weights, strict=True):
-            signed[candidate.block] += candidate.sign * weight
-        for block, weight in enumerate(signed):
-            if not weight:
-                continue
-            for first, rows in self.noise.again(block):
-                for tensor, _, span in self.displaced.pieces(first, rows.shape[1]):
-                    part = rows[0, span.start - first : span.stop - first]
-                    mean[span].add_(part, alpha=-weight * self.sigmas[tensor])
-        return mean

@@ -1,14 +1,12 @@
 """The candidates of a step of evolution strategies, and what their objectives say."""
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from npg.optim.deviation import Adapt
 from npg.sampling import Displaced, ReplayedNoise
-
-Adapt = Literal["none", "global", "separable"]
 
 
 class Population:
@@ -40,8 +38,13 @@ class Population:
         noise = self.noise.rows(number // len(self.signs))
         # If these are all, their noise need not be drawn again.
         self._drawn = noise if len(self.noise.blocks) == 1 else None
-        signed = torch.stack([sign * noise for sign in self.signs], dim=1).flatten(0, 1)
-        return signed.mul_(self.deviation).add_(self.displaced.start)
+        start, deviation = self.displaced.start, self.deviation
+        steps = noise * deviation if isinstance(deviation, Tensor) else noise
+        scale = 1.0 if isinstance(deviation, Tensor) else deviation
+        rows = start.new_empty(len(noise), len(self.signs), len(start))
+        for place, sign in enumerate(self.signs):
+            torch.add(start, steps, alpha=sign * scale, out=rows[:, place])
+        return rows.flatten(0, 1)
 
     def in_place(self) -> Iterator[None]:
         """Draws a row of noise; moves the parameters to its candidates, one after another."""
@@ -65,7 +68,7 @@ class Population:
         self.noise.generator.set_state(state)
         self._drawn = None
 
-    def combined(self, weights: Tensor, adapt: Adapt) -> tuple[Tensor, float | Tensor | None]:
+    def combined(self, weights: Tensor, adapt: Adapt) -> tuple[Tensor, Tensor | None]:
         """Computes gradients from weights, those of the candidates' objectives over n.
 
         Args:
@@ -101,4 +104,4 @@ class Population:
         gradient.mul_(self.deviation)
         if growth is not None:
             return gradient, growth
-        return gradient, -(square / noise.size - float(both.sum())) / 2
+        return gradient, (both.sum() - square / noise.size) / 2

@@ -1,5 +1,6 @@
 """What the optimizers share that try candidates at random and go on from what became of them."""
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -227,14 +228,14 @@ class ParameterSearch(FunctionOptimizer):
         return "" if moved else "the step left the finite numbers"
 
     def state_dict(self) -> dict[str, Any]:
-        """Both optimizers' state, the numbers under ``"npg"``, the generator's under its name."""
+        """Both optimizers' state, counters under ``"npg"``, the generator's under ``"search"``."""
         rest = {
             key: value
             for key, value in self.base.state_dict().items()
             if key not in ("state", "param_groups")
         }
-        generator = self.generator.get_state()
-        return {**super().state_dict(), "base": rest, "search_generator": generator}
+        search = {"kind": type(self).__name__, "generator": self.generator.get_state()}
+        return {**super().state_dict(), "base": rest, "search": search}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave.
@@ -245,20 +246,32 @@ class ParameterSearch(FunctionOptimizer):
         Raises:
             ConfigurationError: If it is of another.
         """
-        own = dict(state_dict)
-        if "search_generator" not in own:
-            raise ConfigurationError(
-                f"the state has no search_generator: it is of another optimizer than "
-                f"{type(self).__name__}"
-            )
-        generator, rest = own.pop("search_generator"), own.pop("base")
+        self.check_state(state_dict)
+        own = copy.deepcopy(dict(state_dict))  # torch's optimizers keep the tensors they are given
+        search, rest = own.pop("search"), own.pop("base")
         shared = {key: own[key] for key in ("state", "param_groups")}
         self.base.load_state_dict({**shared, **rest})
         super().load_state_dict(own)
         self.base.param_groups, self.base.state = self.param_groups, self.state
-        self.generator.set_state(generator.cpu())
+        self.generator.set_state(search["generator"].cpu())
+
+    def check_state(self, state_dict: dict[str, Any]) -> None:
+        """Refuses what :meth:`load_state_dict` cannot restore.
+
+        Args:
+            state_dict: To be loaded.
+
+        Raises:
+            ConfigurationError: If it is of another optimizer.
+        """
+        kind = state_dict.get("search", {}).get("kind")
+        if kind != type(self).__name__:
+            raise ConfigurationError(
+                f"the state is of another optimizer than {type(self).__name__}"
+                + (f": {kind}" if kind else "")
+            )
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether all elements are, by a norm, which takes no memory."""
-    return math.isfinite(torch.linalg.vector_norm(tensor, math.inf)) if tensor.numel() else True
+    """Whether all elements are: a sum that is not may have overflowed, and is looked into."""
+    return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())

@@ -1,6 +1,7 @@
 """Parameters that are displaced where they are, and put back exactly."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -32,24 +33,25 @@ class Displaced:
         tensors: What to move.
 
     Attributes:
+        tensors: Those that have elements.
         start: The copy, [P], of the widest dtype.
     """
 
     @torch.no_grad()
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = tensors
-        wide = max((t.dtype for t in tensors), key=lambda dtype: dtype.itemsize)
-        self.start = flatten(t.detach().to(wide) for t in tensors)
+        self.tensors = [tensor for tensor in tensors if tensor.numel()]
+        wide = max((t.dtype for t in self.tensors), key=lambda dtype: dtype.itemsize)
+        self.start = flatten(t.detach().to(wide) for t in self.tensors)
         # Views of the tensors; a tensor with holes in memory has none, and gets a stand-in.
         self._flat: list[Tensor] = []
         self._stand_ins: list[tuple[Tensor, Tensor]] = []
-        for tensor in tensors:
+        for tensor in self.tensors:
             own = tensor.detach()
             if not own.is_contiguous():
                 own = own.contiguous()
                 self._stand_ins.append((tensor, own))
             self._flat.append(own.view(-1))
-        self._ends = torch.tensor([0] + [t.numel() for t in tensors]).cumsum(0).tolist()
+        self._ends = [0, *accumulate(t.numel() for t in self.tensors)]
 
     def pieces(self, first: int, number: int) -> Iterator[Piece]:
         """Cuts a part of the flat vector at the borders of the tensors.

@@ -31,7 +31,7 @@ class ReplayedNoise:
         self.dtype = like.dtype if like.dtype.itemsize >= 4 else torch.float32
         self.generator = generator
         self.padded = -(-size // LANES) * LANES
-        self.chunk = min(CHUNK.get(like.device.type, CHUNK_ELSEWHERE), self.padded)
+        self.chunk = CHUNK.get(like.device.type, CHUNK_ELSEWHERE)
         # State of the generator before a block of rows, and their number.
         self.blocks: list[tuple[Tensor, int]] = []
 
@@ -68,7 +68,7 @@ class ReplayedNoise:
             yield first, piece.unsqueeze(0)
 
     def _pieces(self, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
-        buffer = torch.empty(self.chunk, dtype=self.dtype, device=self.device)
+        buffer = torch.empty(min(self.chunk, self.padded), dtype=self.dtype, device=self.device)
         for first in range(0, self.padded, self.chunk):
             piece = buffer[: min(self.chunk, self.padded - first)]
             piece.normal_(generator=generator)
@@ -76,4 +76,6 @@ class ReplayedNoise:
 
     def _matrix(self, number: int, generator: torch.Generator) -> Tensor:
         rows = torch.empty(number, self.padded, dtype=self.dtype, device=self.device)
-        return rows.normal_(generator=generator)[:, : self.size]
+        for part in rows.view(-1).split(self.chunk):
+            part.normal_(generator=generator)
+        return rows[:, : self.size]

@@ -1,5 +1,6 @@
 """The look of the pictures, drawn without a display."""
 
+import textwrap
 from io import BytesIO
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from common.files import replacing
 
 GREY, BLUE, INK, FAINT = "#9aa5b1", "#1f5fbf", "#1f2933", "#e4e7eb"
+CHARACTERS_PER_INCH = 15  # of a caption
 
 
 def figure(width: float, height: float) -> Figure:
@@ -19,6 +21,14 @@ def figure(width: float, height: float) -> Figure:
     empty = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(empty)
     return empty
+
+
+def explain(drawn: Figure, title: str, caption: str) -> None:
+    """Puts a title above a figure, and a caption, broken into lines, below it."""
+    drawn.suptitle(title, x=0.01, ha="left", weight="bold", color=INK, size=13)
+    width = round(CHARACTERS_PER_INCH * drawn.get_figwidth())
+    lines = textwrap.fill(caption, width, break_on_hyphens=False)
+    drawn.supxlabel(lines, x=0.01, ha="left", color=INK, size=9)
 
 
 def save(drawn: Figure, path: Path) -> None:

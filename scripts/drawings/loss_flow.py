@@ -22,7 +22,7 @@ ORANGE, GREEN, RED = "#d9730d", "#2f8f5b", "#c0392b"
 CAPTION = (
     f"LossFlow: x ← x − η·min(1/|f′|, M)·f·f′/|f′|, with η = {RATE}, M = {BOUND:.0f}, from "
     f"x = {START:.0f}, {STEPS} steps; gradient descent with the same η. In the valley at 3, f is "
-    "1.62 and f′ is nearly 0,\nso the flow's steps are long, and one of them leaves. It needs "
+    "1.62 and f′ is nearly 0, so the flow's steps are long, and one of them leaves. It needs "
     "both: a least value of 0, where steps vanish, and a large M, which lets them be long enough."
 )
 
@@ -94,15 +94,11 @@ def draw(output: Path) -> dict[str, str]:
             (flowing, BLUE, f"min L = 0, M = {BOUND:.0f}"),
         ],
     )
-    drawn.suptitle(
+    picture.explain(
+        drawn,
         "A flow driven by the loss: dx/dt = −L g/‖g‖², so that L(t) = L(0) e⁻ᵗ",
-        x=0.01,
-        ha="left",
-        weight="bold",
-        color=INK,
-        size=13,
+        CAPTION,
     )
-    drawn.supxlabel(CAPTION, x=0.01, ha="left", color=INK, size=9)
     picture.save(drawn, output)
     return {
         "LossFlow ends at": f"{flowing.end:.4f}, f = {flowing.loss[-1]:.1e}",

@@ -1,6 +1,7 @@
 """ACKTR's updates that fail are undone; its checkpoints and copies go on bit for bit."""
 
 import copy
+import functools
 import pickle
 
 import numpy as np
@@ -86,22 +87,30 @@ FAULTS = {
 }
 
 
+def before_update(updates: int) -> ACKTR:
+    model = acktr(critic_steps=3)
+    if updates:
+        model.learn(32 * updates)
+    collect(model)
+    return model
+
+
+@functools.cache
+def without_fault(updates: int):
+    """The states before and after the update."""
+    model = before_update(updates)
+    assert statistics_due(model.actor_optimizer)
+    before = state_of(model)
+    model.train()
+    return before, state_of(model)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, NumericalError, MemoryError])
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("updates", [0, 6])
 def test_a_fault_anywhere_undoes_all_of_the_update(updates, fault, error, monkeypatch) -> None:
-    model = acktr(critic_steps=3)
-    if updates:
-        model.learn(32 * updates)
-    collect(model)
-    assert statistics_due(model.actor_optimizer)
-    before = state_of(model)
-    model.train()
-    wanted = state_of(model)  # what happens without a fault
-    model = acktr(critic_steps=3)
-    if updates:
-        model.learn(32 * updates)
-    collect(model)
+    before, wanted = without_fault(updates)
+    model = before_update(updates)
     assert equal_states(before, state_of(model))
     with monkeypatch.context() as patched:
         failing(*FAULTS[fault], error, patched)

@@ -126,7 +126,7 @@ class Identity(Toy):
 def test_the_identity_is_learned(agent, critic, actions) -> None:
     env = vector_env(lambda: Identity(actions), 4)
     model = small(agent, env, critic=critic, gamma=0.0, learning_rate=0.01, target_kl=0.03)
-    model.learn(64 * 4 * 25)
+    model.learn(64 * 4 * 12)
     judge = vector_env(lambda: Identity(actions))
     with pytest.warns(UserWarning, match="Monitor"):
         mean, _ = evaluate_policy(model, judge, n_eval_episodes=10)
@@ -136,10 +136,10 @@ def test_the_identity_is_learned(agent, critic, actions) -> None:
 @pytest.mark.parametrize(
     ("agent", "updates", "settings"),
     [
-        pytest.param(A2C, 150, {"learning_rate": 0.005}, id="A2C"),
-        pytest.param(ACKTR, 50, {"target_kl": 0.03}, id="ACKTR"),
-        pytest.param(PPO, 30, {"learning_rate": 0.005, "n_epochs": 5}, id="PPO"),
-        pytest.param(REINFORCE, 150, {"learning_rate": 0.01}, id="REINFORCE"),
+        pytest.param(A2C, 90, {"learning_rate": 0.005}, id="A2C"),
+        pytest.param(ACKTR, 30, {"target_kl": 0.03}, id="ACKTR"),
+        pytest.param(PPO, 20, {"learning_rate": 0.005, "n_epochs": 5}, id="PPO"),
+        pytest.param(REINFORCE, 90, {"learning_rate": 0.01}, id="REINFORCE"),
     ],
 )
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ REINFORCE_SETTINGS = {"n_steps": 64, "normalize_advantage": True}
     [
         pytest.param(A2C, 200_000, {}, id="A2C", marks=pytest.mark.slow),
         pytest.param(ACKTR, 100_000, ACKTR_SETTINGS, id="ACKTR", marks=pytest.mark.slow),
-        pytest.param(PPO, 100_000, PPO_SETTINGS, id="PPO"),
+        pytest.param(PPO, 60_000, PPO_SETTINGS, id="PPO"),
         pytest.param(REINFORCE, 200_000, REINFORCE_SETTINGS, id="REINFORCE"),
     ],
 )

@@ -4,7 +4,14 @@ import functools
 
 import numpy as np
 import pytest
-from drawings import loss_flow, minimisation
+from drawings import (
+    estimator_variances,
+    gradient_estimators,
+    loss_flow,
+    minimisation,
+    parametrisations,
+    sampling_view,
+)
 from figures import FIGURES, main
 from PIL import Image
 from scipy.optimize import minimize_scalar
@@ -12,9 +19,20 @@ from scipy.optimize import minimize_scalar
 flow = functools.cache(loss_flow.flow)
 
 
+SMALLER = [
+    (minimisation, "PROBLEMS", minimisation.PROBLEMS[:3]),
+    (parametrisations, "RATES", parametrisations.RATES[:2]),
+    (parametrisations, "FINE", parametrisations.RATES[1]),
+    (sampling_view, "CANDIDATES", 20),
+    (gradient_estimators, "REPETITIONS", 5),
+    (estimator_variances, "SIZES", [2, 8]),
+]
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_a_small_picture(name, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(minimisation, "PROBLEMS", minimisation.PROBLEMS[:3])  # all take minutes
+    for module, what, smaller in SMALLER:
+        monkeypatch.setattr(module, what, smaller)
     output = tmp_path / "picture.png"
     assert main([name, "--output", str(output)]) == 0
     assert str(output) in capsys.readouterr().out

@@ -60,7 +60,8 @@ def test_frozen_and_unused_parameters_stay(variant, data, frozen):
     losses = train(make(variant, model), model, data, 5)
     assert losses[-1] < losses[0]
     assert torch.equal(model.get_parameter(frozen), kept)
-    assert torch.equal(model.idle.weight, torch.ones(2))
+    if variant[0] != "evolution-strategies":  # which cannot know what the objective reads
+        assert torch.equal(model.idle.weight, torch.ones(2))
 
 
 @each_optimizer

@@ -1,12 +1,10 @@
 """K-FAC in two processes with half of the batch each, against one with all of it."""
 
 import math
-import socket
 
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -14,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from npg.optim import KFAC
 from npg.steps import LevenbergMarquardt
 from tests.npg.optim.helpers import objective, snapshot
+from tests.processes import in_two_processes
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch was built without it"
@@ -58,11 +57,7 @@ def train(optimizer, model, x, y, closures):
     return [[r.loss, r.loss_after, r.damping, r.reduction_ratio] for r in reports]
 
 
-def _process(rank: int, port: int, results: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+def _process(rank: int) -> dict:
     found = {}
     for name, (_, closures) in VARIANTS.items():
         model, x, y = model_and_data()
@@ -84,21 +79,12 @@ def _process(rank: int, port: int, results: str) -> None:
         train(optimizer, wrapped, bad, y, closures)
         kept = torch.equal(snapshot(model), before)
         found[f"bad {closures}"] = (kept, optimizer.skipped, dict(optimizer.extra))
-    torch.save(found, f"{results}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    return found
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(_process, args=(_free_port(), str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return in_two_processes(_process, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -115,14 +115,14 @@ class TestBartlett:
         """Not the squared training gradient, a bug seen in the wild."""
         model = mlp()
         wanted = Fisher(model, lambda: torch.distributions.Categorical(logits=model(data[0])))
-        optimizer = SophiaG(model, 0.0, (0.9, 0.999), likelihood="categorical", hessian_interval=1)
-        for _ in range(4000):
+        optimizer = SophiaG(model, 0.0, (0.9, 0.998), likelihood="categorical", hessian_interval=1)
+        for _ in range(2000):
             optimizer.zero_grad()
             classification(model, *data).backward()
             optimizer.step()
         found = torch.cat([optimizer.state[p]["curvature"].flatten() for p in model.parameters()])
-        found = found / (1 - 0.999**4000)
-        # B ĝ² is nearly χ²: its deviation is √2 of its mean, over some 2000 independent draws.
+        found = found / (1 - 0.998**2000)
+        # B ĝ² is nearly χ²: its deviation is √2 of its mean, over some 1000 independent draws.
         torch.testing.assert_close(found, wanted.diagonal(), rtol=0.2, atol=1e-5)
 
     def test_a_batch_twice_is_no_other_batch(self, data):
@@ -133,9 +133,9 @@ class TestBartlett:
             torch.manual_seed(0)
             model = mlp()
             optimizer = SophiaG(
-                model, 0.0, (0.9, 0.998), likelihood="categorical", hessian_interval=1
+                model, 0.0, (0.9, 0.996), likelihood="categorical", hessian_interval=1
             )
-            for _ in range(2000):
+            for _ in range(1000):
                 optimizer.zero_grad()
                 classification(model, x.repeat(times, 1), y.repeat(times)).backward()
                 optimizer.step()

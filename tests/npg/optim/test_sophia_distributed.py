@@ -1,28 +1,22 @@
 """SophiaG in two processes: replicas stay the same, and have the curvature of all samples."""
 
-import socket
-
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from npg.optim import SophiaG
 from tests.npg.optim.helpers import snapshot
+from tests.processes import in_two_processes
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch was built without it"
 )
 
 
-def _process(rank: int, port: int, results: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+def _process(rank: int) -> tuple:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
     wrapped = DistributedDataParallel(model)
@@ -36,16 +30,11 @@ def _process(rank: int, port: int, results: str) -> None:
         F.cross_entropy(wrapped(x), y).backward()
         optimizer.step()
     curvature = [optimizer.state[p]["curvature"] for p in model.parameters()]
-    torch.save([snapshot(model), curvature], f"{results}/{rank}")
-    torch.distributed.destroy_process_group()
+    return snapshot(model), curvature
 
 
 def test_replicas_stay_the_same(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (port, str(tmp_path)), nprocs=2)
-    (one, curvature), (other, twin) = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    (one, curvature), (other, twin) = in_two_processes(_process, tmp_path)
     assert torch.equal(one, other)
     for a, b in zip(curvature, twin, strict=True):
         assert torch.equal(a, b)

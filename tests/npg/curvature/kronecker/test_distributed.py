@@ -1,16 +1,14 @@
 """Two processes with half of the batch each against one with all of it."""
 
-import socket
-
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from npg.curvature.kronecker import KroneckerFisher
 from tests.npg.curvature.kronecker.helpers import EXACT, measured, moments
+from tests.processes import in_two_processes
 
 
 class _Model(nn.Module):
@@ -41,11 +39,7 @@ def _infinite(output: torch.Tensor) -> torch.Tensor:
     return output.sum() * torch.inf
 
 
-def _process(rank: int, port: int, results: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+def _process(rank: int) -> tuple:
     model, tokens = _model_and_data()
     wrapped = DistributedDataParallel(model, find_unused_parameters=True)
     estimator = KroneckerFisher(wrapped, family="categorical", kind="exact", distributed=True)
@@ -65,23 +59,15 @@ def _process(rank: int, port: int, results: str) -> None:
     loss(model(own)).backward()
     empirical.finish()
     agreed = bool(empirical.finite())
-    torch.save((finite, first, second, agreed), f"{results}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    return finite, first, second, agreed
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
 def test_moments_are_those_of_the_whole_batch(tmp_path):
-    torch.multiprocessing.spawn(_process, args=(_free_port(), str(tmp_path)), nprocs=2)
+    results = in_two_processes(_process, tmp_path)
     model, tokens = _model_and_data()
     whole = measured(model, tokens, family="categorical")
-    for rank in range(2):
-        finite, first, second, agreed = torch.load(tmp_path / f"{rank}.pt")
+    for finite, first, second, agreed in results:
         assert finite
         assert not agreed
         # The second time one process measured the same batch alone: the same mean once more.
