@@ -3,81 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Literal
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from envs.array import ArrayVecEnv
-
-Reward = Literal["accuracy", "balanced"] | Callable[[int, int], float]
-Observation = NDArray[np.float32]
-
-
-class _Classification:
-    """The data, what each guess at each label is worth, and the order of the data."""
-
-    def __init__(
-        self, inputs: ArrayLike, labels: ArrayLike, reward: Reward, replacement: bool
-    ) -> None:
-        self.inputs: Observation = np.asarray(inputs, dtype=np.float32)
-        given = np.asarray(labels)
-        self.labels: NDArray[np.int64] = given.astype(np.int64)
-        if self.inputs.ndim < 2 or given.ndim != 1 or len(given) != len(self.inputs):
-            raise ValueError(
-                "inputs must have shape (samples, ...) and labels (samples,), got "
-                f"{self.inputs.shape} and {given.shape}"
-            )
-        if not np.isfinite(self.inputs).all():
-            raise ValueError("inputs must be finite: an agent cannot act on NaN or infinity")
-        classes = int(self.labels.max(initial=0)) + 1
-        if not np.array_equal(self.labels, given) or self.labels.min(initial=0) < 0 or classes < 2:
-            raise ValueError(
-                "labels must be classes 0, 1, … of which there are two or more; "
-                "np.unique(labels, return_inverse=True)[1] numbers others so"
-            )
-        self.rewards = _table(reward, self.labels, classes)
-        self.replacement = replacement
-        self._left = np.zeros(0, dtype=np.int64)
-        self.observation_space = spaces.Box(-np.inf, np.inf, self.inputs.shape[1:], np.float32)
-        self.action_space = spaces.Discrete(classes)
-
-    def restart(self) -> None:
-        """Forget what is left of the epoch."""
-        self._left = self._left[:0]
-
-    def draw(self, number: int, generator: np.random.Generator) -> NDArray[np.int64]:
-        """Return the indices of the next samples."""
-        if self.replacement:
-            return generator.integers(len(self.labels), size=number)
-        while len(self._left) < number:
-            self._left = np.concatenate([self._left, generator.permutation(len(self.labels))])
-        drawn, self._left = np.split(self._left, [number])
-        return drawn
-
-
-def _table(reward: Reward, labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """Return rewards [action, label]."""
-    if callable(reward):
-        every = range(classes)
-        table = np.array([[float(reward(a, label)) for label in every] for a in every], np.float32)
-        if not np.isfinite(table).all():
-            action, label = np.argwhere(~np.isfinite(table))[0]
-            raise ValueError(
-                f"reward({action}, {label}) is {table[action, label]}: rewards must be finite"
-            )
-        return table
-    if reward == "accuracy":
-        return np.eye(classes, dtype=np.float32)
-    if reward == "balanced":
-        counts = np.bincount(labels, minlength=classes)
-        weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
-        return np.diag(weights).astype(np.float32)
-    raise ValueError(f"reward must be 'accuracy', 'balanced' or a callable, got {reward!r}")
+from envs.classification import Classification, Observation, Reward
 
 
 class MetricBandit(gym.Env[Observation, np.int64]):
@@ -114,7 +47,7 @@ class MetricBandit(gym.Env[Observation, np.int64]):
         if render_mode is not None:
             raise ValueError("render_mode must be None: there is nothing to see")
         self.render_mode = None
-        self._data = _Classification(inputs, labels, reward, replacement)
+        self._data = Classification(inputs, labels, reward, replacement)
         self.observation_space = self._data.observation_space
         self.action_space = self._data.action_space
         self._shown = 0
@@ -182,7 +115,7 @@ class MetricBanditVecEnv(ArrayVecEnv):
         """Check the data; see the class."""
         if not isinstance(num_envs, int | np.integer) or num_envs < 1:
             raise ValueError(f"num_envs must be a positive integer, got {num_envs!r}")
-        self._data = data = _Classification(inputs, labels, reward, replacement)
+        self._data = data = Classification(inputs, labels, reward, replacement)
         super().__init__(
             int(num_envs),
             data.observation_space,
