@@ -45,8 +45,9 @@ class Deviation:
         """
         if not self.separable:
             return self.sigma
+        wide = torch.promote_types(dtype, torch.float32)  # halves would round small changes away
         for parameter in places[len(self.each) :]:
-            like = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+            like = torch.empty_like(parameter, dtype=wide, requires_grad=False)
             self.each.append(like.fill_(self.sigma))
         return flatten(self._active(places))
 
@@ -57,14 +58,14 @@ class Deviation:
         """Moves log σ.
 
         Args:
-            growth: Its natural gradient: a number, or [P].
+            growth: Its natural gradient: a number, or [P]; overwritten.
             rate: η_σ. Default: 1 for one σ, (3 + ln P)/(5√P) for one of each of P parameters.
             places: As for :meth:`now`.
         """
         if rate is None:
             size = growth.numel()
             rate = (3 + math.log(size)) / (5 * math.sqrt(size)) if self.separable else 1.0
-        factor = (rate * growth).clamp_(-LARGEST_CHANGE, LARGEST_CHANGE).exp_()
+        factor = growth.mul_(rate).clamp_(-LARGEST_CHANGE, LARGEST_CHANGE).exp_()
         if not self.separable:
             self.sigma *= float(factor)
             return

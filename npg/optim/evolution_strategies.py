@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from numbers import Integral, Real
 from typing import Any, get_args
 
 import torch
@@ -10,16 +11,26 @@ from torch import Tensor, nn
 
 from npg.errors import ConfigurationError
 from npg.optim.base import Prediction
-from npg.optim.candidates import batched, can_be_batched, warn_of_no_batch
+from npg.optim.candidates import Evaluator
 from npg.optim.deviation import Adapt, Deviation
 from npg.optim.objective import Objective
 from npg.optim.population import Population
-from npg.optim.search import NO_CANDIDATE, BaseOptimizer, ParameterSearch, SearchReport
+from npg.optim.search import (
+    NO_CANDIDATE,
+    BaseOptimizer,
+    ParameterSearch,
+    SearchReport,
+    finite,
+)
 from npg.sampling import Displaced, Shaping, effective_sample_size, shaped
 from npg.sampling.shaping import SHAPINGS
 
-# Numbers in a batch of candidates, where nobody says how many: 256 MB of float32.
-BATCH_NUMBERS = 2**26
+# Numbers in a batch of candidates, where nobody says how many: 32 MB of float32, and a few times
+# that with their noise and activations.
+BATCH_NUMBERS = 2**23
+ALL_EQUAL = (
+    "all candidates have the same objective: nothing tells them apart, or sigma is too small"
+)
 
 
 class EvolutionStrategies(ParameterSearch):
@@ -37,7 +48,8 @@ class EvolutionStrategies(ParameterSearch):
     Args:
         model: Module to train, or its parameters. For a module candidates are evaluated in
             batches by ``torch.func.vmap``, if the closure runs the module itself and returns a
-            tensor without looking at its value; else one after another where the parameters are.
+            tensor without looking at its value; else one after another where the parameters are,
+            which a warning says. The first step finds out: every closure has to be of one kind.
         lr: η.
         candidates: n, per step. More take noise out of ĝ, whose variance grows with the number of
             parameters.
@@ -50,8 +62,9 @@ class EvolutionStrategies(ParameterSearch):
             parameter.
         sigma_lr: η_σ. Default: 1 for one σ, (3 + ln P)/(5√P) for one of each of P parameters.
         chunk_size: Candidates evaluated at once; rounded down to whole pairs. 1 takes the least
-            memory: one copy of the parameters beside the direction. Default: as many as have
-            2²⁶ numbers together.
+            memory: one copy of the parameters beside the direction, and with separable σ three
+            more. Default: as many as have
+            2²³ numbers together.
         base: Makes the optimizer that takes ĝ for a gradient, SGD by default.
         seed: Of the candidates.
         parameters: Restricts a module to a part of its parameters.
@@ -61,6 +74,7 @@ class EvolutionStrategies(ParameterSearch):
 
     Attributes:
         deviation: Holds σ.
+        evaluator: Knows whether vmap can run the closures.
 
     Raises:
         ConfigurationError: If a setting cannot work.
@@ -87,22 +101,23 @@ class EvolutionStrategies(ParameterSearch):
         parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(
-            model, lr, candidates=candidates, base=base, seed=seed, parameters=parameters
+            model,
+            lr,
+            candidates=candidates,
+            sigma=sigma,
+            base=base,
+            seed=seed,
+            parameters=parameters,
         )
-        if not 0 < sigma < math.inf:
-            raise ConfigurationError(
-                f"sigma must be positive and finite, got {sigma}: without noise all candidates are "
-                "the same"
-            )
         self.shaping: Shaping = shaping
         self.antithetic = antithetic
         self.adapt: Adapt = adapt
         self.sigma_lr = sigma_lr
         self.chunk_size = chunk_size
+        self.check()
         self.deviation = Deviation(float(sigma), separable=adapt == "separable")
         self._asked: tuple[Population, Displaced] | None = None
-        self._batches = True
-        self.check()
+        self.evaluator = Evaluator()
 
     def check(self) -> None:
         """Refuses settings that cannot work, given at first or changed since."""
@@ -115,17 +130,17 @@ class EvolutionStrategies(ParameterSearch):
             raise ConfigurationError(
                 f"adapt must be one of {', '.join(get_args(Adapt))}; got {self.adapt!r}"
             )
-        if self.candidates < 2 or (self.antithetic and self.candidates % 2):
+        if self.antithetic and self.candidates % 2:
             raise ConfigurationError(
-                f"candidates must be at least 2, and even where antithetic=True; got "
-                f"{self.candidates}: nothing can be said of one candidate alone"
+                f"candidates must be even where antithetic=True, got {self.candidates}"
             )
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise ConfigurationError(f"chunk_size must be at least 1, got {self.chunk_size}")
-        if self.sigma_lr is not None and not 0 <= self.sigma_lr < math.inf:
-            raise ConfigurationError(
-                f"sigma_lr must be finite and not negative, got {self.sigma_lr}"
-            )
+        size, rate = self.chunk_size, self.sigma_lr
+        if size is not None and not (isinstance(size, Integral) and size >= 1):
+            raise ConfigurationError(f"chunk_size must be a whole number above 0, got {size!r}")
+        if rate is not None and not (isinstance(rate, Real) and 0 <= rate < math.inf):
+            raise ConfigurationError(f"sigma_lr must be finite and not negative, got {rate!r}")
+        if hasattr(self, "deviation") and self.deviation.separable != (self.adapt == "separable"):
+            raise ConfigurationError('adapt cannot become "separable" later, nor cease to be it')
 
     @property
     def advice(self) -> str:
@@ -159,9 +174,11 @@ class EvolutionStrategies(ParameterSearch):
         number = self._at_once(displaced)
         values: list[float] = []
         with self.restoring(displaced):
+            self.evaluator.look(objective, displaced, before, number)
             while len(values) < self.candidates:
-                values += self._values(
-                    objective, population, min(number, self.candidates - len(values))
+                rest = self.candidates - len(values)
+                values += self.evaluator.values(
+                    objective, population, min(number, rest), self.scalar
                 )
         report = self._update(population, displaced, torch.tensor(values, dtype=torch.float64))
         return replace(report, loss=before, objective=before, evaluations=objective.evaluations)
@@ -208,18 +225,27 @@ class EvolutionStrategies(ParameterSearch):
         """
         if self._asked is None:
             raise ConfigurationError(
-                "tell() takes the objectives of what ask() returned: ask first"
+                "tell() takes the objectives of what ask() returned: ask first, and again after "
+                "loading a state or copying the optimizer"
             )
-        values = torch.as_tensor(objectives, dtype=torch.float64).detach().cpu()
-        if values.shape != (self.candidates,):
-            raise ConfigurationError(
-                f"objectives must be {self.candidates} numbers, one a candidate; got the shape "
-                f"{tuple(values.shape)}"
-            )
+        self.check()
         population, displaced = self._asked
+        if not isinstance(objectives, Tensor):
+            objectives = torch.tensor([self.scalar(value) for value in objectives])
+        values = objectives.detach().cpu()
+        if values.shape != (population.size,) or values.is_complex():
+            raise ConfigurationError(
+                f"objectives must be {population.size} real numbers, one a candidate; got the "
+                f"shape {tuple(values.shape)}, {values.dtype}"
+            )
+        if not displaced.untouched(self.tensors()):
+            raise ConfigurationError(
+                "parameters were moved, frozen or added since ask(): its candidates are not of "
+                "these; ask again"
+            )
         self._asked = None
         with torch.no_grad():
-            return self._update(population, displaced, values)
+            return self._update(population, displaced, values.double())
 
     def _places(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -233,21 +259,6 @@ class EvolutionStrategies(ParameterSearch):
         number = self.chunk_size or max(1, BATCH_NUMBERS // max(1, len(displaced.start)))
         number = min(number, self.candidates)
         return max(1, number - number % 2) if self.antithetic else number
-
-    def _values(self, objective: Objective, population: Population, number: int) -> list[float]:
-        """The objectives of the next candidates: so many, or as many as a row of noise gives."""
-        if number > 1 and self._batches and can_be_batched(objective):
-            rows = population.rows(number)
-            try:
-                return list(batched(objective, rows).tolist())
-            except Exception as error:  # whatever vmap does not know; what is wrong itself will
-                warn_of_no_batch(type(self).__name__, error)  # come back without it
-                self._batches = False
-                population.forget()
-        values = []
-        for _ in population.in_place():
-            values.append(self.scalar(objective.again()))
-        return values
 
     def _update(
         self, population: Population, displaced: Displaced, objectives: Tensor
@@ -265,23 +276,35 @@ class EvolutionStrategies(ParameterSearch):
         }
         if not number:
             return self.failed(SearchReport(**known, accepted=False, reason=NO_CANDIDATE))
+        known["best"] = float(objectives[kept].min())
+        if known["best"] == float(objectives[kept].max()):
+            self.extra["skipped"] += 1
+            return SearchReport(**known, accepted=False, reason=ALL_EQUAL, gradient_norm=0.0)
         weights = shaped(objectives, self.shaping) / number
-        if not self.antithetic and self.shaping == "none" and number > 1:
-            weights *= number / (number - 1)  # the mean of the others: it does not know its own ε
-        direction, growth = population.combined(weights, self.adapt)
+        pair_factor = 1.0
+        if self.shaping == "none" and number > 2:  # by a mean that knows nothing of its own ε
+            if self.antithetic:
+                pair_factor = number / (number - 2)
+            else:
+                weights *= number / (number - 1)
+        direction, growth = population.combined(weights, self.adapt, pair_factor)
+        if growth is not None and not finite(growth):
+            direction = torch.full_like(direction, math.nan)
         obstacle = self.descend(direction, displaced)
+        known["gradient_norm"] = float(torch.linalg.vector_norm(direction))
         if not obstacle and growth is not None:
             self.deviation.grow(growth, self.sigma_lr, self._places())
-        share = weights.abs() / weights.abs().sum() if bool(weights.any()) else kept / number
         return SearchReport(
             **known,
             accepted=not obstacle,
             reason=obstacle or "evolution strategies",
             fraction=float(not obstacle),
-            best=float(objectives[kept].min()),
-            effective_sample_size=effective_sample_size(share),
-            gradient_norm=float(torch.linalg.vector_norm(direction)),
+            effective_sample_size=effective_sample_size(weights.abs() / weights.abs().sum()),
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what was asked: its candidates are of these parameters, not of a copy's."""
+        return {**super().__getstate__(), "_asked": None}
 
     def state_dict(self) -> dict[str, Any]:
         """As of any search, and the deviation uncast."""
@@ -297,6 +320,7 @@ class EvolutionStrategies(ParameterSearch):
             ConfigurationError: If it is of another, or of other parameters.
         """
         super().load_state_dict(state_dict)
+        self._asked = None
         self.deviation.load_state_dict(state_dict["deviation"], self._places())
 
     def check_state(self, state_dict: dict[str, Any]) -> None:

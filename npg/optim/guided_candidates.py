@@ -75,13 +75,14 @@ class GuidedCandidates:
             self.mixture = Mixture(exploration, self._mean_square())
 
     def _mean_square(self) -> float:
-        """‖g/σ‖², over tensors that have noise."""
-        total = 0.0
-        for tensor, _, span in self.displaced.whole():
-            if self.sigmas[tensor]:
-                norm = torch.linalg.vector_norm(self.centre[span], dtype=torch.float64)
-                total += (float(norm) / self.sigmas[tensor]) ** 2
-        return total
+        """‖g/σ‖², over tensors that have noise; in double precision, a chunk at a time."""
+        total = torch.zeros((), dtype=torch.float64, device=self.centre.device)
+        for first in range(0, len(self.centre), self.noise.chunk):
+            for tensor, _, span in self.displaced.pieces(first, self.noise.chunk):
+                if self.sigmas[tensor]:
+                    scaled = self.centre[span].double() / self.sigmas[tensor]
+                    total += scaled @ scaled
+        return float(total)
 
     def tried(self, guided: bool, evaluate: Callable[[], float], *, pair: bool) -> list[Candidate]:
         """Tries a candidate, or the two of a pair.
@@ -95,7 +96,8 @@ class GuidedCandidates:
             What was found.
         """
         block = len(self.noise.blocks)
-        square = product = 0.0
+        # ‖ε‖² and ⟨ε, μ/σ⟩.
+        sums = torch.zeros(2, dtype=torch.float64, device=self.centre.device)
         for first, noise in self.noise.row():
             for tensor, place, span in self.displaced.pieces(first, len(noise)):
                 sigma, part = self.sigmas[tensor], noise[span.start - first : span.stop - first]
@@ -104,9 +106,10 @@ class GuidedCandidates:
                     place += self.centre[span]
                 if self.mixture and sigma:
                     part = part.double()
-                    square += float(part.square().sum())
-                    product += float(part @ self.centre[span].double()) / sigma
+                    sums[0] += part @ part
+                    sums[1] += part @ self.centre[span].double() / sigma
         self.displaced.written()
+        square, product = sums.tolist() if self.mixture else (0.0, 0.0)
         found = [self._candidate(block, 1.0, guided, evaluate(), square, product)]
         if pair:
             self.displaced.reflect(self.centre if guided else None)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 
 from npg.errors import ConfigurationError
 from npg.optim.base import Prediction, obstacle_to
-from npg.optim.gradient import check_range
 from npg.optim.guided_candidates import Candidate, GuidedCandidates, Scale
 from npg.optim.objective import Objective
 from npg.optim.search import NO_CANDIDATE, BaseOptimizer, ParameterSearch, SearchReport
@@ -22,8 +22,9 @@ class MLEGuidedSearch(ParameterSearch):
     """θ ← θ + η Σᵢ wᵢ Δᵢ, Δᵢ drawn around 0 or around −g, wᵢ ∝ r(Δᵢ) exp(−l(θ + Δᵢ)/α) / q(Δᵢ).
 
     g is the gradient of a loss that can be differentiated, l what is really to be minimised, 1 −
-    accuracy for instance, q = λ N(0, σ²) + (1 − λ) N(−g, σ²). For a quadratic l without guidance
-    the expected step is −(H + α/σ² I)⁻¹ g: steepest descent for α → ∞, Newton's for α → 0.
+    accuracy for instance, q = λ N(0, σ²) + (1 − λ) N(−g, σ²). For a quadratic l, λ = 1 and absolute
+    noise the step of many candidates is −(H + α/σ² I)⁻¹ g: steepest descent for α → ∞, Newton's for
+    α → 0. That of a few is longer, the longer the smaller α is.
 
     The closure runs the forward pass, and returns both:
 
@@ -38,7 +39,7 @@ class MLEGuidedSearch(ParameterSearch):
         model: Module to train, or its parameters; the module lets running statistics stay as the
             first evaluation left them.
         lr: η. 1 is the method's own; the direction is then the mean of the candidates.
-        candidates: Per step, each a forward pass.
+        candidates: Per step, each a forward pass; at least 2.
         sigma: Deviation of the noise, in units of ``scale``. High values look further, where the
             gradient says less.
         scale: ``"tensor"`` is the mean |g| of each tensor, ``"global"`` of all, ``"absolute"`` 1.
@@ -47,7 +48,8 @@ class MLEGuidedSearch(ParameterSearch):
         temperature: α, in the objective's units: differences far below it do not count, those far
             above it leave one candidate.
         reference: r: ``"proposal"`` is q itself, so that the objective alone decides.
-            ``"uniform"`` is 1, the paper's form: in high dimension ‖Δ‖ then decides alone.
+            ``"uniform"`` is 1, the paper's form: in high dimension ‖Δ‖ then decides alone, and
+            where exp(−l/α) is wider than the proposals, so that weights have no variance.
         antithetic: Whether noise comes in pairs ±ε, which halves the drawing and takes the noise
             out of the direction where the objective does not depend on it.
         max_grad_norm: Longest g; infinity does not clip.
@@ -81,9 +83,14 @@ class MLEGuidedSearch(ParameterSearch):
         parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(
-            model, lr, candidates=candidates, base=base, seed=seed, parameters=parameters
+            model,
+            lr,
+            candidates=candidates,
+            sigma=sigma,
+            base=base,
+            seed=seed,
+            parameters=parameters,
         )
-        self.sigma = sigma
         self.scale: Scale = scale
         self.exploration = exploration
         self.temperature = temperature
@@ -95,15 +102,14 @@ class MLEGuidedSearch(ParameterSearch):
     def check(self) -> None:
         """Refuses settings that cannot work, given at first or changed since."""
         super().check()
-        if not 0 < self.sigma < math.inf:
-            raise ConfigurationError(
-                f"sigma must be positive and finite, got {self.sigma}: without noise all "
-                "candidates are the same"
-            )
         for name in ("temperature", "max_grad_norm"):  # infinity may be meant
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
-        check_range(vars(self), "exploration", 0, math.nextafter(1, 2))
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and float(value) > 0):
+                raise ConfigurationError(f"{name} must be positive, got {value!r}")
+        if not (isinstance(self.exploration, Real) and 0 <= self.exploration <= 1):
+            raise ConfigurationError(
+                f"exploration must be between 0 and 1, got {self.exploration!r}"
+            )
         for name, choices in (("scale", Scale), ("reference", Reference)):
             if getattr(self, name) not in get_args(choices):
                 raise ConfigurationError(
@@ -142,6 +148,7 @@ class MLEGuidedSearch(ParameterSearch):
         loss, second = objective.evaluate()
         before = float(loss.detach()) if second is None else self.scalar(second)
         gradient = self.gradient(loss, self.tensors(), retain_graph=False)
+        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
         norm = float(torch.linalg.vector_norm(gradient))
         known: dict[str, Any] = {
             "loss": float(loss.detach()),
@@ -209,10 +216,8 @@ class MLEGuidedSearch(ParameterSearch):
         return closure
 
     def _objective(self, result: object) -> float:
-        if isinstance(result, tuple) and len(result) == 2:
-            return self.scalar(result[1])
-        assert isinstance(result, Tensor)
-        return float(result)
+        loss, objective = result if isinstance(result, tuple) else (result, None)
+        return self.scalar(loss.detach() if objective is None else objective)
 
     def _guided(self) -> list[bool]:
         """Whether each draw of noise is around −g: as many as λ says, as nearly as can be."""

@@ -33,6 +33,11 @@ class Population:
         self.noise = ReplayedNoise(len(displaced.start), displaced.start, generator)
         self._drawn: Tensor | None = None
 
+    @property
+    def size(self) -> int:
+        """Candidates drawn so far."""
+        return len(self.signs) * sum(number for _, number in self.noise.blocks)
+
     def rows(self, number: int) -> Tensor:
         """Draws candidates as flat parameters, [number, P]; of pairs whole ones."""
         noise = self.noise.rows(number // len(self.signs))
@@ -68,12 +73,15 @@ class Population:
         self.noise.generator.set_state(state)
         self._drawn = None
 
-    def combined(self, weights: Tensor, adapt: Adapt) -> tuple[Tensor, Tensor | None]:
+    def combined(
+        self, weights: Tensor, adapt: Adapt, pair_factor: float = 1.0
+    ) -> tuple[Tensor, Tensor | None]:
         """Computes gradients from weights, those of the candidates' objectives over n.
 
         Args:
             weights: [n] in float64, on the CPU, large where the objective is.
             adapt: Whether σ follows; the gradients are natural ones then.
+            pair_factor: Of the sums of pairs, where the weights' mean knows both.
 
         Returns:
             Σ wᵢ εᵢ / σ, the gradient of the mean [P], times σ² where σ follows; and the natural
@@ -82,7 +90,7 @@ class Population:
         noise = self.noise
         pairs = weights.view(-1, len(self.signs))
         signed = pairs @ torch.tensor(self.signs, dtype=weights.dtype)
-        both = pairs.sum(1)
+        both = pair_factor * pairs.sum(1)
         gradient = torch.zeros_like(self.displaced.start, dtype=noise.dtype)
         growth = torch.zeros_like(gradient) if adapt == "separable" else None
         square = 0.0
@@ -95,9 +103,9 @@ class Population:
                 span = slice(first, first + rows.shape[1])
                 gradient[span].addmv_(rows.T, c)
                 if growth is not None:
-                    growth[span].addmv_((rows.square() - 1).T, t, alpha=-0.5)
+                    growth[span].addmv_(rows.square().sub_(1).T, t, alpha=-0.5)
                 elif adapt == "global":
-                    square += float(rows.square().sum(1) @ t)
+                    square += float(rows.square().sum(1).cpu().double() @ both[here])
             row += number
         if adapt == "none":
             return gradient.div_(self.deviation), None

@@ -183,13 +183,21 @@ def train_step(
         optimizer: One of this library's, driven as its ``protocol`` says, or any of torch's.
         forward: Runs the forward pass and returns (loss, prediction).
         objective: What :class:`MLEGuidedSearch` and :class:`EvolutionStrategies` minimise, of a
-            prediction: 1 − accuracy, say. Default: the loss. Others minimise the loss always.
+            prediction: 1 − accuracy, say. Default: the loss.
 
     Returns:
         The loss before the step; for evolution strategies the objective.
+
+    Raises:
+        ConfigurationError: If an objective is given to another optimizer.
     """
     if isinstance(optimizer, ParameterSearch):
         return float(optimizer.step(optimizer.closure_of(forward, objective)))
+    if objective is not None:
+        raise ConfigurationError(
+            f"{type(optimizer).__name__} minimises a loss, and takes no objective=: let forward "
+            "return npg.objectives.score_function(...), or use mle-guided-search"
+        )
     if isinstance(optimizer, FunctionOptimizer | HessianOptimizer):
         return float(optimizer.step(forward))  # type: ignore[arg-type]
     optimizer.zero_grad()

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from npg.errors import ConfigurationError, NumericalError
 from npg.linalg import split
 from npg.optim.base import FunctionOptimizer, Prediction, StepReport
+from npg.optim.finite import usable
 from npg.optim.gradient import check_range
 from npg.optim.hessian import HessianOptimizer
 from npg.sampling import Displaced
@@ -34,7 +36,8 @@ class SearchReport(StepReport):
         best: The least that a candidate had; nan if none had a finite one.
         candidates: That were evaluated.
         dropped: Of these, whose objective was not finite.
-        effective_sample_size: How many candidates the direction rests on: 1 where one decides.
+        effective_sample_size: How many candidates the direction rests on: 1 where one decides;
+            nan where none does.
         sigma: Deviation of the noise; of several the root of their mean square.
     """
 
@@ -56,6 +59,7 @@ class ParameterSearch(FunctionOptimizer):
         model: Module to train, or its parameters.
         lr: Learning rate of ``base``. The groups may have different ones.
         candidates: Evaluated per step.
+        sigma: Deviation of the noise, at first.
         base: Makes the optimizer that takes minus the direction for a gradient, of groups of
             parameters: a class, or ``functools.partial(torch.optim.Adam, betas=(0.5, 0.9))``.
         seed: Of the candidates.
@@ -77,14 +81,14 @@ class ParameterSearch(FunctionOptimizer):
         lr: float,
         *,
         candidates: int,
+        sigma: float,
         base: BaseOptimizer,
         seed: int,
         parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None,
     ) -> None:
-        if not (isinstance(candidates, int) and candidates >= 1):
-            raise ConfigurationError(f"candidates must be a whole number above 0, got {candidates}")
         super().__init__(model, {"lr": lr}, parameters)
         self.candidates = candidates
+        self.sigma = sigma
         self.base = self._made(base)
         self.settings = tuple(self.base.defaults)
         self._share()
@@ -125,6 +129,16 @@ class ParameterSearch(FunctionOptimizer):
 
     def check(self) -> None:
         """Refuses settings that cannot work, given at first or changed since."""
+        if not (isinstance(self.candidates, Integral) and self.candidates >= 2):
+            raise ConfigurationError(
+                f"candidates must be a whole number of at least 2, got {self.candidates!r}: "
+                "nothing can be said of one alone"
+            )
+        if not (isinstance(self.sigma, Real) and 0 < self.sigma < math.inf):
+            raise ConfigurationError(
+                f"sigma must be positive and finite, got {self.sigma!r}: without noise all "
+                "candidates are the same"
+            )
         for group in self.param_groups:
             check_range(group, "lr", 0, math.inf)
 
@@ -148,11 +162,12 @@ class ParameterSearch(FunctionOptimizer):
         Raises:
             ConfigurationError: If it is no scalar, or has a graph.
         """
-        if isinstance(value, Tensor):
-            if value.numel() == 1 and value.ndim == 0 and not value.requires_grad:
-                return float(value)
-        elif isinstance(value, float | int) or getattr(value, "shape", None) == ():
-            return float(value)  # type: ignore[arg-type]
+        plain = value
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            if getattr(value, "shape", None) == ():  # a tensor's, or NumPy's
+                plain = value.item()  # type: ignore[attr-defined]
+            if isinstance(plain, Real):
+                return float(plain)
         kind = f"a {type(value).__name__}"
         if isinstance(value, Tensor):
             graph = " with a graph" if value.requires_grad else ""
@@ -205,18 +220,24 @@ class ParameterSearch(FunctionOptimizer):
         Returns:
             Why the parameters stayed there; empty if they moved.
         """
-        self.extra["failures_in_a_row"] = 0
-        if not finite(gradient):
-            return "the direction is not finite"
+        # As the base optimizer sees them, in whose averages they and their squares would stay.
+        pieces = [
+            piece.to(parameter.dtype)
+            for parameter, piece in zip(
+                displaced.tensors, split(gradient, displaced.tensors), strict=True
+            )
+        ]
+        if not all(usable(pieces, [{} for _ in pieces])):
+            self.extra["rejected"] += 1
+            return "the direction is not finite, or its square overflows"
         places = [p for group in self.param_groups for p in group["params"]]
         users = [p.grad for p in places]
         moved = False
         try:
             for parameter in places:  # one that is frozen, too, may have a gradient of the user's
                 parameter.grad = None
-            pieces = split(gradient, displaced.tensors)
             for parameter, piece in zip(displaced.tensors, pieces, strict=True):
-                parameter.grad = piece.to(parameter.dtype)
+                parameter.grad = piece
             self.base.step()
             moved = all(finite(p) for p in displaced.tensors)
         finally:
@@ -225,7 +246,10 @@ class ParameterSearch(FunctionOptimizer):
             if not moved:
                 self.extra["rejected"] += 1
                 displaced.restore()
-        return "" if moved else "the step left the finite numbers"
+        if not moved:
+            return "the step left the finite numbers"
+        self.extra["failures_in_a_row"] = 0
+        return ""
 
     def state_dict(self) -> dict[str, Any]:
         """Both optimizers' state, counters under ``"npg"``, the generator's under ``"search"``."""
@@ -234,7 +258,7 @@ class ParameterSearch(FunctionOptimizer):
             for key, value in self.base.state_dict().items()
             if key not in ("state", "param_groups")
         }
-        search = {"kind": type(self).__name__, "generator": self.generator.get_state()}
+        search = {"kind": self._kind(), "generator": self.generator.get_state()}
         return {**super().state_dict(), "base": rest, "search": search}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -265,11 +289,15 @@ class ParameterSearch(FunctionOptimizer):
             ConfigurationError: If it is of another optimizer.
         """
         kind = state_dict.get("search", {}).get("kind")
-        if kind != type(self).__name__:
+        if kind != self._kind():
             raise ConfigurationError(
-                f"the state is of another optimizer than {type(self).__name__}"
+                f"the state is of another optimizer than {self._kind()}"
                 + (f": {kind}" if kind else "")
             )
+
+    def _kind(self) -> str:
+        """The names of both optimizers."""
+        return f"{type(self).__name__} over {type(self.base).__name__}"
 
 
 def finite(tensor: Tensor) -> bool:

@@ -1,12 +1,14 @@
 """Parameters that are displaced where they are, and put back exactly."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from npg.errors import ConfigurationError
 from npg.linalg import assign_, flatten, split
 
 
@@ -34,13 +36,20 @@ class Displaced:
 
     Attributes:
         tensors: Those that have elements.
-        start: The copy, [P], of the widest dtype.
+        start: The copy, [P], of a dtype that has the numbers of all.
+
+    Raises:
+        ConfigurationError: If there is nothing to move.
     """
 
     @torch.no_grad()
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = [tensor for tensor in tensors if tensor.numel()]
-        wide = max((t.dtype for t in self.tensors), key=lambda dtype: dtype.itemsize)
+        if not self.tensors:
+            raise ConfigurationError(
+                "there are no parameters to move: all are frozen (requires_grad=False), or empty"
+            )
+        wide = reduce(torch.promote_types, (tensor.dtype for tensor in self.tensors))
         self.start = flatten(t.detach().to(wide) for t in self.tensors)
         # Views of the tensors; a tensor with holes in memory has none, and gets a stand-in.
         self._flat: list[Tensor] = []
@@ -100,6 +109,14 @@ class Displaced:
         assign_(self.tensors, values)
         for tensor, own in self._stand_ins:
             own.copy_(tensor.detach())
+
+    def untouched(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are still the tensors, and where they were."""
+        same = [t for t in tensors if t.numel()]
+        return len(same) == len(self.tensors) and all(
+            a is b and torch.equal(a.detach(), piece.to(a.dtype))
+            for a, b, piece in zip(same, self.tensors, split(self.start, self.tensors), strict=True)
+        )
 
     def restore(self) -> None:
         """Moves them back, bit for bit."""

@@ -31,6 +31,8 @@ def tempered(objectives: Tensor, temperature: float) -> Tensor:
     """
     values = objectives.double()
     finite = torch.isfinite(values)
+    if temperature == math.inf:  # by which differences that overflow cannot be divided
+        return torch.zeros_like(values).masked_fill(~finite, -math.inf)
     least = values.masked_fill(~finite, math.inf).min()
     return (-(values - least) / temperature).masked_fill(~finite, -math.inf)
 

@@ -15,7 +15,7 @@ from benchmarks.report import Row, interleaved, median_ratio, show
 from npg.optim import EvolutionStrategies, MLEGuidedSearch
 
 CANDIDATES = 4
-# (images, target, share of the rounds)
+# (images, target)
 BATCHES = ((256, "<= 2.6"), (8192, "<= 1.3"))
 POPULATION, OBSERVATIONS = 64, 16
 SIGMA, RATE = 0.05, 0.02

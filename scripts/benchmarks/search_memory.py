@@ -1,5 +1,6 @@
 """The most memory that a search ever has, in a process of its own, by the operating system."""
 
+import os
 import re
 import subprocess
 import sys
@@ -38,8 +39,10 @@ def _measured(kind: str) -> float:
     """MB that one step takes beyond what the libraries take, of the kind named."""
     command = [sys.executable, "-m", "benchmarks.search_memory", kind]
     root = Path(__file__).parent.parent
-    path = {"PYTHONPATH": f"{root}:{root.parent}"}
-    done = subprocess.run(command, env=path, cwd=root, capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONPATH": f"{root}:{root.parent}"}
+    done = subprocess.run(
+        command, env=environment, cwd=root, capture_output=True, text=True, check=True
+    )
     return float(done.stdout)
 
 

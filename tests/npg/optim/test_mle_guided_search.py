@@ -47,7 +47,7 @@ def gradient_of(model, x, y):
 
 class TestDirection:
     @pytest.mark.parametrize("temperature", [1e-3, 0.1, math.inf])
-    @pytest.mark.parametrize("candidates", [1, 4, 7])
+    @pytest.mark.parametrize("candidates", [2, 4, 7])
     @pytest.mark.parametrize("antithetic", [True, False])
     def test_is_the_weighted_mean_of_the_candidates(self, temperature, candidates, antithetic):
         model, x, y = classifier()
@@ -198,20 +198,56 @@ class TestObstacles:
         report = MLEGuidedSearch(point, scale="absolute", sigma=0.1).step(closure)
         assert report.accepted
 
-    def test_a_surrogate_that_is_not_finite_is_skipped(self):
+    @pytest.mark.parametrize("scale", ["tensor", "absolute"])
+    def test_a_surrogate_that_is_not_finite_is_skipped(self, scale):
         model, x, y = classifier()
         start = parameters_of(model)
-        optimizer = MLEGuidedSearch(model)
+        optimizer = MLEGuidedSearch(model, scale=scale)
         closure = guided_closure(model, x * math.nan, y)
         for _ in range(4):
             assert not optimizer.step(closure).accepted
         assert torch.equal(parameters_of(model), start)
         assert optimizer.extra["skipped"] == 4
 
+    def test_a_tensor_without_gradient_has_no_noise(self):
+        point = Point(torch.ones(3, dtype=torch.float64))
+        optimizer = MLEGuidedSearch(point, reference="uniform")
+        report = optimizer.step(lambda: point.b.square().sum())
+        assert report.accepted
+        assert float(point.a.detach()) == 1
+        assert bool((point.b != 1).all())
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_the_direction_of_halves_is_added_up_in_single_precision(self, dtype):
+        model, x, y = classifier()
+        start = parameters_of(model.to(dtype))
+        seen = []
+
+        class Keeps(torch.optim.SGD):
+            def step(self, closure=None):
+                seen.append(torch.cat([p.grad.reshape(-1) for p in optimizer.tensors()]))
+
+        optimizer = MLEGuidedSearch(
+            model, base=Keeps, candidates=64, temperature=math.inf, max_grad_norm=math.inf
+        )
+        places = []
+
+        def closure():
+            places.append(parameters_of(model).float())
+            logits = model(x.to(dtype))
+            return F.cross_entropy(logits, y), wrong(logits, y)
+
+        optimizer.step(closure)
+        mean = gradient_of(model, x.to(dtype), y).float() / 2  # half of the candidates are guided
+        torch.testing.assert_close(seen[0].float(), mean, rtol=torch.finfo(dtype).eps, atol=1e-7)
+        assert torch.equal(parameters_of(model), start)
+
     @pytest.mark.parametrize(
         ("option", "value"),
         [
             ("temperature", 0.0),
+            ("temperature", None),
+            ("exploration", 1.1),
             ("temperature", math.nan),
             ("max_grad_norm", -1.0),
             ("exploration", 1.5),

@@ -67,3 +67,10 @@ def test_train_step_drives_torchs_own(data):
         gradient = flat(torch.autograd.grad(loss, list(model.parameters())))
         assert train_step(optimizer, closure) == pytest.approx(float(loss.detach()))
         torch.testing.assert_close(snapshot(model), start - 0.1 * gradient)
+
+
+def test_an_objective_is_for_searches_alone(data):
+    model = mlp()
+    optimizer = create("sgd", model)
+    with pytest.raises(ConfigurationError, match="takes no objective="):
+        train_step(optimizer, forward(model, *data), lambda logits: logits.sum())

@@ -5,6 +5,7 @@ import functools
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -118,6 +119,13 @@ class TestBase:
             make(model).load_state_dict(other(model).state_dict())
 
     @each_search
+    def test_a_state_over_another_base_is_refused(self, make):
+        model, *_ = classifier()
+        state = make(model, base=torch.optim.Adam).state_dict()
+        with pytest.raises(ConfigurationError, match="over Adam"):
+            make(model).load_state_dict(state)
+
+    @each_search
     @pytest.mark.parametrize(
         "base",
         [LBFGS, torch.optim.LBFGS, EvolutionStrategies, lambda groups: None, "sgd"],
@@ -209,6 +217,9 @@ class TestFaults:
             (torch.zeros(1), r"shape \(1,\)"),
             ("none", "a str"),
             (None, "a NoneType"),
+            (1j, "a complex"),
+            (torch.tensor(1j), "a tensor"),
+            (np.str_("1"), "a str_"),
         ],
     )
     def test_what_is_no_scalar_is_refused(self, make, value, told):
@@ -236,6 +247,56 @@ class TestFaults:
         assert bool(torch.isfinite(parameters_of(model)).all())
 
     @each_search
+    def test_a_refused_direction_leaves_no_trace_in_the_base(self, make):
+        # float16 ends at 65,504: a direction beyond that becomes infinite where the base sees it.
+        model, x, y = classifier(torch.float16)
+        options = {"shaping": "none"} if make.func is EvolutionStrategies else {}
+        optimizer = make(
+            model, lr=1e-3, base=functools.partial(torch.optim.SGD, momentum=0.9), **options
+        )
+        start = parameters_of(model)
+        if make.func is EvolutionStrategies:
+            huge = closure_for(optimizer, model, x, y, lambda z, y: 1e9 * wrong(z, y))
+            report = optimizer.step(huge)
+            assert not report.accepted
+            assert "direction" in report.reason
+            assert optimizer.extra["rejected"] == 1
+            assert torch.equal(parameters_of(model), start)
+            assert not optimizer.state
+        assert optimizer.step(closure_for(optimizer, model, x, y)).accepted
+        assert bool(torch.isfinite(parameters_of(model)).all())
+
+    @each_search
+    def test_float16_beside_bfloat16_comes_back(self, make):
+        model, x, y = classifier(torch.float32)
+        model[0].to(torch.float16)
+        model[2].to(torch.bfloat16)
+        with torch.no_grad():
+            model[2].bias[0] = 1e20  # beyond float16
+            model[0].bias[0] = 0.1  # not in bfloat16
+        start = [p.clone() for p in model.parameters()]
+        optimizer = make(model)
+
+        def mixed(module, inputs):
+            return (inputs[0].to(module.weight.dtype),)
+
+        for layer in (model[0], model[2]):
+            layer.register_forward_pre_hook(mixed)
+        report = optimizer.step(
+            closure_for(optimizer, model, x, y, lambda z, y: wrong(z, y) * math.nan)
+        )
+        assert not report.accepted
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), start, strict=True))
+
+    @each_search
+    def test_nothing_to_move_is_told(self, make):
+        model, x, y = classifier()
+        optimizer = make(model)
+        model.requires_grad_(False)
+        with pytest.raises(ConfigurationError, match=r"requires_grad|scalar tensor with its graph"):
+            optimizer.step(closure_for(optimizer, model, x, y))
+
+    @each_search
     def test_a_step_out_of_the_finite_numbers_is_taken_back(self, make):
         model, x, y = classifier(torch.float32)
         start = parameters_of(model)
@@ -253,13 +314,13 @@ class TestFaults:
             make(classifier()[0], lr=lr)
 
     @each_search
-    @pytest.mark.parametrize("sigma", [0.0, -1.0, math.inf, math.nan])
+    @pytest.mark.parametrize("sigma", [0.0, -1.0, math.inf, math.nan, None])
     def test_noise_that_cannot_work(self, make, sigma):
         with pytest.raises(ConfigurationError, match="sigma must be positive"):
             make(classifier()[0], sigma=sigma)
 
     @each_search
-    @pytest.mark.parametrize("candidates", [0, -2, 1.5])
+    @pytest.mark.parametrize("candidates", [0, 1, -2, 1.5, None])
     def test_numbers_of_candidates_that_cannot_work(self, make, candidates):
         with pytest.raises(ConfigurationError, match="candidates must be"):
             make(classifier()[0], candidates=candidates)
@@ -303,7 +364,8 @@ def test_batches_and_dropout_see_the_same_conditions(make):
         seen.append(model[2].training)
         return wrong(logits, y)
 
-    optimizer._batches = False  # vmap has no running statistics
+    if isinstance(optimizer, EvolutionStrategies):
+        optimizer.evaluator.batches = False  # vmap has no running statistics
     optimizer.step(closure_for(optimizer, model, x, y, objective))
     assert torch.equal(torch.rand(3), after)
     torch.testing.assert_close(dict(model[1].named_buffers()), dict(twin[1].named_buffers()))

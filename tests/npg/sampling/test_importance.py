@@ -24,6 +24,10 @@ class TestTempered:
         expected = torch.softmax(-objectives / 0.3, 0)
         torch.testing.assert_close(normalised_weights(tempered(objectives, 0.3)), expected)
 
+    def test_an_infinite_temperature_counts_all_alike(self):
+        objectives = torch.tensor([1.7e308, -1.7e308, math.nan], dtype=torch.float64)
+        assert normalised_weights(tempered(objectives, math.inf)).tolist() == [0.5, 0.5, 0]
+
     def test_what_is_not_finite_has_no_weight(self):
         objectives = torch.tensor([math.nan, 1.0, math.inf, 1.0, -math.inf])
         weights = normalised_weights(tempered(objectives, 1.0))
