@@ -191,15 +191,15 @@ def test_the_roles_differ_in_what_they_should():
     "words",
     [
         "--optimizer mle-guided-search --option scale=absolute --option sigma=0.3 "
-        "--option candidates=16 --epochs 100",
-        "--optimizer adamw --lr 0.1 --epochs 150",
+        "--option candidates=16",
+        "--optimizer adamw --lr 0.1",
     ],
 )
 def test_macro_f1_rises_above_the_cross_entropys(words, tmp_path, capsys):
     """Five seeds: the interval of the gain, over converged cross-entropies, excludes 0."""
     classify(
         tmp_path, "--objective", "f1", *COARSE, *words.split(), "--seeds", 5, "--eval-freq", 0,
-        "--baseline-optimizer", "bfgs", "--baseline-epochs", 60,
+        "--baseline-optimizer", "bfgs", "--epochs", 150,
     )  # fmt: skip
     output = capsys.readouterr().out
     for role in ("cross-entropy", "… continued"):
