@@ -7,13 +7,12 @@ from torch import nn
 from npg.objectives import score_function
 from npg.optim import create, takes, train_step
 
-# One of each kind of step; None is its own rate.
+# One of each kind of step that has a gradient; None is its own rate.
 RATES = {
     "adahessian": None,
     "adamw": 0.05,
     "bfgs": None,
     "ekfac": None,
-    "evolution-strategies": None,
     "gauss-newton": None,
     "kbfgs": None,
     "kfac": None,
