@@ -10,6 +10,7 @@ The result is a Stable-Baselines3 `VecEnv`. EnvPool is imported when it is first
 from envs.lean import LeanVecEnv
 from envs.lqr import LinearQuadraticRegulator
 from envs.making import make
+from envs.metric_bandit import MetricBandit, MetricBanditVecEnv
 from envs.normalization_state import load_normalization_state, normalization_state
 from envs.normalize import LeanVecNormalize, normalizer_from_state
 from envs.pool import EnvPoolVecEnv
@@ -19,6 +20,8 @@ __all__ = [
     "LeanVecEnv",
     "LeanVecNormalize",
     "LinearQuadraticRegulator",
+    "MetricBandit",
+    "MetricBanditVecEnv",
     "load_normalization_state",
     "make",
     "normalization_state",

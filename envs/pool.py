@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NoReturn
 
-import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from envs.array import ArrayVecEnv
 from envs.direct_pool import direct
 from envs.envpool_library import Pool, build, describe
 
 
-class EnvPoolVecEnv(VecEnv):
+class EnvPoolVecEnv(ArrayVecEnv):
     """Environments of EnvPool, stepped by C++ threads, that end episodes as `DummyVecEnv` does.
 
     EnvPool resets a finished environment on the *next* step and ignores that step's action. Here
@@ -49,8 +46,13 @@ class EnvPoolVecEnv(VecEnv):
         """Describe the environments, which `reset` makes; see the class."""
         description = describe(env_id)
         action_space = description.action_space
-        self._attributes: dict[str, object] = {**vars(description), "render_mode": None}
-        super().__init__(num_envs, description.observation_space, action_space)
+        super().__init__(
+            num_envs,
+            description.observation_space,
+            action_space,
+            {**vars(description), "render_mode": None},
+            f"{env_id!r} is simulated by EnvPool, which has no {{}}: use backend='gymnasium'",
+        )
         self._env_id = env_id
         self._num_threads = num_threads
         self._pool: Pool | None = None  # made by `reset`, which knows the seeds
@@ -181,82 +183,11 @@ class EnvPoolVecEnv(VecEnv):
         """Let the threads end with the pool that owns them."""
         self._pool = None
 
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[object]:
-        """Return `render_mode`, `spec`, `observation_space` or `action_space`.
-
-        Args:
-            attr_name: which.
-            indices: which environments; all by default.
-
-        Returns:
-            One value per environment asked for.
-
-        Raises:
-            AttributeError: another attribute.
-        """
-        if attr_name not in self._attributes:
-            self._refuse(f"attribute {attr_name!r}")
-        return [self._attributes[attr_name] for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
-        """Refuse: there is no Python environment to write to.
-
-        Args:
-            attr_name: unused.
-            value: unused.
-            indices: unused.
-
-        Raises:
-            AttributeError: always.
-        """
-        self._refuse(f"attribute {attr_name!r} to set")
-
-    def env_method(
-        self,
-        method_name: str,
-        *method_args: object,
-        indices: VecEnvIndices = None,
-        **method_kwargs: object,
-    ) -> list[object]:
-        """Refuse: there is no Python environment to call.
-
-        Args:
-            method_name: unused.
-            *method_args: unused.
-            indices: unused.
-            **method_kwargs: unused.
-
-        Raises:
-            AttributeError: always.
-        """
-        self._refuse(f"method {method_name!r}")
-
-    def env_is_wrapped(
-        self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
-    ) -> list[bool]:
-        """Say that the environments are monitored, and wrapped in nothing else.
-
-        Args:
-            wrapper_class: the wrapper to look for.
-            indices: which environments; all by default.
-
-        Returns:
-            One answer per environment asked for.
-        """
-        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
-
     def _running_pool(self) -> Pool:
         """Return the pool, or raise RuntimeError if `reset` has not made it yet."""
         if self._pool is None:
             raise RuntimeError("call reset() before the first step")
         return self._pool
-
-    def _refuse(self, what: str) -> NoReturn:
-        """Raise the error for what only a Python environment has."""
-        raise AttributeError(
-            f"{self._env_id!r} is simulated by EnvPool, which has no {what}: "
-            "use backend='gymnasium'"
-        )
 
 
 def _take(obs: VecEnvObs, index: int) -> np.ndarray | dict[str, np.ndarray]:

@@ -4,6 +4,7 @@
     python scripts/classify.py --data fashion-mnist --data-dir DIR --model autoencoder --epochs 20
     python scripts/classify.py --optimizer sgd --lr 0.1 --option nesterov=true --schedule cosine
     python scripts/classify.py --resume runs/digits_mlp_natural-gradient_1 --epochs 20
+    python scripts/classify.py --objective f1 --optimizer mle-guided-search --seeds 5
 
 Exit codes: 0 finished, 1 the training failed, 2 the configuration cannot work, 128 + n stopped by
 signal n (130 is Ctrl-C).
@@ -12,7 +13,7 @@ signal n (130 is Ctrl-C).
 import sys
 from collections.abc import Sequence
 
-from classification import options, plots, report, session
+from classification import comparison, options, plots, report, session
 from classification.checkpoints import LAST
 from classification.loop import Loop
 from classification.progress import ProgressBar
@@ -26,14 +27,21 @@ def main(argv: Sequence[str]) -> int:
     plain_warnings()
     try:
         with configuration_errors():
-            run = session.start(options.parse(argv))
-        return train(run)
+            chosen = options.parse(argv)
+        if chosen.seeds is not None:
+            return compare(chosen)
+        with configuration_errors():
+            run = session.start(chosen)
+        loop, code = train(run)
     except Failure as failure:
         return failure.report()
+    if code == 0:
+        report.print_summary(loop)
+    return code
 
 
-def train(run: session.Run) -> int:
-    """Trains to the end, whichever that is; returns the exit code."""
+def train(run: session.Run) -> tuple[Loop, int]:
+    """Trains to the end, whichever that is; returns what trained, and the exit code."""
     with Interrupts() as interrupts:
         loop = Loop(run, interrupts)
         bar = ProgressBar(loop) if run.options.progress_bar else None
@@ -48,8 +56,21 @@ def train(run: session.Run) -> int:
                 plots.draw([run.directory], run.directory / PLOT)
     if interrupts.received is not None:
         report.print_interrupted(run)
-        return 128 + interrupts.received
-    report.print_summary(loop)
+        return loop, 128 + interrupts.received
+    return loop, 0
+
+
+def compare(chosen: options.Options) -> int:
+    """Trains what a comparison consists of and prints its table; returns the exit code."""
+    results = comparison.Results(chosen)
+    for role, one in comparison.planned(chosen, results):
+        with configuration_errors():
+            run = session.start(one)
+        loop, code = train(run)
+        if code:
+            return code
+        results.add(role, run.directory, loop.evaluation)
+    results.print_table()
     return 0
 
 

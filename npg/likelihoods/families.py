@@ -50,6 +50,14 @@ class CategoricalLikelihood(Likelihood[Categorical]):
         drawn = torch.multinomial(rows, 1, generator=generator)
         return drawn.reshape(distribution.batch_shape)
 
+    def draws(
+        self, distribution: Categorical, number: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """Class indices [number, *batch_shape], a tenth of the time of as many samples."""
+        rows = distribution.probs.reshape(-1, distribution.probs.shape[-1])
+        drawn = torch.multinomial(rows, number, replacement=True, generator=generator)
+        return drawn.T.reshape(number, *distribution.batch_shape)
+
     @torch.no_grad()
     def score(self, distribution: Categorical, value: Tensor) -> Tensors:
         """1_k − p."""

@@ -32,6 +32,11 @@ class Likelihood(ABC, Generic[D]):
     def sample(self, distribution: D, generator: torch.Generator | None) -> Tensor:
         """Draws one value per sample."""
 
+    def draws(self, distribution: D, number: int, generator: torch.Generator | None) -> Tensor:
+        """Draws several values per sample, [number, *batch_shape, *event_shape]."""
+        repeated = tuple(t.expand(number, *t.shape) for t in self.tensors(distribution))
+        return self.sample(self.rebuild(distribution, repeated), generator)
+
     def score(self, distribution: D, value: Tensor) -> Tensors:
         """Returns ∇ log p(value) in :meth:`tensors`, one per sample, outside the graph.
 

@@ -101,11 +101,9 @@ def _check(samples: int, baseline: Baseline | Tensor) -> None:
 def _draw(distribution: Distribution, samples: int, generator: torch.Generator | None) -> Tensor:
     """S values of each sample, [S, *batch_shape, *event_shape]."""
     family = likelihoods.likelihood(distribution)
-    tensors = family.tensors(distribution)
-    if any(bool(tensor.isnan().any()) for tensor in tensors):
+    if any(bool(tensor.isnan().any()) for tensor in family.tensors(distribution)):
         raise NumericalError("the prediction is not finite: nothing can be drawn from it")
-    repeated = tuple(tensor.expand(samples, *tensor.shape) for tensor in tensors)
-    drawn: Tensor = family.sample(family.rebuild(distribution, repeated), generator)
+    drawn: Tensor = family.draws(distribution, samples, generator)
     return drawn
 
 

@@ -2,8 +2,11 @@
 
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from common.files import replacing
@@ -78,17 +81,44 @@ def load(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Prog
     Raises:
         CheckpointError: If there is no checkpoint, or it is damaged or of another model.
     """
-    if not file.is_file():
-        raise CheckpointError(f"there is no checkpoint {file}")
-    device = next(model.parameters()).device
-    try:
-        saved = torch.load(file, map_location=device, weights_only=True)
-        model.load_state_dict(saved["model"])
+    with _reading(file):
+        saved = _loaded(file, model)
         optimizer.load_state_dict(saved["optimizer"])
         progress = Progress(**saved["progress"])
         torch.set_rng_state(saved["generators"]["cpu"].cpu())
         if torch.cuda.is_available() and saved["generators"]["cuda"]:
             torch.cuda.set_rng_state_all([state.cpu() for state in saved["generators"]["cuda"]])
+    return progress
+
+
+def load_model(file: Path, model: nn.Module) -> None:
+    """Gives a model the parameters and buffers that :func:`save` wrote, and nothing else.
+
+    Args:
+        file: Checkpoint.
+        model: Gets them.
+
+    Raises:
+        CheckpointError: If there is no checkpoint, or it is damaged or of another model.
+    """
+    with _reading(file):
+        _loaded(file, model)
+
+
+def _loaded(file: Path, model: nn.Module) -> dict[str, Any]:
+    device = next(model.parameters()).device
+    saved: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    model.load_state_dict(saved["model"])
+    return saved
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Says of which file an error speaks."""
+    if not file.is_file():
+        raise CheckpointError(f"there is no checkpoint {file}")
+    try:
+        yield
     except (
         pickle.UnpicklingError,
         zipfile.BadZipFile,
@@ -99,4 +129,3 @@ def load(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Prog
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{file} is damaged, or of another model: {reason}") from error
-    return progress

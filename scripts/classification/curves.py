@@ -30,13 +30,17 @@ class Curves:
     @property
     def metric(self) -> str:
         """Name of the column with the figure of merit."""
-        return next(n for n in self.columns if n.startswith("test/") and n != "test/loss")
+        if self.options.objective == "f1":
+            return "test/macro_f1"
+        known = ("test/accuracy", "test/reconstruction_error")
+        return next(name for name in known if name in self.columns)
 
     @property
     def label(self) -> str:
         """The optimizer, with what differs from its defaults."""
         rate = [] if self.options.lr is None else [f"lr={self.options.lr:g}"]
-        return ", ".join([self.options.optimizer, *rate, *self.options.option])
+        aim = [] if self.options.objective == "loss" else [self.options.objective]
+        return ", ".join([self.options.optimizer, *aim, *rate, *self.options.option])
 
 
 def read(directory: Path) -> Curves:

@@ -66,14 +66,23 @@ class Data:
         return self.train.images.shape[-1]
 
 
-def load(name: DataName, data_dir: Path | None, seed: int, device: torch.device) -> Data:
+def load(
+    name: DataName,
+    data_dir: Path | None,
+    seed: int,
+    device: torch.device,
+    imbalance: float = 1.0,
+) -> Data:
     """Loads a data set.
 
     Args:
         name: Which one.
         data_dir: Where the files are; digits have none.
-        seed: Splits digits, which come in one piece, into training and test.
+        seed: Splits digits, which come in one piece, into training and test; chooses what is left
+            of the training data.
         device: Where the tensors go.
+        imbalance: R. Of the training data, class k of K keeps the share R^(−k/(K − 1)). The test
+            data stay whole, so that every class counts there.
 
     Returns:
         The data, standardised by mean and deviation of all training pixels.
@@ -82,6 +91,7 @@ def load(name: DataName, data_dir: Path | None, seed: int, device: torch.device)
         ConfigurationError: If the files are missing or unusable.
     """
     train, test = _digits(seed) if name == "digits" else _fashion_mnist(data_dir)
+    train = _imbalanced(*train, imbalance, seeds.derived(seed, seeds.IMBALANCE))
     mean, deviation = train[0].mean(), train[0].std()
 
     def samples(images: np.ndarray, labels: np.ndarray) -> Samples:
@@ -104,6 +114,20 @@ def _digits(seed: int) -> tuple[Arrays, Arrays]:
     order = generator.permutation(len(labels))
     test, train = np.split(order, [round(DIGITS_TEST_SHARE * len(labels))])
     return (images[train], labels[train]), (images[test], labels[test])
+
+
+def _imbalanced(images: np.ndarray, labels: np.ndarray, ratio: float, seed: int) -> Arrays:
+    """Leaves out samples of the later classes, as Cui et al., "Class-balanced loss", 2019."""
+    if ratio == 1:
+        return images, labels
+    generator = np.random.default_rng(seed)
+    classes = int(labels.max()) + 1
+    kept = []
+    for k in range(classes):
+        members = generator.permutation(np.flatnonzero(labels == k))
+        kept.append(members[: max(1, round(len(members) * ratio ** (-k / (classes - 1))))])
+    chosen = np.sort(np.concatenate(kept))
+    return images[chosen], labels[chosen]
 
 
 def _fashion_mnist(directory: Path | None) -> tuple[Arrays, Arrays]:

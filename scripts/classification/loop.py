@@ -34,7 +34,7 @@ class Loop:
         interrupts: Where signals arrive.
 
     Attributes:
-        evaluation: The last evaluation: loss and figure of merit, by name.
+        evaluation: The last evaluation: loss and figures, by name.
         loss: Training loss of the last step.
     """
 
@@ -84,10 +84,10 @@ class Loop:
     def evaluate(self) -> None:
         """Measures the model on the test data, logs that, and saves the model."""
         run, progress = self.run, self.run.progress
-        loss, merit = measured(run)
+        self.evaluation = measured(run)
+        loss, merit = self.evaluation["loss"], self.evaluation[run.task.metric]
         if not math.isfinite(loss):
             raise NumericalError(f"the test loss is {loss} after step {progress.step:,}")
-        self.evaluation = {"loss": loss, run.task.metric: merit}
         self._evaluated_at = progress.step
         record = run.logger.record
         record("time/step", progress.step)
@@ -115,9 +115,12 @@ class Loop:
 
         def forward() -> tuple[Tensor, Tensor]:
             output = run.model(batch.inputs)
-            return run.task.loss(output, batch), output
+            return run.objective.loss(output, batch), output
 
-        self.loss = train_step(run.optimizer, forward)
+        searched = run.objective.searched
+        self.loss = train_step(
+            run.optimizer, forward, None if searched is None else lambda out: searched(out, batch)
+        )
         progress.seconds += time.perf_counter() - started
         progress.step += 1
         if not math.isfinite(self.loss):
@@ -137,15 +140,11 @@ class Loop:
 
 
 @torch.no_grad()
-def measured(run: Run) -> tuple[float, float]:
-    """Returns the mean loss per sample and the figure of merit on the test data."""
+def measured(run: Run) -> dict[str, float]:
+    """Returns the mean loss per sample and the figures of the task on the test data, by name."""
     test, model, task = run.data.test, run.model, run.task
-    loss = merit = 0.0
     model.eval()
-    for first in range(0, len(test), EVALUATION_BATCH):
-        samples = test[first : first + EVALUATION_BATCH]
-        output = model(samples.inputs)
-        loss += float(task.loss(output, samples)) * len(samples)
-        merit += float(task.measure(output, samples))
+    output = torch.cat([model(inputs) for inputs in test.inputs.split(EVALUATION_BATCH)])
     model.train()
-    return loss / len(test), merit / len(test)
+    figures = {name: float(measure(output, test)) for name, measure in task.measures.items()}
+    return {"loss": float(task.loss(output, test)), **figures}

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classification.data import Samples
+from npg.objectives import macro_f1
 
-ModelName = Literal["mlp", "cnn", "autoencoder", "transformer", "linear", "small"]
+ModelName = Literal["mlp", "cnn", "autoencoder", "transformer", "linear", "small", "coarse"]
 
 # Of the autoencoder for 28 × 28 pixels; smaller images get proportionally narrower layers.
 AUTOENCODER_WIDTHS = (500, 250, 30)
 AUTOENCODER_PIXELS = 28 * 28
 NARROWEST = 8
+COARSE_REGIONS = 2  # in each direction
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,15 @@ class Task:
         likelihood: The distribution whose logits the model returns, as
             :func:`npg.likelihoods.as_distribution` names it.
         loss: (output, samples) → mean negative log-likelihood per sample, nats.
-        metric: Name of the figure of merit.
-        measure: (output, samples) → its sum over samples.
+        metric: Name of the figure of merit, one of ``measures``.
+        measures: Name → (output, samples) → a figure over all samples.
         larger_is_better: Which way is up.
     """
 
     likelihood: str
     loss: Callable[[Tensor, Samples], Tensor]
     metric: str
-    measure: Callable[[Tensor, Samples], Tensor]
+    measures: dict[str, Callable[[Tensor, Samples], Tensor]]
     larger_is_better: bool
 
 
@@ -43,8 +45,12 @@ def _cross_entropy(logits: Tensor, samples: Samples) -> Tensor:
     return F.cross_entropy(logits, samples.labels)
 
 
-def _hits(logits: Tensor, samples: Samples) -> Tensor:
-    return (logits.argmax(1) == samples.labels).sum()
+def _accuracy(logits: Tensor, samples: Samples) -> Tensor:
+    return (logits.argmax(1) == samples.labels).double().mean()
+
+
+def _macro_f1(logits: Tensor, samples: Samples) -> Tensor:
+    return macro_f1(logits.argmax(1), samples.labels, logits.shape[1])
 
 
 def _pixel_cross_entropy(logits: Tensor, samples: Samples) -> Tensor:
@@ -53,15 +59,21 @@ def _pixel_cross_entropy(logits: Tensor, samples: Samples) -> Tensor:
 
 
 def _squared_error(logits: Tensor, samples: Samples) -> Tensor:
-    return (logits.sigmoid() - samples.images.flatten(1)).square().sum()
+    return (logits.sigmoid() - samples.images.flatten(1)).square().sum(1).mean()
 
 
-CLASSIFICATION = Task("categorical", _cross_entropy, "accuracy", _hits, larger_is_better=True)
+CLASSIFICATION = Task(
+    "categorical",
+    _cross_entropy,
+    "accuracy",
+    {"accuracy": _accuracy, "macro_f1": _macro_f1},
+    larger_is_better=True,
+)
 RECONSTRUCTION = Task(
     "bernoulli",
     _pixel_cross_entropy,
     "reconstruction_error",
-    _squared_error,
+    {"reconstruction_error": _squared_error},
     larger_is_better=False,
 )
 
@@ -114,6 +126,11 @@ def build(name: ModelName, image_size: int, classes: int) -> tuple[nn.Module, Ta
         return RowTransformer(image_size, classes), CLASSIFICATION
     if name == "cnn":
         return _convolutions(image_size, classes), CLASSIFICATION
+    if name == "coarse":  # which cannot fit the digits, so that it matters what it is trained on
+        regions = nn.AdaptiveAvgPool2d(COARSE_REGIONS)
+        return nn.Sequential(
+            regions, nn.Flatten(), nn.Linear(COARSE_REGIONS**2, classes)
+        ), CLASSIFICATION
     if name in ("linear", "small"):  # for optimizers that keep a matrix over all parameters
         widths = [image_size**2, classes] if name == "linear" else [image_size**2, 16, classes]
         layers = _chain(*widths, activation=nn.Tanh)

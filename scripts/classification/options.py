@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from common import run_directory, settings
 
 from classification.data import DataName
 from classification.models import ModelName
+from classification.objective import ObjectiveName
 from npg import optim
 from npg.errors import ConfigurationError
 
@@ -29,7 +31,8 @@ class Options:
     """Directory with the IDX files of fashion-mnist, gzipped or not."""
     model: ModelName = "mlp"
     """All classify, but for the autoencoder, which reconstructs. linear and small have so
-    few parameters that an optimizer may keep a matrix over all of them."""
+    few parameters that an optimizer may keep a matrix over all of them; coarse is linear in the
+    means of four regions, too little to fit the training data."""
     optimizer: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(optim.names())}}}")] = (
         "natural-gradient"
     )
@@ -39,6 +42,15 @@ class Options:
     option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """NAME=VALUE, an argument of the optimizer's constructor, in YAML (null is None); may be
     repeated."""
+    objective: ObjectiveName = "loss"
+    """What to optimise. accuracy and f1 (macro-F1) are optimised themselves: by
+    mle-guided-search and evolution-strategies as they are, by all others through the
+    score-function gradient of their expectation."""
+    draws: int = 64
+    """Classes drawn per sample for the score-function gradient; more have less variance."""
+    imbalance: float = 1.0
+    """Keeps of the last class's training samples one in so many, of the classes before it
+    geometrically more, of the first all. The test data stay whole."""
     batch_size: int = 128
     """Samples of a step; 0 takes all of them. What is left over at the end of an epoch is left
     out."""
@@ -55,6 +67,18 @@ class Options:
     eval_freq: int | None = None
     """Steps between evaluations on the test data, each of which saves a checkpoint, too; None is
     once an epoch, 0 once, at the end."""
+    start_from: Path | None = None
+    """Start from the last model of the run in this directory, of the same data, model and seed."""
+    seeds: int | None = None
+    """Train so many seeds, from --seed on, and print means with 95 % intervals. With a metric for
+    objective, each seed starts from a model trained on the cross-entropy, which is also trained on
+    for as long, and both are compared to."""
+    baseline_optimizer: Annotated[str, tyro.conf.arg(metavar="NAME")] = "adamw"
+    """Optimizer of the cross-entropy, with --seeds."""
+    baseline_lr: float | None = None
+    """Its learning rate; None is its own."""
+    baseline_epochs: int = 100
+    """Its epochs before the metric takes over."""
     track_dir: Path = Path("runs")
     """Where run directories are made."""
     resume: Path | None = None
@@ -85,6 +109,9 @@ CHANGEABLE = {
     "progress_bar",
 }
 
+# What concerns several runs, and is not written into the directory of one.
+OF_COMPARISONS = ("seeds", "baseline_optimizer", "baseline_lr", "baseline_epochs")
+
 
 def parse(argv: Sequence[str]) -> Options:
     """Reads the command line.
@@ -104,10 +131,17 @@ def parse(argv: Sequence[str]) -> Options:
     run = Options() if resume is None else read(resume)
     options = tyro.cli(Options, prog="classify.py", default=run, args=argv)
     if resume is not None:
+        if options.seeds is not None:
+            raise ConfigurationError("--seeds starts new runs: resume them one by one, without it")
         settings.refuse(settings.changed(options, run, but=CHANGEABLE), f"the run in {resume}")
     if options.epochs is None and options.budget_seconds is None:
         options = dataclasses.replace(options, epochs=DEFAULT_EPOCHS)
-    settings.at_least(options, 1, "epochs")
+    if options.seeds is not None and options.start_from is not None:
+        raise ConfigurationError("--seeds trains what it starts from: leave out --start-from")
+    if not 1 <= options.imbalance < math.inf:
+        raise ConfigurationError(f"imbalance must be a number ≥ 1, got {options.imbalance}")
+    settings.at_least(options, 1, "epochs", "seeds", "baseline_epochs")
+    settings.at_least(options, 2, "draws")
     settings.at_least(options, 0, "batch_size", "eval_freq", "seed", "budget_seconds")
     options.optimizer_arguments()
     return options
@@ -125,9 +159,10 @@ def read(directory: Path) -> Options:
 def write(directory: Path, options: Options) -> None:
     """Writes the options into the run's directory."""
     values = dataclasses.asdict(options)
-    del values["resume"]
+    for name in ("resume", *OF_COMPARISONS):
+        del values[name]
     values["option"] = list(options.option)
-    for name in ("data_dir", "track_dir"):
+    for name in ("data_dir", "track_dir", "start_from"):
         values[name] = None if values[name] is None else str(values[name])
     run_directory.write_config(directory, {"options": values})
 

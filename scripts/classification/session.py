@@ -1,6 +1,6 @@
 """Making, or finding again, all that a run consists of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,13 @@ from classification import checkpoints, data, models, options
 from classification.checkpoints import LAST, Progress
 from classification.data import Data
 from classification.models import Task
+from classification.objective import METRICS, Objective, objective_of
 from classification.options import Options
 from npg import optim
 from npg.errors import ConfigurationError
+
+# What a run must have in common with the one that it starts from.
+SHARED = ("data", "model", "seed", "imbalance")
 
 
 @dataclass
@@ -28,6 +32,7 @@ class Run:
     model: nn.Module
     task: Task
     optimizer: torch.optim.Optimizer
+    objective: Objective
     progress: Progress
     logger: Logger
 
@@ -65,7 +70,7 @@ def start(chosen: Options) -> Run:
         ConfigurationError: If the options do not go with the data or the run to resume.
     """
     device = _device(chosen.device)
-    samples = data.load(chosen.data, chosen.data_dir, chosen.seed, device)
+    samples = data.load(chosen.data, chosen.data_dir, chosen.seed, device, chosen.imbalance)
     if chosen.batch_size > len(samples.train):
         raise ConfigurationError(
             f"batch_size must be at most the {len(samples.train):,} training samples, "
@@ -75,10 +80,16 @@ def start(chosen: Options) -> Run:
     model, task = models.build(chosen.model, samples.image_size, samples.classes)
     model.to(device)
     optimizer = _optimizer(chosen, model, task)
+    objective = objective_of(chosen.objective, task, optimizer, chosen.draws)
+    if chosen.objective != "loss":
+        task = replace(task, metric=METRICS[chosen.objective])
     progress = Progress()
     if chosen.resume is not None:
         progress = checkpoints.load(chosen.resume / LAST, model, optimizer)
-    run = Run(chosen, Path(), samples, model, task, optimizer, progress, Logger(None, []))
+    elif chosen.start_from is not None:
+        _start_from(chosen.start_from, chosen, model)
+    logger = Logger(None, [])
+    run = Run(chosen, Path(), samples, model, task, optimizer, objective, progress, logger)
     if chosen.resume is None:
         names = (chosen.data, chosen.model, chosen.optimizer)
         run.directory = run_directory.create(chosen.track_dir, *names)
@@ -104,6 +115,18 @@ def _optimizer(chosen: Options, model: nn.Module, task: Task) -> torch.optim.Opt
     given = {name: value for name, value in known.items() if optim.takes(chosen.optimizer, name)}
     arguments = {**given, **chosen.optimizer_arguments()}
     return optim.create(chosen.optimizer, model, chosen.lr, **arguments)
+
+
+def _start_from(directory: Path, chosen: Options, model: nn.Module) -> None:
+    """Gives the model the parameters that a run ended with."""
+    before = options.read(directory)
+    other = [name for name in SHARED if getattr(before, name) != getattr(chosen, name)]
+    if other:
+        raise ConfigurationError(
+            f"{', '.join(other)} differ from those of the run in {directory}, which was trained on "
+            "what may be test data here: give the same"
+        )
+    checkpoints.load_model(directory / LAST, model)
 
 
 def _device(name: str) -> torch.device:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-TRAINING, EVALUATION, REPLAY, SPLIT, ORDER, OPTIMIZER = range(6)
+TRAINING, EVALUATION, REPLAY, SPLIT, ORDER, OPTIMIZER, IMBALANCE = range(7)
 
 
 def derived(seed: int, purpose: int, steps: int = 0) -> int:

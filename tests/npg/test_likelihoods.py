@@ -118,6 +118,18 @@ class TestEveryFamily:
         assert torch.equal(family.sample(p, None), one)
         assert one.shape == p.batch_shape + p.event_shape
 
+    def test_draws_are_of_each_sample(self, p):
+        """E[∇ log p] = 0, within five standard errors of 4,000 draws; it is not, of another's."""
+        family = likelihood(p)
+        drawn = family.draws(p, 4000, torch.Generator().manual_seed(0))
+        assert drawn.shape == (4000, *p.batch_shape, *p.event_shape)
+        again = family.draws(p, 4000, torch.Generator().manual_seed(0))
+        assert torch.equal(drawn, again)
+        repeated = tuple(t.expand(4000, *t.shape) for t in family.tensors(p))
+        for scores in family.score(family.rebuild(p, repeated), drawn):
+            standard_error = scores.std(0) / math.sqrt(4000)
+            assert bool((scores.mean(0).abs() <= 5 * standard_error).all())
+
     def test_score_is_the_gradient_of_the_log_probability(self, p):
         family = likelihood(p)
         leaves = tuple(t.detach().clone().requires_grad_() for t in family.tensors(p))

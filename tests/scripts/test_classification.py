@@ -98,6 +98,20 @@ def test_digits_are_split_by_the_seed():
     np.testing.assert_array_equal(rows[np.lexsort(rows.T)], expected[np.lexsort(expected.T)])
 
 
+def test_imbalance_thins_the_training_data_alone():
+    """Class k keeps the share 20^(−k/9); the test data are those of the balanced split."""
+    whole, thin, again = (data.load("digits", None, 3, CPU, ratio) for ratio in (1, 20, 20))
+    assert torch.equal(thin.test.images, whole.test.images)
+    assert torch.equal(thin.train.images, again.train.images)
+    counts, before = (torch.bincount(part.train.labels) for part in (thin, whole))
+    shares = 20 ** (-torch.arange(10) / 9)
+    assert counts.tolist() == (before * shares).round().int().tolist()
+    rows = {bytes(image.numpy()) for image in whole.train.images}
+    assert all(bytes(image.numpy()) in rows for image in thin.train.images)
+    assert float(thin.train.inputs.mean()) == pytest.approx(0, abs=1e-5)
+    assert torch.bincount(data.load("digits", None, 3, CPU, 1e9).train.labels)[9] == 1
+
+
 def test_inputs_are_standardised_by_the_training_data():
     digits = data.load("digits", None, 0, CPU)
     assert float(digits.train.inputs.mean()) == pytest.approx(0, abs=1e-5)
@@ -147,7 +161,9 @@ def test_files_that_are_missing_or_do_not_belong_together(files):
 
 
 @pytest.mark.parametrize("size", [8, 28])
-@pytest.mark.parametrize("name", ["mlp", "cnn", "autoencoder", "transformer", "linear", "small"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "cnn", "autoencoder", "transformer", "linear", "small", "coarse"]
+)
 def test_models_forward_and_backward(name, size):
     """The loss is the mean negative log-likelihood under the distribution that the task names."""
     model, task = models.build(name, size, classes=10)
@@ -160,8 +176,9 @@ def test_models_forward_and_backward(name, size):
         assert type(as_distribution(output, task.likelihood).base_dist) is Bernoulli
         expected = Bernoulli(logits=output, validate_args=False).log_prob(images.flatten(1)).sum(1)
         reconstructed = output.sigmoid().reshape(images.shape)
-        error = torch.nn.functional.mse_loss(reconstructed, images, reduction="sum")
-        torch.testing.assert_close(task.measure(output, samples), error)
+        error = torch.nn.functional.mse_loss(reconstructed, images, reduction="sum") / 6
+        measure = task.measures["reconstruction_error"]
+        torch.testing.assert_close(measure(output, samples), error)
     else:
         assert output.shape == (6, 10)
         assert type(as_distribution(output, task.likelihood)) is Categorical

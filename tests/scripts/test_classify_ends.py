@@ -153,7 +153,7 @@ def test_a_loss_that_is_no_number_ends_with_1(tmp_path, capsys):
 def test_parameters_that_are_no_numbers_are_not_saved(monkeypatch, tmp_path, capsys):
     """Here the very last step destroys them, which no training loss tells."""
 
-    def destructive(optimizer, forward):
+    def destructive(optimizer, forward, objective):
         with torch.no_grad():
             optimizer.param_groups[0]["params"][0].fill_(torch.nan)
         return 1.0

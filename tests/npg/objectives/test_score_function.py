@@ -18,7 +18,7 @@ from npg.errors import ConfigurationError, NumericalError
 from npg.likelihoods import Product
 from npg.objectives import macro_f1, score_function
 
-RUNS, ERRORS = 4000, 5
+RUNS, ERRORS = 2000, 5
 REWARDS = torch.tensor([[1.0, 3.0, -2.0], [0.5, 0.0, 4.0]], dtype=torch.float64)  # [N, classes]
 
 

@@ -1,0 +1,108 @@
+"""Several seeds in one command: what is trained, and the table of what came of it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from classification.objective import METRICS
+from classification.options import Options
+
+BASELINE, CONTINUED = "cross-entropy", "… continued"
+CONFIDENCE = 0.95
+
+
+class Results:
+    """The last evaluation of every run, by role and seed.
+
+    Args:
+        chosen: All options.
+    """
+
+    def __init__(self, chosen: Options) -> None:
+        self.chosen = chosen
+        self.evaluations: dict[str, list[dict[str, float]]] = {}
+        self.directories: list[Path] = []
+
+    def add(self, role: str, directory: Path, evaluation: dict[str, float]) -> None:
+        """Notes a run that has ended."""
+        self.evaluations.setdefault(role, []).append(evaluation)
+        self.directories.append(directory)
+
+    def print_table(self) -> None:
+        """Prints means over seeds, and differences paired by seed, with their intervals."""
+        chosen, roles = self.chosen, list(self.evaluations)
+        console, names = Console(soft_wrap=True, highlight=False), self._names()
+        first, last = chosen.seed, chosen.seed + len(self.evaluations[roles[0]]) - 1
+        console.print(
+            f"\n[bold]{chosen.model} on {chosen.data}, imbalance {chosen.imbalance:g}, "
+            f"seeds {first} to {last}: test data, mean and 95 % t interval[/bold]"
+        )
+        table = Table("", *(name.replace("_", " ") for name in names), box=box.SIMPLE)
+        for role in roles:
+            table.add_row(role, *(described(self.values(role, name)) for name in names))
+        for role in roles[:-1]:
+            differences = [self.values(roles[-1], name) - self.values(role, name) for name in names]
+            cells = (described(difference, sign="+") for difference in differences)
+            table.add_row(f"gain over {role}", *cells)
+        console.print(table)
+        console.print(f"runs: {self.directories[0]} to {self.directories[-1]}", markup=False)
+
+    def values(self, role: str, name: str) -> np.ndarray:
+        """Returns a figure of a role, one number a seed."""
+        return np.array([evaluation[name] for evaluation in self.evaluations[role]])
+
+    def _names(self) -> list[str]:
+        """The figures of merit; that which is optimised comes first."""
+        evaluation = next(iter(self.evaluations.values()))[0]
+        aim = METRICS.get(self.chosen.objective)
+        return sorted(evaluation.keys() - {"loss"}, key=lambda name: (name != aim, name))
+
+
+def planned(chosen: Options, results: Results) -> Iterator[tuple[str, Options]]:
+    """Says run by run what is to be trained.
+
+    Args:
+        chosen: All options.
+        results: Of the runs before, in whose directories the later ones start.
+
+    Yields:
+        The role of a run, and its options.
+    """
+    for seed in range(chosen.seed, chosen.seed + (chosen.seeds or 1)):
+        run = replace(chosen, seed=seed, seeds=None)
+        if chosen.objective == "loss":
+            yield chosen.optimizer, run
+            continue
+        cross_entropy = replace(
+            run,
+            objective="loss",
+            optimizer=chosen.baseline_optimizer,
+            lr=chosen.baseline_lr,
+            option=(),
+        )
+        before = {"epochs": chosen.baseline_epochs, "budget_seconds": None, "schedule": "constant"}
+        yield BASELINE, replace(cross_entropy, **before)
+        start = results.directories[-1]
+        yield CONTINUED, replace(cross_entropy, start_from=start)
+        yield f"{chosen.objective} by {chosen.optimizer}", replace(run, start_from=start)
+
+
+def described(values: np.ndarray, sign: str = "") -> str:
+    """Returns the mean with the t interval that holds it; of one value, the value.
+
+    Args:
+        values: One a seed.
+        sign: "+" writes the sign of positive numbers, too.
+    """
+    mean = f"{values.mean():{sign}.3f}"
+    if len(values) < 2:
+        return mean
+    margin = stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+    low, high = values.mean() - margin, values.mean() + margin
+    return f"{mean} [{low:{sign}.3f}, {high:{sign}.3f}]"
