@@ -31,18 +31,15 @@ class Population:
         self.deviation = deviation
         self.signs = (1, -1) if antithetic else (1,)
         self.noise = ReplayedNoise(len(displaced.start), displaced.start, generator)
-        self._drawn: Tensor | None = None
 
     @property
     def size(self) -> int:
         """Candidates drawn so far."""
-        return len(self.signs) * sum(number for _, number in self.noise.blocks)
+        return len(self.signs) * self.noise.count
 
     def rows(self, number: int) -> Tensor:
         """Draws candidates as flat parameters, [number, P]; of pairs whole ones."""
         noise = self.noise.rows(number // len(self.signs))
-        # If these are all, their noise need not be drawn again.
-        self._drawn = noise if len(self.noise.blocks) == 1 else None
         start, deviation = self.displaced.start, self.deviation
         steps = noise * deviation if isinstance(deviation, Tensor) else noise
         scale = 1.0 if isinstance(deviation, Tensor) else deviation
@@ -68,10 +65,8 @@ class Population:
         return self.deviation[span] if isinstance(self.deviation, Tensor) else self.deviation
 
     def forget(self) -> None:
-        """Takes back the rows that were drawn last."""
-        state, _ = self.noise.blocks.pop()
-        self.noise.generator.set_state(state)
-        self._drawn = None
+        """Takes back the candidates that were drawn last."""
+        self.noise.forget()
 
     def combined(
         self, weights: Tensor, adapt: Adapt, pair_factor: float = 1.0
@@ -95,11 +90,10 @@ class Population:
         growth = torch.zeros_like(gradient) if adapt == "separable" else None
         square = 0.0
         row = 0
-        for block, (_, number) in enumerate(noise.blocks):
+        for block, (_, number, _) in enumerate(noise.blocks):
             here = slice(row, row + number)
             c, t = (v[here].to(gradient) for v in (signed, both))
-            drawn = [(0, self._drawn)] if self._drawn is not None else noise.again(block)
-            for first, rows in drawn:
+            for first, rows in noise.again(block):
                 span = slice(first, first + rows.shape[1])
                 gradient[span].addmv_(rows.T, c)
                 if growth is not None:

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from npg.sampling import ReplayedNoise
+from npg.sampling import noise as noise_module
 from npg.sampling.noise import CHUNK
 
 
@@ -11,6 +12,13 @@ def noise_of(size, seed=3, dtype=torch.float32):
 
 def row_of(noise):
     return torch.cat([piece.clone() for _, piece in noise.row()])
+
+
+@pytest.fixture(autouse=True, params=[0, 100, noise_module.KEPT])
+def kept(request, monkeypatch):
+    """How many numbers are kept makes no difference to what they are."""
+    monkeypatch.setattr(noise_module, "KEPT", request.param)
+    return request.param
 
 
 SIZES = [1, 5, 16, 37, CHUNK["cpu"] + 5]
@@ -35,7 +43,25 @@ def test_rows_come_again(size):
     assert not torch.equal(row_of(noise), last)  # and the generator went on
 
 
-def test_pieces_say_where_they_begin():
+def test_what_is_forgotten_is_drawn_again():
+    noise = noise_of(37)
+    first, second = row_of(noise), row_of(noise)
+    noise.forget()
+    assert noise.count == 1
+    assert torch.equal(row_of(noise), second)
+    assert not torch.equal(first, second)
+
+
+def test_few_numbers_are_kept(kept):
+    noise = noise_of(37)
+    for _ in range(4):
+        row_of(noise)
+    # Rows of 37 take 48.
+    assert sum(rows is not None for _, _, rows in noise.blocks) == min(4, kept // 48)
+
+
+def test_pieces_say_where_they_begin(monkeypatch):
+    monkeypatch.setattr(noise_module, "KEPT", 0)
     firsts = [first for first, _ in noise_of(2 * CHUNK["cpu"] + 1).row()]
     assert firsts == [0, CHUNK["cpu"], 2 * CHUNK["cpu"]]
 
