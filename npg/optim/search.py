@@ -238,6 +238,7 @@ class ParameterSearch(FunctionOptimizer):
                 parameter.grad = None
             for parameter, piece in zip(displaced.tensors, pieces, strict=True):
                 parameter.grad = piece
+            displaced.moved = True
             self.base.step()
             moved = all(finite(p) for p in displaced.tensors)
         finally:

@@ -37,6 +37,7 @@ class Displaced:
     Attributes:
         tensors: Those that have elements.
         start: The copy, [P], of a dtype that has the numbers of all.
+        moved: Whether they may be elsewhere.
 
     Raises:
         ConfigurationError: If there is nothing to move.
@@ -51,6 +52,7 @@ class Displaced:
             )
         wide = reduce(torch.promote_types, (tensor.dtype for tensor in self.tensors))
         self.start = flatten(t.detach().to(wide) for t in self.tensors)
+        self.moved = False
         # Views of the tensors; a tensor with holes in memory has none, and gets a stand-in.
         self._flat: list[Tensor] = []
         self._stand_ins: list[tuple[Tensor, Tensor]] = []
@@ -72,6 +74,7 @@ class Displaced:
         Yields:
             The pieces, in order.
         """
+        self.moved = True
         last = first + number
         for i, flat in enumerate(self._flat):
             begin, end = max(first, self._ends[i]), min(last, self._ends[i + 1])
@@ -106,6 +109,7 @@ class Displaced:
 
     def assign(self, values: Iterable[Tensor]) -> None:
         """Moves the tensors to values of their shapes."""
+        self.moved = True
         assign_(self.tensors, values)
         for tensor, own in self._stand_ins:
             own.copy_(tensor.detach())
@@ -119,5 +123,7 @@ class Displaced:
         )
 
     def restore(self) -> None:
-        """Moves them back, bit for bit."""
-        self.set(self.start)
+        """Moves them back, bit for bit, if they were moved."""
+        if self.moved:
+            self.set(self.start)
+            self.moved = False

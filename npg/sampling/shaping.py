@@ -36,12 +36,15 @@ def shaped(objectives: Tensor, shaping: Shaping) -> Tensor:
         result[finite] = kept - (kept / len(kept)).sum()  # a sum of large ones could overflow
         return result
     by_rank = _centred_ranks(len(kept)) if shaping == "ranks" else _utilities(len(kept))
-    ordered, group, counts = torch.unique(
-        kept, sorted=True, return_inverse=True, return_counts=True
-    )
-    sums = torch.zeros(len(ordered), dtype=values.dtype, device=values.device)
-    sums.index_add_(0, group[kept.argsort()], by_rank.to(values.device))
-    result[finite] = (sums / counts)[group]
+    ordered, places = kept.sort()
+    ranked = by_rank.to(values)
+    if bool((ordered[1:] == ordered[:-1]).any()):
+        _, group, counts = torch.unique_consecutive(
+            ordered, return_inverse=True, return_counts=True
+        )
+        sums = torch.zeros_like(counts, dtype=values.dtype).index_add_(0, group, ranked)
+        ranked = (sums / counts)[group]
+    result[finite] = torch.empty_like(kept).index_copy_(0, places, ranked)
     return result
 
 

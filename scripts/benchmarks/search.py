@@ -9,10 +9,14 @@ from classification import data, models
 from classification.data import Samples
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from benchmarks import search_memory
 from benchmarks.report import Row, interleaved, median_ratio, show
+from npg.linalg import split
 from npg.optim import EvolutionStrategies, MLEGuidedSearch
+from npg.optim.candidates import batched
+from npg.optim.objective import Objective
 
 CANDIDATES = 4
 # (images, target)
@@ -29,13 +33,8 @@ def run(rounds: int, data_dir: Path, command: str) -> None:
         data_dir: Where Fashion-MNIST is.
         command: That asked for it.
     """
-    rows = [*guided(rounds, data_dir), evolution(rounds), *search_memory.rows()]
+    rows = [*guided(rounds, data_dir), *evolution(rounds), *search_memory.rows()]
     show("Searches without a derivative", rows, command)
-
-
-def wrong(logits: Tensor, labels: Tensor) -> Tensor:
-    """The share of wrong answers."""
-    return (logits.argmax(-1) != labels).float().mean()
 
 
 def guided(rounds: int, data_dir: Path) -> list[Row]:
@@ -63,8 +62,8 @@ def _guided_step(batch: Samples) -> Callable[[], object]:
     optimizer = MLEGuidedSearch(model, lr=1e-3, candidates=CANDIDATES)
 
     def closure() -> tuple[Tensor, Tensor]:
-        logits = model(batch.inputs)
-        return task.loss(logits, batch), wrong(logits, batch.labels)
+        loss = task.loss(model(batch.inputs), batch)
+        return loss, loss.detach()  # no two candidates are equal: all of their noise is needed
 
     return lambda: optimizer.step(closure)
 
@@ -77,7 +76,7 @@ def _least(batch: Samples) -> Callable[[], object]:
         model.zero_grad()
         with torch.no_grad():
             for _ in range(CANDIDATES):
-                wrong(model(batch.inputs), batch.labels)
+                task.loss(model(batch.inputs), batch)
 
     return passes
 
@@ -89,45 +88,62 @@ def policy() -> nn.Module:
     )
 
 
-def evolution(rounds: int) -> Row:
-    """A step of evolution strategies by vmap against one call a candidate."""
+def evolution(rounds: int) -> list[Row]:
+    """Evolution strategies by vmap against one functional call a candidate.
+
+    Args:
+        rounds: Of each comparison.
+
+    Returns:
+        The evaluation of a population that is there, and a whole step with drawing and update.
+    """
     observations, targets = torch.randn(OBSERVATIONS, 17), torch.randn(OBSERVATIONS, 6)
     model, other = policy(), policy()
     optimizer = EvolutionStrategies(model, RATE, candidates=POPULATION, sigma=SIGMA)
 
-    def loop() -> None:
-        parameters = dict(other.named_parameters())
-        with torch.no_grad():
-            noise = {name: torch.randn(POPULATION // 2, *p.shape) for name, p in parameters.items()}
-            objectives = torch.stack(
-                [
-                    F.mse_loss(
-                        torch.func.functional_call(
-                            other,
-                            {n: p + sign * SIGMA * noise[n][k] for n, p in parameters.items()},
-                            (observations,),
-                        ),
-                        targets,
-                    )
-                    for k in range(POPULATION // 2)
-                    for sign in (1, -1)
-                ]
-            )
-            ranks = objectives.argsort().argsort() / (POPULATION - 1) - 0.5
-            weights = (ranks[::2] - ranks[1::2]) / (POPULATION * SIGMA)
-            for name, parameter in parameters.items():
-                gradient = torch.tensordot(weights, noise[name], dims=1)
-                parameter.sub_(gradient, alpha=RATE)
+    def closure() -> Tensor:
+        return F.mse_loss(model(observations), targets)
 
-    times = interleaved(
-        [loop, lambda: optimizer.step(lambda: F.mse_loss(model(observations), targets))],
-        rounds * 10,
-    )
-    return Row(
-        f"evolution strategies, {POPULATION} candidates of a 64-64 policy, {OBSERVATIONS} "
-        "observations, a whole step",
-        f"{median(times[1]) * 1e3:.1f} ms",
-        f"functional_call, one after another {median(times[0]) * 1e3:.1f} ms",
-        median_ratio(*times),
-        ">= 5",
-    )
+    objective = Objective(optimizer, closure)
+    rows = optimizer.ask()
+
+    def one_by_one(rows: Tensor) -> Tensor:
+        """Every candidate's objective, by its own call."""
+        parameters = dict(other.named_parameters())
+        objectives = []
+        for row in rows:
+            values = dict(zip(parameters, split(row, list(parameters.values())), strict=True))
+            output = torch.func.functional_call(other, values, (observations,))
+            objectives.append(F.mse_loss(output, targets))
+        return torch.stack(objectives)
+
+    @torch.no_grad()
+    def loop() -> None:
+        parameters = list(other.parameters())
+        start = parameters_to_vector(parameters)
+        noise = torch.randn(POPULATION // 2, len(start))
+        signed = torch.stack([noise, -noise], dim=1).flatten(0, 1)
+        objectives = one_by_one(start + SIGMA * signed)
+        ranks = objectives.argsort().argsort() / (POPULATION - 1) - 0.5
+        start -= RATE / (POPULATION * SIGMA) * (ranks @ signed)
+        vector_to_parameters(start, parameters)
+
+    compared = [
+        ("their objectives", lambda: batched(objective, rows), lambda: one_by_one(rows), ">= 5"),
+        ("a whole step", lambda: optimizer.step(closure), loop, ""),
+    ]
+    found = []
+    for what, ours, theirs, target in compared:
+        with torch.no_grad():
+            times = interleaved([ours, theirs], rounds * 10)
+        found.append(
+            Row(
+                f"evolution strategies, {POPULATION} candidates of a 64-64 policy, {OBSERVATIONS} "
+                f"observations, {what}",
+                f"{median(times[0]) * 1e3:.1f} ms",
+                f"functional_call, one after another {median(times[1]) * 1e3:.1f} ms",
+                1 / median_ratio(*times),
+                target,
+            )
+        )
+    return found
