@@ -93,10 +93,9 @@ class Displaced:
             offset: Of a centre other than the start, from it [P].
         """
         for _, place, span in self.whole():
-            torch.sub(self.start[span], place, out=place)
+            place.lerp_(self.start[span].to(place.dtype), 2.0)
             if offset is not None:
                 place.add_(offset[span], alpha=2)
-            place += self.start[span]
         self.written()
 
     def written(self) -> None:
