@@ -1,6 +1,7 @@
 """The gradient of an expected reward that itself has none."""
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -26,7 +27,8 @@ def score_function(
 
     The reward may be anything that can be computed of a prediction: hits, F1, an edit distance. The
     metric is optimised as a policy is trained, by REINFORCE. The value is minus the mean reward;
-    derivatives of every order are estimates without bias of those of −E[r].
+    derivatives of every order are estimates without bias of those of −E[r], by torch.autograd:
+    the transforms of torch.func can neither draw nor see whether rewards are finite.
 
     ```python
     loss = score_function(model(x), lambda drawn: macro_f1(drawn, y, classes))
@@ -68,26 +70,38 @@ def score_function(
         learning", 1992; Kool et al., "Buy 4 REINFORCE samples, get a baseline for free!", 2019;
         Foerster et al., "DiCE: the infinitely differentiable Monte Carlo estimator", 2018.
     """
-    _check(samples, baseline)
+    _check(reward, samples, baseline)
     distribution = likelihoods.as_distribution(prediction, likelihood)
     with torch.no_grad():
         drawn = _draw(distribution, samples, generator)
         rewards = _rewards(reward(drawn), drawn, distribution)
         advantages = _advantages(rewards, baseline)
     log_probability = distribution.log_prob(drawn)
+    # Sums and differences are at least in single precision, whatever the model computes in.
+    kind = torch.promote_types(log_probability.dtype, torch.float32)
     # A reward depends on all that was drawn below its own dimensions.
-    log_probability = log_probability.reshape(*rewards.shape, -1).sum(-1)
+    log_probability = log_probability.to(kind).reshape(*rewards.shape, -1).sum(-1)
     # p / p − 1: zero, with the derivatives of p / p.detach().
     ratio = torch.expm1(log_probability - log_probability.detach())
-    return -(rewards + advantages * ratio).mean()
+    value, weights = rewards.mean().to(kind), advantages.to(kind)
+    if not bool(torch.isfinite(weights).all() & torch.isfinite(value)):
+        raise NumericalError(
+            f"rewards less their baseline are not finite in {kind}: divide them by their scale, "
+            "and look at the baseline"
+        )
+    return -(value + (weights * ratio).mean())
 
 
-def _check(samples: int, baseline: Baseline | Tensor) -> None:
-    if samples < 1:
-        raise ConfigurationError(f"samples must be at least 1, got {samples}")
+def _check(reward: object, samples: object, baseline: object) -> None:
+    if not callable(reward):
+        raise ConfigurationError(
+            f"reward must be a function of what is drawn, got a {type(reward).__name__}"
+        )
+    if not (isinstance(samples, Integral) and int(samples) >= 1):
+        raise ConfigurationError(f"samples must be a whole number above 0, got {samples!r}")
     if isinstance(baseline, Tensor):
         return
-    if baseline not in ("leave-one-out", "none"):
+    if not isinstance(baseline, str) or baseline not in ("leave-one-out", "none"):
         raise ConfigurationError(
             f'baseline must be "leave-one-out", "none" or a tensor, got {baseline!r}'
         )
@@ -108,8 +122,7 @@ def _draw(distribution: Distribution, samples: int, generator: torch.Generator |
 
 
 def _rewards(values: object, drawn: Tensor, distribution: Distribution) -> Tensor:
-    """The rewards as a tensor of the prediction's type, checked."""
-    dtype = likelihoods.likelihood(distribution).tensors(distribution)[0].dtype
+    """The rewards as a tensor, checked, in which differences of large ones do not get lost."""
     try:
         rewards = torch.as_tensor(values, device=drawn.device)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -122,13 +135,18 @@ def _rewards(values: object, drawn: Tensor, distribution: Distribution) -> Tenso
             f"reward must return {list(allowed)}, a number for each draw of each sample, or "
             f"{list(allowed[:1])}, one for each draw of the batch; got {list(rewards.shape)}"
         )
+    if rewards.is_complex() or not drawn.numel():
+        what = "no samples" if not drawn.numel() else "complex rewards"
+        raise ConfigurationError(f"the expected reward needs real rewards of samples, got {what}")
     if not bool(torch.isfinite(rewards).all()):
         count = int((~torch.isfinite(rewards)).sum())
         raise NumericalError(
             f"reward returned {count} of {rewards.numel()} values that are not finite: let it "
             "return what such draws are worth, by torch.nan_to_num for instance"
         )
-    return rewards.to(dtype)
+    model = likelihoods.likelihood(distribution).tensors(distribution)[0].dtype
+    exact = rewards.dtype if rewards.is_floating_point() else torch.float64
+    return rewards.to(torch.promote_types(exact, torch.promote_types(model, torch.float32)))
 
 
 def _advantages(rewards: Tensor, baseline: Baseline | Tensor) -> Tensor:

@@ -37,3 +37,23 @@ def test_logits_in_place_of_classes(metric):
         metric(torch.randn(5, 3), torch.zeros(5, dtype=torch.long))
     with pytest.raises(ConfigurationError, match="labels must be classes"):
         metric(torch.zeros(5, dtype=torch.long), torch.randn(5))
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "expected"),
+    [
+        # Class 0 has F1 1; what is no class has 0.
+        ([0, 0, 5], [0, 0, 2], (1 + 0 + 0) / 3),
+        ([0, 0, 5], [0, 0, 3], (1 + 0) / 2),
+        ([-1, -1], [-1, -1], 0.0),
+    ],
+)
+def test_what_is_no_class_counts_against_the_score(predictions, labels, expected):
+    score = macro_f1(torch.tensor(predictions), torch.tensor(labels), 3)
+    assert float(score) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("classes", [0, None, 2.5])
+def test_the_number_of_classes(classes):
+    with pytest.raises(ConfigurationError, match="classes must be"):
+        macro_f1(torch.tensor([0]), torch.tensor([0]), classes)

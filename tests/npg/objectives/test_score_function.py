@@ -286,7 +286,7 @@ def test_seeds(logits):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 0}, "samples must be at least 1, got 0"),
+        ({"samples": 0}, "samples must be a whole number above 0, got 0"),
         ({"samples": 1}, "set samples to 2 or more"),
         ({"baseline": "mean"}, 'baseline must be "leave-one-out", "none" or a tensor'),
         ({"baseline": torch.zeros(3)}, r"baseline of shape \[3\] does not broadcast"),
