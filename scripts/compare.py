@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
-from common.failures import Failure, configuration_errors, plain_warnings
+from common.failures import CONFIGURATION, Failure, configuration_errors, plain_warnings
 from comparison.options import AgentRun, Agents, Report, Runs
+
+from npg.errors import ConfigurationError
 
 Command = (
     Annotated[Agents, tyro.conf.subcommand("agents", description="Compare agents.")]
@@ -31,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
     options = tyro.cli(Command, prog="compare.py", description=__doc__, args=argv)
     try:
         return _run(options)
+    except ConfigurationError as error:
+        return Failure(str(error), CONFIGURATION).report()
     except Failure as failure:
         return failure.report()
 
@@ -47,7 +51,11 @@ def _run(options: Agents | AgentRun | Report | Runs) -> int:
 
             return agent_run.run(options)
         case Report():
-            raise NotImplementedError
+            from comparison import session
+
+            session.check_page()
+            print(session.write_page(options.directory))
+            return 0
         case Runs():
             from classification import plots
 
