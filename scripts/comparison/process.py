@@ -4,7 +4,6 @@ import os
 import threading
 import time
 
-
 PARENT = "NPG_COMPARISON"  # the comparison's process, in a run's environment
 SECONDS_BETWEEN_LOOKS = 1.0
 
