@@ -57,7 +57,7 @@ def _budget(options: Optimizers) -> str:
     if options.budget_seconds is not None:
         budget.append(f"{options.budget_seconds:g} s of training steps")
     if options.epochs is not None:
-        budget.append(f"{options.epochs} epochs")
+        budget.append(f"{options.epochs} epoch{'s' if options.epochs > 1 else ''}")
     return ", at most ".join(budget)
 
 
