@@ -55,10 +55,10 @@ def run(options: AgentRun) -> int:
     started = time.perf_counter()
     model.learn(options.total_timesteps, callback=recorder)
     seconds = time.perf_counter() - started
-    final = evaluate(model, options.env, options.seed, EVALUATION_EPISODES, EVALUATION_ENVS)
+    final = evaluate(model, options.env, options.seed, num_envs=EVALUATION_ENVS)
     if options.output is None:
-        print(f"{model.num_timesteps:,} steps in {seconds:.1f} s, mean return of {len(final)} ")
-        print(f"deterministic episodes: {np.mean(final):,.3f}")
+        print(f"{model.num_timesteps:,} steps in {seconds:.1f} s", end=", ")
+        print(f"mean return of {len(final)} deterministic episodes: {np.mean(final):,.3f}")
         return 0
     result = {
         **about(options),
@@ -115,7 +115,11 @@ def build(agent: Agent, env_id: str, seed: int, preset: Preset) -> BaseAlgorithm
 
 
 def evaluate(
-    model: BaseAlgorithm, env_id: str, seed: int, episodes: int, num_envs: int = 1
+    model: BaseAlgorithm,
+    env_id: str,
+    seed: int,
+    episodes: int = EVALUATION_EPISODES,
+    num_envs: int = 1,
 ) -> list[float]:
     """Plays deterministic episodes on fresh gymnasium environments.
 
