@@ -84,7 +84,7 @@ class Loop:
     def evaluate(self) -> None:
         """Measures the model on the test data, logs that, and saves the model."""
         run, progress = self.run, self.run.progress
-        loss, merit = measured(run)
+        loss, merit = measured(run, run.data.test)
         if not math.isfinite(loss):
             raise NumericalError(f"the test loss is {loss} after step {progress.step:,}")
         self.evaluation = {"loss": loss, run.task.metric: merit}
@@ -137,15 +137,15 @@ class Loop:
 
 
 @torch.no_grad()
-def measured(run: Run) -> tuple[float, float]:
-    """Returns the mean loss per sample and the figure of merit on the test data."""
-    test, model, task = run.data.test, run.model, run.task
+def measured(run: Run, data: Samples) -> tuple[float, float]:
+    """Returns the mean loss per sample and the mean figure of merit."""
+    model, task = run.model, run.task
     loss = merit = 0.0
     model.eval()
-    for first in range(0, len(test), EVALUATION_BATCH):
-        samples = test[first : first + EVALUATION_BATCH]
+    for first in range(0, len(data), EVALUATION_BATCH):
+        samples = data[first : first + EVALUATION_BATCH]
         output = model(samples.inputs)
         loss += float(task.loss(output, samples)) * len(samples)
         merit += float(task.measure(output, samples))
     model.train()
-    return loss / len(test), merit / len(test)
+    return loss / len(data), merit / len(data)

@@ -11,8 +11,7 @@ import tyro
 import yaml
 from common import run_directory, settings
 
-from classification.data import DataName
-from classification.models import ModelName
+from classification.names import DataName, ModelName
 from npg import optim
 from npg.errors import ConfigurationError
 

@@ -22,6 +22,7 @@ def begin(
     at_once: int,
     settings: Mapping[str, Any],
     planned: Sequence[str],
+    refused: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Writes comparison.json, or adds runs to the comparison that is there.
 
@@ -32,6 +33,7 @@ def begin(
         at_once: Processes at a time.
         settings: What all runs share, "steps" for instance, and what may not change therefore.
         planned: Names of the runs.
+        refused: Name, task and reason of what does not apply and is not run.
 
     Raises:
         ConfigurationError: If the directory holds a comparison of another kind, or with other
@@ -47,6 +49,7 @@ def begin(
     cores = os.cpu_count() or 1
     has_results = any(directory.glob(f"{files.RUNS}/*/{files.RESULT}"))
     honest_clock = at_once <= cores and (not has_results or earlier.get("wall_clock_counts", True))
+    known = earlier.get("does_not_apply", [])
     record = {
         "kind": kind,
         "command": command,
@@ -58,6 +61,7 @@ def begin(
         "wall_clock_counts": honest_clock,
         **settings,
         "planned": list(dict.fromkeys([*earlier.get("planned", []), *planned])),
+        "does_not_apply": [*known, *(refusal for refusal in refused if refusal not in known)],
     }
     files.write(directory / FILE, record)
 

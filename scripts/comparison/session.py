@@ -23,6 +23,7 @@ def compare(
     settings: Mapping[str, Any],
     score: str,
     retry_failed: bool = False,
+    refused: Sequence[Mapping[str, str]] = (),
 ) -> int:
     """Makes the runs that are missing, and the page of all.
 
@@ -34,6 +35,7 @@ def compare(
         settings: What all runs share, and what a continued comparison may not change.
         score: What the table calls the runs' score.
         retry_failed: Makes runs again that failed earlier.
+        refused: Name, task and reason of what does not apply and is not run.
 
     Returns:
         The exit code: 0, or 1 if a run failed, or 128 + n after signal n.
@@ -45,7 +47,7 @@ def compare(
     again = command("compare.py", *sys.argv[1:])
     check_page()
     with locked(directory):
-        record.begin(directory, kind, again, at_once, settings, [job.name for job in jobs])
+        record.begin(directory, kind, again, at_once, settings, [job.name for job in jobs], refused)
         table = LiveTable(jobs, f"{directory}: {len(jobs)} runs, {at_once} at a time", score)
         outcome = run_all(jobs, at_once, table, retry_failed)
         places: dict[str, object] = {

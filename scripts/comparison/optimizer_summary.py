@@ -1,0 +1,70 @@
+"""What a comparison of optimizers found, as a table on the terminal."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, median, stdev
+from types import SimpleNamespace
+
+from rich.console import Console
+from rich.table import Table
+
+from comparison import rates
+from comparison.job import Job
+
+NOTE = (
+    "best rate: of the lowest loss on the training set at the end, the mean over seeds; ± is the "
+    "deviation over seeds; spread: highest such mean over the lowest, of all rates that finished; "
+    "* the best rate is the first or the last one tried"
+)
+
+
+def show(jobs: Sequence[Job], console: Console) -> None:
+    """Prints a table for every task, the lowest training loss first.
+
+    Args:
+        jobs: Runs, of which those that have ended count.
+        console: Where to.
+    """
+    runs = [SimpleNamespace(**result) for job in jobs if (result := job.result())]
+    for task in dict.fromkeys(run.task for run in runs):
+        names = dict.fromkeys(run.name for run in runs if run.task == task)
+        rows = [_row([r for r in runs if (r.name, r.task) == (name, task)]) for name in names]
+        table = Table("optimizer", title=task, title_justify="left", caption=NOTE)
+        for column in ("best rate", "training loss", "spread", "test metric"):
+            table.add_column(column, justify="right")
+        for column in ("steps", "ms/step", "MB", "diverged", "failed"):
+            table.add_column(column, justify="right")
+        for _, cells in sorted(rows):
+            table.add_row(*cells)
+        console.print(table)
+
+
+def _row(runs: Sequence[SimpleNamespace]) -> tuple[float, list[str]]:
+    """Returns the loss to sort by, and the cells, of an optimizer's runs on a task."""
+    losses, best = rates.final_losses(runs), rates.at_best(runs)
+    diverged = sum(run.error.startswith(rates.DIVERGED) for run in runs)
+    failed = sum(run.status == "failed" for run in runs) - diverged
+    counts = [f"{diverged} of {len(runs)}" if diverged else "–", str(failed) if failed else "–"]
+    if not best:
+        return math.inf, [runs[0].name, *["–"] * 7, *counts]
+    finite = [loss for loss in losses.values() if math.isfinite(loss)]
+    rate = best[0].rate
+    edge = "*" if len(losses) > 1 and rate in (min(losses), max(losses)) else ""
+    memory = [run.peak_memory_mb for run in best if run.peak_memory_mb is not None]
+    cells = [
+        best[0].name,
+        f"{rate:g}{edge}",
+        _spread([run.final_loss for run in best]),
+        f"{max(finite) / min(finite):.3g}" if min(finite) > 0 else "–",
+        _spread([fmean(run.final) for run in best]),
+        f"{fmean(run.steps for run in best):,.0f}",
+        f"{1e3 * median(run.step_seconds for run in best):.3g}",
+        f"{fmean(memory):.0f}" if memory else "–",
+        *counts,
+    ]
+    return min(finite), cells
+
+
+def _spread(values: Sequence[float]) -> str:
+    deviation = f" ± {stdev(values):.1g}" if len(values) > 1 else ""
+    return f"{fmean(values):.4g}{deviation}"
