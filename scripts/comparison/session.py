@@ -48,7 +48,7 @@ def compare(
     check_page()
     with locked(directory):
         record.begin(directory, kind, again, at_once, settings, [job.name for job in jobs], refused)
-        table = LiveTable(jobs, f"{directory}: {len(jobs)} runs, {at_once} at a time", score)
+        table = LiveTable(jobs, f"{len(jobs)} runs, {at_once} at a time", score)
         outcome = run_all(jobs, at_once, table, retry_failed)
         places: dict[str, object] = {
             "report": write_page(directory),

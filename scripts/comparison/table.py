@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from common.progress import SECONDS_BETWEEN_UPDATES
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -83,7 +84,7 @@ class LiveTable:
 
     def drawn(self) -> Table:
         """Returns the table as of now."""
-        table = Table(title=self.title, title_justify="left")
+        table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
         for name in ("", "task"):
             table.add_column(name)
         for name in (
@@ -92,7 +93,7 @@ class LiveTable:
             "failed",
             "waiting",
             self.score,
-            "while training",
+            "training",
             "steps/s",
         ):
             table.add_column(name, justify="right")
@@ -126,4 +127,7 @@ class LiveTable:
 
 
 def _mean(values: list[float]) -> str:
-    return f"{fmean(values):,.4g}" if values else "–"
+    if not values:
+        return "–"
+    mean = fmean(values)
+    return f"{mean:,.0f}" if abs(mean) >= 1000 else f"{mean:.4g}"
