@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+
 from comparison import curves, findings, intervals, shared_sections
 from comparison.contest import Contest
 from comparison.curves import SECONDS, STEPS

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
+
 from comparison import intervals
 from comparison.intervals import Aggregates, Improvement
 from comparison.results import Results, Run

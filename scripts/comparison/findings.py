@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from comparison import curves
 from comparison.contest import Contest
 from comparison.curves import SECONDS, STEPS

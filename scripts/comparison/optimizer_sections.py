@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+
 from comparison import curves, findings, intervals, shared_sections
 from comparison.agent_sections import ends, slug
 from comparison.contest import Contest, by_rate

@@ -14,6 +14,8 @@ from rich.table import Table
 
 from comparison.job import Job
 
+WIDE = 100  # columns of a terminal
+
 
 class LiveTable:
     """One row per agent or optimizer and task: runs by state, scores, steps per second.
@@ -84,19 +86,12 @@ class LiveTable:
 
     def drawn(self) -> Table:
         """Returns the table as of now."""
-        table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
+        padding = (0, 1) if self.console.width >= WIDE else 0
+        table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, padding=padding)
         for name in ("", "task"):
-            table.add_column(name)
-        for name in (
-            "done",
-            "running",
-            "failed",
-            "waiting",
-            self.score,
-            "training",
-            "steps/s",
-        ):
-            table.add_column(name, justify="right")
+            table.add_column(name, overflow="fold")
+        for name in ("done", "now", "failed", "left", self.score, "training", "steps/s"):
+            table.add_column(name, justify="right", no_wrap=True)
         rows: dict[tuple[str, str], list[Job]] = {}
         for job in self.jobs:
             rows.setdefault((job.about["name"], job.about["task"]), []).append(job)

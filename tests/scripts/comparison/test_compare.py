@@ -2,9 +2,11 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
 from compare import main
+from comparison import page
 
 CRASHING = '''
 """CartPole that breaks in one seed."""
@@ -40,6 +42,7 @@ def test_an_environment_that_breaks_in_one_seed(tmp_path, monkeypatch, capsys):
     (tmp_path / "crashing.py").write_text(CRASHING)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(page, "write", partial(page.write, repetitions=50))
     preset = tmp_path / "tiny.yml"
     preset.write_text("crashing:Crashing-v0: {arguments: {n_steps: 64}}\n")
     output = tmp_path / "report"
