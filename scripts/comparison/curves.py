@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from comparison import intervals
+from comparison.intervals import REPETITIONS
 from comparison.results import Curve
 
 STEPS, SECONDS = 0, 1
 POINTS = 80
-REPETITIONS = 500  # of a band: a picture shows no third digit
 
 
 @dataclass(frozen=True)

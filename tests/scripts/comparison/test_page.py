@@ -164,7 +164,7 @@ class TestAgents:
         agents(tmp_path, seeds=1)
         results = load(tmp_path)
         (tmp_path / page.PAGE).write_text("old")
-        monkeypatch.setattr(page, "TEMPLATES", tmp_path)
+        monkeypatch.setattr(page, "TEMPLATES", tmp_path / "nowhere")
         with pytest.raises(Exception, match=r"report\.html"):
             page.write(results, tmp_path, repetitions=10)
         assert (tmp_path / page.PAGE).read_text() == "old"
