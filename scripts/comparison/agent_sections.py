@@ -124,7 +124,7 @@ def _overall(contest: Contest, drawer: Drawer) -> Section:
         found = intervals.aggregates(*tasks, repetitions=contest.repetitions)
         figures = [estimate(x, digits=3) for x in (found.iqm, found.median, found.gap)]
         rows.append([Cell(name), *figures, Cell("")])
-        shares = intervals.profile(tasks, thresholds, curves.REPETITIONS)
+        shares = intervals.profile(tasks, thresholds, contest.repetitions)
         lines.append(Line(name, index, thresholds, shares))
     alt = "Performance profile: which share of the runs scores above a normalised score. " + ends(
         [Line(x.label, x.index, x.x[:41], x.y[:41]) for x in lines], "halfway"

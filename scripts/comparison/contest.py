@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
-from comparison import intervals
+from comparison import intervals, rates
 from comparison.intervals import Aggregates, Improvement
 from comparison.results import Results, Run
 
@@ -121,6 +121,8 @@ def of_agents(results: Results, repetitions: int) -> Contest:
 def of_optimizers(results: Results, repetitions: int) -> Contest:
     """Makes a contest of the runs at each optimizer's best learning rate.
 
+    The best rate is that of the lowest final loss on the training set.
+
     Args:
         results: Of optimizers.
         repetitions: Bootstrap resamples.
@@ -134,7 +136,7 @@ def of_optimizers(results: Results, repetitions: int) -> Contest:
         larger = all(run.larger_is_better for run in here)
         sign[task] = 1 if larger else -1
         for name in results.names:
-            runs[name, task] = at_best_rate(results.select(name, task))
+            runs[name, task] = rates.at_best(results.planned(name, task))
         final = [r.score for n in results.names for r in runs[n, task] if np.isfinite(r.score)]
         if final:
             ends = (min(final), max(final)) if larger else (max(final), min(final))
@@ -142,19 +144,6 @@ def of_optimizers(results: Results, repetitions: int) -> Contest:
         else:
             scales[task] = Scale(0.0, 1.0)
     return Contest(results.names, results.tasks, runs, scales, sign, repetitions)
-
-
-def by_rate(runs: Sequence[Run]) -> dict[float | None, list[Run]]:
-    """Groups runs by learning rate, ascending."""
-    rates = sorted({run.rate for run in runs}, key=lambda rate: -1.0 if rate is None else rate)
-    return {rate: [run for run in runs if run.rate == rate] for rate in rates}
-
-
-def at_best_rate(runs: Sequence[Run]) -> list[Run]:
-    """Returns the runs at the rate whose mean test loss over seeds is smallest."""
-    if not runs:
-        return []
-    return min(by_rate(runs).values(), key=lambda group: np.mean([r.test_loss for r in group]))
 
 
 def _first(run: Run) -> float:

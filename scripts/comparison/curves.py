@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from comparison import intervals
+from comparison.intervals import REPETITIONS
 from comparison.results import Curve
 
 STEPS, SECONDS = 0, 1
 POINTS = 80
-REPETITIONS = 500  # of a band: a picture shows no third digit
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,21 @@ def over_seeds(
         x: Column of the points.
         y: Column of the values; rows where it is not finite are left out.
         repetitions: Bootstrap resamples.
-        logarithmic: Whether the points are spaced evenly in the logarithm.
+        logarithmic: Whether the points are spaced evenly in the logarithm; those at 0 are left out.
 
     Returns:
         The mean between the latest start and the earliest end, or None where there is nothing.
     """
     known = [_finite(curve, x, y) for curve in curves]
+    if logarithmic:
+        known = [curve[curve[:, 0] > 0] for curve in known]
     known = [curve for curve in known if len(curve)]
     if not known:
         return None
     start, end = max(c[0, 0] for c in known), min(c[-1, 0] for c in known)
     if start > end:  # a run ended before another had its first value
         return None
-    spaced = np.geomspace if logarithmic and start > 0 else np.linspace
+    spaced = np.geomspace if logarithmic else np.linspace
     at = np.unique(spaced(start, end, POINTS)) if start < end else np.array([start])
     values = np.array([np.interp(at, c[:, 0], c[:, 1]) for c in known])
     return Band(at, intervals.band(values, repetitions))

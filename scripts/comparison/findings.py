@@ -13,6 +13,7 @@ from comparison.layout import interval, number
 from comparison.results import FAILED, MISSING, Results, Run
 
 NOTE = "note"
+NAMED = 6  # runs in a sentence; the table has them all
 VERDICTS = {
     "ahead": "{first} is above {second} on {task} with probability {chance}",
     "behind": "{first} is behind {second} on {task}: it is above with probability {chance}",
@@ -74,15 +75,22 @@ def first_reaching(runs: Sequence[Run], x: int, target: float) -> float:
 
 def unfinished(results: Results) -> Iterator[Finding]:
     """Names failed and missing runs: the rest stands on fewer runs than planned."""
-    for status, verb in ((FAILED, "failed"), (MISSING, "missing")):
-        runs = results.with_status(status)
+    failed = [run for run in results.with_status(FAILED) if not run.diverged]
+    missing = results.with_status(MISSING)
+    are = "is" if len(missing) == 1 else "are"
+    for runs, verb in ((failed, "failed"), (missing, f"{are} missing")):
         if runs:
-            text = f"{len(runs)} of {len(results.runs)} runs {_be(len(runs), verb)}"
-            yield Finding(NOTE, f"{text}: {', '.join(run.directory for run in runs)}.")
-
-
-def _be(count: int, verb: str) -> str:
-    return verb if verb == "failed" else f"{'is' if count == 1 else 'are'} {verb}"
+            named = [run.directory for run in runs[:NAMED]]
+            named += [f"{len(runs) - NAMED} more"] if len(runs) > NAMED else []
+            text = f"{len(runs)} of {len(results.runs)} runs {verb}: {', '.join(named)}."
+            yield Finding(NOTE, text)
+    diverged = sum(run.diverged for run in results.runs)
+    if diverged:
+        text = f"{diverged} of {len(results.runs)} runs diverged, at rates that are too high."
+        yield Finding(NOTE, text)
+    for refused in results.about.get("does_not_apply", ()):
+        text = f"{refused['name']} does not apply to {refused['task']}: {refused['reason']}"
+        yield Finding(NOTE, text)
 
 
 def _standing(contest: Contest, details) -> Iterator[Finding]:

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from comparison import curves, findings, intervals, shared_sections
+from comparison import curves, findings, intervals, rates, shared_sections
 from comparison.agent_sections import ends, slug
-from comparison.contest import Contest, by_rate
+from comparison.contest import Contest
 from comparison.curves import SECONDS, STEPS
 from comparison.findings import first_reaching
-from comparison.layout import Cell, Column, Section, Table, estimate, figure, number
+from comparison.layout import NOTHING, Cell, Column, Section, Table, estimate, figure, number
 from comparison.plots import Drawer, Line
-from comparison.results import Results, Run
+from comparison.results import FAILED, Results, Run
 from comparison.shared_sections import seconds_label
 
 TASK, OPTIMIZER = Column("task", numeric=False), Column("optimizer", numeric=False)
@@ -82,6 +82,7 @@ def _scores(results: Results, contest: Contest) -> Section:
                 Cell(name),
                 figure(len(runs)),
                 _rate(runs[0].rate),
+                estimate(_iqm([run.final_loss for run in runs], contest)),
                 estimate(_iqm([run.test_loss for run in runs], contest)),
                 Cell(runs[0].metric.replace("_", " ")),
                 estimate(raw and raw.iqm),
@@ -93,7 +94,8 @@ def _scores(results: Results, contest: Contest) -> Section:
         TASK,
         OPTIMIZER,
         Column("runs", "Finished, at the best rate."),
-        Column("best rate", "Of the learning rates tried, the one of smallest mean test loss."),
+        Column("best rate", "Of the learning rates tried, the one of the lowest training loss."),
+        Column("training loss", "Interquartile mean at the end over seeds, on the training set."),
         Column("test loss", "Interquartile mean at the end over seeds."),
         Column("metric", numeric=False),
         Column("IQM", "Interquartile mean of the metric at the end over seeds."),
@@ -105,8 +107,9 @@ def _scores(results: Results, contest: Contest) -> Section:
         ),
     ]
     text = [
-        "Each optimizer at its best learning rate: that of the smallest mean test loss over seeds. "
-        "The choice looked at the test set, for all alike. In brackets 95 % bootstrap intervals."
+        "Each optimizer at its best learning rate: that of the lowest final loss on the training "
+        "set, the mean over seeds, of the rates that got through with every seed. In brackets 95 % "
+        "bootstrap intervals."
     ]
     if len(results.tasks) > 1:
         text.append("Metrics differ between tasks and are not averaged.")
@@ -189,57 +192,66 @@ def _sensitivity(results: Results, drawer: Drawer) -> Section:
     for task in results.tasks:
         lines = []
         for index, name in enumerate(results.names):
-            groups = by_rate(results.select(name, task))
-            losses = {rate: [run.test_loss for run in runs] for rate, runs in groups.items()}
+            runs = results.planned(name, task)
+            losses = rates.final_losses(runs)
             if not losses:
                 continue
-            rows.append(_spread(task, name, losses))
-            known = {r: v for r, v in losses.items() if r is not None and np.isfinite(v).all()}
-            if known:
-                y = [[np.median(v), min(v), max(v)] for v in known.values()]
-                lines.append(Line(name, index, np.array(list(known)), np.array(y)))
-        alt = f"Final test loss on {task} against the learning rate. " + "; ".join(
+            rows.append(_spread(task, name, runs, losses))
+            through = [rate for rate, loss in losses.items() if rate and np.isfinite(loss)]
+            if through:
+                ends = [[r.final_loss for r in runs if r.finished and r.rate == x] for x in through]
+                y = [[np.median(end), min(end), max(end)] for end in ends]
+                lines.append(Line(name, index, np.array(through), np.array(y)))
+        alt = f"Final training loss on {task} against the learning rate. " + "; ".join(
             f"{x.label} lowest {number(x.y[:, 0].min())} at {number(x.x[x.y[:, 0].argmin()])}"
             for x in lines
         )
-        labels = ("learning rate", "final test loss")
+        labels = ("learning rate", "final training loss")
         plot = drawer.lines(f"rates_{slug(task)}", task, alt, lines, labels, "xy", marker="o")
         plots += [plot] if plot else []
     columns = [
         TASK,
         OPTIMIZER,
         Column("rates", "Learning rates tried."),
-        Column("best rate"),
-        Column("loss at best", "Mean over seeds of the final test loss."),
-        Column("median over rates", "Of these means."),
+        Column("best rate", "A star: the first or the last one tried."),
+        Column("loss at best", "On the training set at the end, the mean over seeds."),
+        Column("median over rates", "Of these means, of rates that got through with every seed."),
         Column("worst"),
         Column("worst / best"),
-        Column("diverged", "Runs whose test loss is no number at the end."),
+        Column("diverged", "Runs whose loss was no finite number any more."),
+        Column("failed", "Otherwise."),
     ]
     text = [
         "Median over seeds at every rate, and the range around it. A rate at which a run diverged "
-        "is not drawn; its mean loss is infinite."
+        "or failed is not drawn."
     ]
     table = Table("Spread over learning rates", columns, rows)
     return Section("Learning-rate sensitivity", "rates", text, plots=plots, tables=[table])
 
 
-def _spread(task: str, name: str, losses: Mapping[float | None, Sequence[float]]) -> list[Cell]:
-    means = {rate: float(np.mean(values)) for rate, values in losses.items()}
-    best = min(means, key=means.__getitem__)
-    worst = max(means.values())
-    ratio = worst / means[best] if means[best] > 0 and np.isfinite(means[best]) else np.nan
-    diverged = sum(not np.isfinite(loss) for values in losses.values() for loss in values)
+def _spread(
+    task: str, name: str, runs: Sequence[Run], losses: Mapping[float | None, float]
+) -> list[Cell]:
+    through = {rate: loss for rate, loss in losses.items() if np.isfinite(loss)}
+    diverged = sum(run.diverged for run in runs)
+    counts = [
+        Cell(f"{diverged} of {len(runs)}", diverged),
+        figure(sum(run.status == FAILED for run in runs) - diverged),
+    ]
+    about = [Cell(task), Cell(name), figure(len(losses))]
+    if not through:
+        return [*about, *(Cell(NOTHING) for _ in range(5)), *counts]
+    best = min(through, key=through.__getitem__)
+    at_edge = len(losses) > 1 and best in (next(iter(losses)), list(losses)[-1])
+    worst = max(through.values())
     return [
-        Cell(task),
-        Cell(name),
-        figure(len(means)),
-        _rate(best),
-        figure(means[best]),
-        figure(float(np.quantile(list(means.values()), 0.5, method="higher"))),
+        *about,
+        figure(best, f"{number(best)}*" if best and at_edge else "" if best else "default"),
+        figure(through[best]),
+        figure(float(np.median(list(through.values())))),
         figure(worst),
-        figure(ratio),
-        figure(diverged),
+        figure(worst / through[best] if through[best] > 0 else None),
+        *counts,
     ]
 
 

@@ -13,8 +13,9 @@ from common import picture
 from common.files import replacing
 from common.picture import COLOURS, FAINT, GREY, INK
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
 WIDTH, HEIGHT = 4.8, 3.0  # inches of the axes; the legend comes below
 DASHES = ("-", "--", ":", "-.")
@@ -107,9 +108,11 @@ class Drawer:
                 axes.xaxis.set_major_formatter(ScalarFormatter())
             if "x" in log and all((line.x > 0).all() for line in lines):
                 axes.set_xscale("log")
+                _plain_decades(axes.xaxis, np.concatenate([line.x for line in lines]))
             values = [line.y[np.isfinite(line.y)] for line in lines]
             if "y" in log and all((v > 0).all() for v in values):
                 axes.set_yscale("log")
+                _plain_decades(axes.yaxis, np.concatenate(values))
             for line in lines:
                 self._line(axes, line, marker)
 
@@ -187,10 +190,19 @@ class Drawer:
         if legend:
             _legend(drawn, legend, columns)
         picture.save(drawn, self.directory / f"{name}.png")
+        drawn.set_layout_engine("none")  # it has found the places
         content = _svg(drawn, name)
         with replacing(self.directory / f"{name}.svg") as temporary:
             temporary.write_text(content, encoding="utf-8")
         return Plot(name, title, alt, _inlined(content, alt))
+
+
+def _plain_decades(axis: Axis, values: np.ndarray) -> None:
+    """Writes 0.01 and not powers of ten, which are typeset slowly; 2 and 5 in a short range."""
+    short = values.max() < 50 * values.min()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if short else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(drawn: Figure, entries: Sequence[tuple[str, int]], columns: int) -> None:

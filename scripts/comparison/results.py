@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 from common.files import replacing
 
+from comparison.files import PROGRESS, RESULT, RUNS
+from comparison.rates import DIVERGED
+from comparison.record import FILE as COMPARISON
 from npg.errors import ConfigurationError
 
 FINISHED, FAILED, MISSING = "finished", "failed", "missing"
-COMPARISON, RESULT, PROGRESS, RUNS = "comparison.json", "result.json", "progress.json", "runs"
 CSV_COLUMNS = ("name", "task", "seed", "rate", "status", "quantity", "steps", "seconds", "value")
 Curve = Sequence[Sequence[float]]
 
@@ -36,6 +39,7 @@ class Run:
             steps, seconds, training loss.
         evaluations: Optimizers: steps, seconds, test loss, test metric.
         final: Agents: returns of deterministic episodes. Optimizers: the metric.
+        final_loss: Optimizers: on the training set.
         diagnostics: Curves of steps and values by name, and `kl_bound`, a number.
     """
 
@@ -69,15 +73,19 @@ class Run:
         return self.status == FINISHED
 
     @property
+    def diverged(self) -> bool:
+        """Whether an optimizer's numbers left the finite ones."""
+        return self.error.startswith(DIVERGED)
+
+    @property
     def score(self) -> float:
         """Mean of `final`; NaN where there is none."""
         return sum(self.final) / len(self.final) if self.final else math.nan
 
     @property
     def test_loss(self) -> float:
-        """The last test loss, infinite where the run diverged."""
-        loss = self.evaluations[-1][2] if self.evaluations else self.final_loss
-        return loss if math.isfinite(loss) else math.inf
+        """The last test loss; NaN where there is none."""
+        return self.evaluations[-1][2] if self.evaluations else math.nan
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,11 @@ class Results:
 
     def select(self, name: str, task: str) -> list[Run]:
         """Returns the finished runs of one name on one task."""
-        return [r for r in self.runs if r.finished and (r.name, r.task) == (name, task)]
+        return [run for run in self.planned(name, task) if run.finished]
+
+    def planned(self, name: str, task: str) -> list[Run]:
+        """Returns all runs of one name on one task."""
+        return [run for run in self.runs if (run.name, run.task) == (name, task)]
 
     def with_status(self, status: str) -> list[Run]:
         """Returns the runs that ended in one way."""
@@ -166,14 +178,12 @@ def write_csv(results: Results, path: Path) -> None:
         for run in results.runs:
             rate = "" if run.rate is None else run.rate
             about = (run.name, run.task, run.seed, rate, run.status)
-            writer.writerows([*about, *row] for row in _quantities(run, results.kind))
+            rows = list(_quantities(run, results.kind)) or [("", "", "", "")]
+            writer.writerows([*about, *row] for row in rows)
 
 
 def _quantities(run: Run, kind: str) -> Iterator[tuple[object, ...]]:
     """The rows of a run: quantity, steps, seconds, value."""
-    if not run.finished:
-        yield "", "", "", ""
-        return
     end = run.steps, run.seconds
     agent = kind == "agent"
     curve = "training_return" if agent else "training_loss"
@@ -249,7 +259,8 @@ def _how_far(progress: Path) -> str:
 
 
 def _slug(name: str) -> str:
-    return name.replace(":", "-").replace("/", "-")
+    """As :func:`comparison.files.run_name` has it."""
+    return re.sub(r"[^\w.+-]", "-", name)
 
 
 def _as(kind: type, word: str) -> Any:

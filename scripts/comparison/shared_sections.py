@@ -17,6 +17,11 @@ from comparison.layout import (
 )
 from comparison.results import Results, Run
 
+# In comparison.json; what remains are settings that all runs share.
+SHOWN_ELSEWHERE = {
+    *("kind", "command", "started", "machine", "versions", "jobs", "threads"),
+    *("wall_clock_counts", "planned", "does_not_apply"),
+}
 STATUS_KEYS = {"failed": 0, "missing": 1, "finished": 2}
 NO_SECONDS = (
     "Seconds are not comparable here: more threads ran at a time than the machine has cores "
@@ -92,7 +97,11 @@ def runs(results: Results) -> Section:
     ]
     rows = [
         [
-            Cell(run.status, STATUS_KEYS.get(run.status, 3), run.status),
+            Cell(
+                "diverged" if run.diverged else run.status,
+                STATUS_KEYS.get(run.status, 3),
+                run.status,
+            ),
             Cell(run.task),
             Cell(run.name),
             *([] if agent else [_rate(run)]),
@@ -148,7 +157,7 @@ def _circumstances(results: Results) -> Table:
     entries = {
         "command": about.get("command"),
         "started": about.get("started"),
-        "budget": about.get("budget") or about.get("steps"),
+        **{name: value for name, value in about.items() if name not in SHOWN_ELSEWHERE},
         "seeds": ", ".join(str(s) for s in sorted({r.seed for r in results.runs} - {None})),
         "jobs at a time": about.get("jobs"),
         "threads a job": about.get("threads"),

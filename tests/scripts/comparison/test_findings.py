@@ -6,7 +6,7 @@ from comparison import contest, findings, optimizer_sections
 from comparison.contest import Scale
 from comparison.results import load
 
-from tests.scripts.comparison.synthetic import agent_run, optimizer_run, save
+from tests.scripts.comparison.synthetic import agent_run, diverged, optimizer_run, save
 
 FEW = 100  # bootstrap resamples
 
@@ -134,7 +134,8 @@ def rates(name, losses, task="T", **changed):
 
 class TestOptimizers:
     def test_best_rate_is_that_of_the_smallest_mean_loss(self, tmp_path):
-        runs = rates("a", {0.1: [[1.0], [1.2]], 0.01: [[0.1], [2.0]], 1.0: [[None], [0.1]]})
+        runs = rates("a", {0.1: [[1.0], [1.2]], 0.01: [[0.1], [2.0]], 1.0: [[0.2], [0.1]]})
+        runs["a_T_0_1.0"] |= diverged(runs["a_T_0_1.0"])
         results = load(save(tmp_path, runs))
         chosen = contest.of_optimizers(results, FEW).runs["a", "T"]
         assert {run.rate for run in chosen} == {0.01}
@@ -142,7 +143,9 @@ class TestOptimizers:
     def test_target_is_the_worst_of_the_final_losses(self, tmp_path):
         runs = rates("a", {0.1: [[1.0, 0.5], [1.0, 0.6], [1.0, 0.4]]})
         runs |= rates("b", {0.1: [[2.0, 1.0]] * 3})
-        runs |= rates("c", {0.1: [[None]] * 3})
+        runs |= rates("c", {0.1: [[3.0]] * 3})
+        for seed in range(3):
+            runs[f"c_T_{seed}_0.1"] |= diverged(runs[f"c_T_{seed}_0.1"])
         found = contest.of_optimizers(load(save(tmp_path, runs)), FEW)
         assert optimizer_sections.targets(found) == {"T": 1.0}
         assert optimizer_sections.targets(found, 0.7) == {"T": 0.7}
@@ -173,6 +176,17 @@ class TestOptimizers:
         assert said.verdict == verdict
         best = found.normalised("b" if larger else "a")[0]
         assert best.max() == 1
+
+    def test_diverged_and_refused_are_noted(self, tmp_path):
+        runs = rates("a", {0.1: [[1.0]], 1.0: [[2.0]]})
+        runs["a_T_0_1.0"] |= diverged(runs["a_T_0_1.0"])
+        refused = [{"name": "b", "task": "T", "reason": "b needs a closure"}]
+        results = load(save(tmp_path, runs, does_not_apply=refused))
+        said = findings.of_optimizers(results, contest.of_optimizers(results, FEW), {"T": 1.0})
+        assert [finding.text for finding in said] == [
+            "1 of 2 runs diverged, at rates that are too high.",
+            "b does not apply to T: b needs a closure",
+        ]
 
     def test_median_run_decides(self, tmp_path):
         runs = rates("a", {0.1: [[0.5], [2.0, 0.5], [2.0]]})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from comparison import intervals
 from numpy.testing import assert_allclose
-from rliable import metrics
+from rliable import library, metrics
 from scipy import stats
 
 
@@ -65,13 +65,30 @@ class TestIntervals:
         found = intervals.aggregates(np.zeros(5), np.ones(5), repetitions=50)
         assert (found.iqm.low, found.iqm.high) == (found.iqm.value, found.iqm.value)
 
-    def test_same_every_time_and_without_a_trace(self):
+    def test_several_tasks_against_rliable(self):
+        matrix = scores(6, 7, 3)
+        ours = intervals.aggregates(*matrix.T, repetitions=4000)
+        functions = (
+            metrics.aggregate_iqm,
+            metrics.aggregate_median,
+            metrics.aggregate_optimality_gap,
+        )
+        _, theirs = library.get_interval_estimates(
+            {"x": matrix}, lambda x: np.array([function(x) for function in functions]), reps=4000
+        )
+        found = [[each.low, each.high] for each in (ours.iqm, ours.median, ours.gap)]
+        assert_allclose(found, theirs["x"].T, atol=0.02)
+
+    def test_profile_against_rliable(self):
+        matrix, at = scores(7, 7, 3), np.linspace(0, 1, 5)
+        ours = intervals.profile(list(matrix.T), at, repetitions=2000)
+        value, ends = library.create_performance_profile({"x": matrix}, at, reps=2000)
+        assert_allclose(ours[:, 0], value["x"])
+        assert_allclose(ours[:, 1:], ends["x"].T, atol=0.05)  # in steps of 1/21
+
+    def test_same_every_time(self):
         values = scores(6)[:, 0]
-        np.random.seed(1)  # noqa: NPY002
         first = intervals.interquartile_mean(values, repetitions=50)
-        drawn = np.random.random()  # noqa: NPY002
-        np.random.seed(1)  # noqa: NPY002
-        assert drawn == np.random.random()  # noqa: NPY002
         assert intervals.interquartile_mean(values, repetitions=50) == first
 
     def test_single_run_has_no_interval(self):

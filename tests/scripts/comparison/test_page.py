@@ -9,8 +9,16 @@ from comparison.layout import number
 from comparison.results import load
 from PIL import Image
 
-from tests.scripts.comparison.synthetic import SCRIPT, agent_run, agents, optimizer_run, save
+from tests.scripts.comparison.synthetic import (
+    SCRIPT,
+    agent_run,
+    agents,
+    diverged,
+    optimizer_run,
+    save,
+)
 
+STATUSES = ("finished", "failed", "diverged", "missing")
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
@@ -88,10 +96,10 @@ class TestBothKinds:
     def test_every_run_is_in_the_table_with_its_command(self, report, tree):
         text = (report / page.PAGE).read_text()
         runs = load(report).runs
-        statuses = [
-            row[0] for row in tree.rows if row and row[0] in ("finished", "failed", "missing")
-        ]
-        assert sorted(statuses) == sorted(run.status for run in runs)
+        statuses = [row[0] for row in tree.rows if row and row[0] in STATUSES]
+        assert sorted(statuses) == sorted(
+            "diverged" if run.diverged else run.status for run in runs
+        )
         for run in runs:
             assert run.command in text
 
@@ -156,7 +164,7 @@ class TestAgents:
         agents(tmp_path, seeds=1)
         results = load(tmp_path)
         (tmp_path / page.PAGE).write_text("old")
-        monkeypatch.setattr(page, "TEMPLATES", tmp_path)
+        monkeypatch.setattr(page, "TEMPLATES", tmp_path / "nowhere")
         with pytest.raises(Exception, match=r"report\.html"):
             page.write(results, tmp_path, repetitions=10)
         assert (tmp_path / page.PAGE).read_text() == "old"
@@ -172,8 +180,8 @@ class TestOptimizers:
     def test_diverged_rates_are_counted(self, optimizer_report):
         rows = Tree((optimizer_report / page.PAGE).read_text()).rows
         spread = [row for row in rows if row[:3] == ["digits-mlp", "adamw", "4"]]
-        assert spread[0][3] == "0.001"
-        assert spread[0][-3:] == ["∞", "∞", "2"]
+        assert spread[0][3] == "0.001*"
+        assert spread[0][-2:] == ["2 of 8", "0"]
 
     def test_target_may_be_chosen(self, tmp_path):
         runs = {f"r{s}": optimizer_run("a", "T", s, 0.1, [2.0, 1.0]) for s in (0, 1)}
@@ -181,10 +189,11 @@ class TestOptimizers:
         assert ["T", "a", "1.5", "2 of 2", "20", "1", "50", "300"] in Tree(path.read_text()).rows
 
     def test_everything_diverged(self, tmp_path):
-        run = optimizer_run("a", "T", 0, None, [1.0])
-        run |= {"evaluations": [], "curve": [], "final": [None], "final_loss": None}
-        path = page.write(load(save(tmp_path, {"r": run})), tmp_path, repetitions=10)
-        assert ["T", "a", "1", "default", "∞", "∞", "∞", "–", "1"] in Tree(path.read_text()).rows
+        run = optimizer_run("a", "T", 0, 0.1, [1.0])
+        runs = {"a_T_0_0.1": run | diverged(run)}
+        runs["b_T_0_0.1"] = optimizer_run("b", "T", 0, 0.1, [1.0])
+        path = page.write(load(save(tmp_path, runs)), tmp_path, repetitions=10)
+        assert ["T", "a", "1", *"–––––", "1 of 1", "0"] in Tree(path.read_text()).rows
 
 
 @pytest.mark.parametrize(
