@@ -112,7 +112,7 @@ def runs(results: Results) -> Section:
             figure(speed(run)),
             Cell(_summary(run), folded=_details(run)),
         ]
-        for run in results.runs
+        for run in sorted(results.runs, key=lambda run: STATUS_KEYS.get(run.status, 3))
     ]
     text = ["A command repeats one run. Failed and missing runs are in no average."]
     return Section("Runs", "runs", text, tables=[Table("All runs", columns, rows)])
