@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean, median, stdev
 from types import SimpleNamespace
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -12,9 +13,9 @@ from comparison import rates
 from comparison.job import Job
 
 NOTE = (
-    "best rate: of the lowest loss on the training set at the end, the mean over seeds; ± is the "
-    "deviation over seeds; spread: highest such mean over the lowest, of all rates that finished; "
-    "* the best rate is the first or the last one tried"
+    "rate: that of the lowest loss on the training set at the end, the mean over seeds; * the first "
+    "or the last one tried. ±: deviation over seeds. spread: highest such mean over the lowest, of "
+    "the rates that got through. ms: of a step, median. failed: diverged ones included."
 )
 
 
@@ -27,26 +28,26 @@ def show(jobs: Sequence[Job], console: Console) -> None:
     """
     runs = [SimpleNamespace(**result) for job in jobs if (result := job.result())]
     for task in dict.fromkeys(run.task for run in runs):
-        names = dict.fromkeys(run.name for run in runs if run.task == task)
-        rows = [_row([r for r in runs if (r.name, r.task) == (name, task)]) for name in names]
-        table = Table("optimizer", title=task, title_justify="left", caption=NOTE)
-        for column in ("best rate", "training loss", "spread", "test metric"):
+        here = [run for run in runs if run.task == task]
+        names = dict.fromkeys(run.name for run in here)
+        metric = next((run.metric for run in here if run.status == "finished"), "metric")
+        table = Table("optimizer", title=task, title_justify="left", box=box.SIMPLE)
+        for column in ("rate", "loss", "spread", metric.replace("_", " "), "ms", "MB", "failed"):
             table.add_column(column, justify="right")
-        for column in ("steps", "ms/step", "MB", "diverged", "failed"):
-            table.add_column(column, justify="right")
-        for _, cells in sorted(rows):
+        for _, cells in sorted(_row([run for run in here if run.name == name]) for name in names):
             table.add_row(*cells)
         console.print(table)
+    if runs:
+        console.print(NOTE)
 
 
 def _row(runs: Sequence[SimpleNamespace]) -> tuple[float, list[str]]:
     """Returns the loss to sort by, and the cells, of an optimizer's runs on a task."""
     losses, best = rates.final_losses(runs), rates.at_best(runs)
-    diverged = sum(run.error.startswith(rates.DIVERGED) for run in runs)
-    failed = sum(run.status == "failed" for run in runs) - diverged
-    counts = [f"{diverged} of {len(runs)}" if diverged else "–", str(failed) if failed else "–"]
+    failed = sum(run.status == "failed" for run in runs)
+    failures = f"{failed} of {len(runs)}" if failed else "–"
     if not best:
-        return math.inf, [runs[0].name, *["–"] * 7, *counts]
+        return math.inf, [runs[0].name, *["–"] * 6, failures]
     finite = [loss for loss in losses.values() if math.isfinite(loss)]
     rate = best[0].rate
     edge = "*" if len(losses) > 1 and rate in (min(losses), max(losses)) else ""
@@ -57,10 +58,9 @@ def _row(runs: Sequence[SimpleNamespace]) -> tuple[float, list[str]]:
         _spread([run.final_loss for run in best]),
         f"{max(finite) / min(finite):.3g}" if min(finite) > 0 else "–",
         _spread([fmean(run.final) for run in best]),
-        f"{fmean(run.steps for run in best):,.0f}",
         f"{1e3 * median(run.step_seconds for run in best):.3g}",
         f"{fmean(memory):.0f}" if memory else "–",
-        *counts,
+        failures,
     ]
     return min(finite), cells
 

@@ -4,14 +4,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from common.files import replacing
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from rich.progress import track
+
 from comparison import agent_sections, contest, findings, optimizer_sections, shared_sections
 from comparison.intervals import REPETITIONS
 from comparison.layout import Section
 from comparison.plots import Drawer
 from comparison.results import FAILED, MISSING, Results, write_csv
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from rich.progress import track
 
 PAGE, CSV, PLOTS = "report.html", "results.csv", "plots"
 TEMPLATES = Path(__file__).parent / "templates"

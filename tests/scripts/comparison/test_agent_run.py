@@ -76,7 +76,7 @@ def test_diagnostics_are_what_the_agent_logs(name, keys, tmp_path):
     model = built(name)
     model.set_logger(configure(str(tmp_path), ["csv"]))
     recorder = Recorder(every=1)
-    model.learn(4 * 64, callback=recorder)
+    model.learn(4 * 64, callback=recorder, log_interval=1)
     model.logger.dump(step=model.num_timesteps)
     with open(tmp_path / "progress.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["train/explained_variance"]]

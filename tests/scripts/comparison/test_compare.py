@@ -2,9 +2,11 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
 from compare import main
+from comparison import page
 
 CRASHING = '''
 """CartPole that breaks in one seed."""
@@ -36,10 +38,11 @@ def words(output, *more, agents="trpo", envs="CartPole-v1"):
 
 
 def test_an_environment_that_breaks_in_one_seed(tmp_path, monkeypatch, capsys):
-    """One run is recorded as failed, the other one is as it should be; then a seed is added."""
+    """One run is recorded as failed, the other one is as it should be, the page shows both."""
     (tmp_path / "crashing.py").write_text(CRASHING)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(page, "write", partial(page.write, repetitions=50))
     preset = tmp_path / "tiny.yml"
     preset.write_text("crashing:Crashing-v0: {arguments: {n_steps: 64}}\n")
     output = tmp_path / "report"
@@ -52,7 +55,7 @@ def test_an_environment_that_breaks_in_one_seed(tmp_path, monkeypatch, capsys):
     )
     assert (whole["status"], whole["steps"], len(whole["final"])) == ("finished", 128, 20)
     assert broken["status"] == "failed"
-    assert broken["error"].endswith("RuntimeError: the simulator broke at step 100")
+    assert "RuntimeError: the simulator broke at step 100" in broken["error"]
     assert broken["command"].endswith(
         "compare.py agent trpo crashing:Crashing-v0 --seed 1 --total-timesteps 128 "
         f"--preset {preset}"
@@ -63,11 +66,12 @@ def test_an_environment_that_breaks_in_one_seed(tmp_path, monkeypatch, capsys):
     record = json.loads((output / "comparison.json").read_text())
     assert record["planned"] == [f"trpo_crashing-Crashing-v0_{seed}" for seed in range(2)]
     assert record["wall_clock_counts"] is (record["machine"]["cores"] >= 2)
-    # Nothing is missing now: no process starts.
-    assert main([*arguments, "--seeds", "2"]) == 1
-    assert main([*arguments, "--seeds", "1"]) == 0
-    assert main(["report", str(output)]) == 0
-    assert (output / "report.html").is_file()
+    assert "the simulator broke at step 100" in (output / "report.html").read_text()
+
+
+def test_a_page_of_what_is_no_comparison(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no comparison" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

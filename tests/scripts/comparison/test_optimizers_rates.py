@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -49,7 +50,7 @@ def run(rate, seed, final_loss=None, metric=0.5, status="finished"):
         error="" if status == "finished" else "diverged: the training loss is nan at step 3",
         final_loss=final_loss,
         final=[metric] if status == "finished" else [],
-        steps=100,
+        metric="accuracy",
         step_seconds=0.002,
         peak_memory_mb=12.0,
     )
@@ -110,16 +111,14 @@ def test_the_table(tmp_path):
     text = io.StringIO()
     optimizer_summary.show(jobs, Console(file=text, width=200))
     row = next(line for line in text.getvalue().splitlines() if "sgd" in line)
-    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    cells = re.split(r"  +", row.strip())
     assert cells == [
         "sgd",
         "0.1*",  # the lowest one tried
         "0.3 ± 0.1",
         "2.5",  # 0.75 / 0.3
         "0.85 ± 0.07",
-        "100",
         "2",
         "12",
         "1 of 6",
-        "–",
     ]
