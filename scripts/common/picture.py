@@ -35,7 +35,7 @@ def explain(drawn: Figure, title: str, caption: str) -> None:
 def save(drawn: Figure, path: Path) -> None:
     """Writes a figure to a PNG file of 256 colours, a third as large as one of all."""
     pixels = BytesIO()
-    drawn.savefig(pixels, format="png")
+    drawn.savefig(pixels, format="png", pil_kwargs={"compress_level": 0})
     with Image.open(pixels) as image, replacing(path) as temporary:
         image.convert("RGB").quantize(256).save(temporary, format="PNG", optimize=True)
 

@@ -140,15 +140,21 @@ def _sooner(results: Results, contest: Contest, first: str, second: str, task: s
         target = float(theirs.mean[-1])
         at, their_at = ours.reaches(target), theirs.reaches(target)
         if not np.isfinite(at):
-            said.append(f"does not reach it within {number(ours.at[-1])} {unit}")
-            break
+            return (
+                f"{second} trains to a mean return of {number(target)}, which {first} does not "
+                f"reach within {number(ours.at[-1])} {unit}."
+            )
         said.append(_within(at, their_at, unit))
-    return f"{second} trains to a mean return of {number(target)}; {first} {' and '.join(said)}."
+    return f"{second} trains to a mean return of {number(target)}; {_there(first, said)}."
+
+
+def _there(first: str, said: Sequence[str]) -> str:
+    return f"{first} gets there in {' and '.join(said)}"
 
 
 def _within(ours: float, theirs: float, unit: str) -> str:
     ratio = f" ({ours / theirs:.2f} times)" if theirs > 0 else ""
-    return f"gets there in {_rounded(ours)} {unit} against {_rounded(theirs)}{ratio}"
+    return f"{_rounded(ours)} {unit} against {_rounded(theirs)}{ratio}"
 
 
 def _rounded(value: float) -> str:
@@ -165,7 +171,7 @@ def _cheaper(
         ours, theirs = (first_reaching(side, x, target) for side in sides)
         if np.isfinite(ours) and np.isfinite(theirs):
             said.append(_within(ours, theirs, unit))
-    text = f"To test loss {number(target)} {first} {' and '.join(said)}." if said else ""
+    text = f"Test loss {number(target)}: {_there(first, said)}." if said else ""
     step, their_step = (np.median([run.step_seconds for run in side]) for side in sides)
     if results.seconds_count and np.isfinite([step, their_step]).all() and their_step > 0:
         text += f" A step takes {step / their_step:.2f} times as long as one of {second}."

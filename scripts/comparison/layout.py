@@ -8,6 +8,7 @@ from comparison.intervals import Interval
 from comparison.plots import Plot
 
 NOTHING = "–"
+MOST_DECIMALS = 6
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,23 @@ def number(value: float) -> str:
 
 def interval(estimate: Interval, digits: int | None = None) -> str:
     """Returns a value with its interval; a single run has none."""
+    ends = (estimate.value, estimate.low, estimate.high)
+    if digits is None:
+        digits = _decimals(max((abs(end) for end in ends if math.isfinite(end)), default=0))
+        if all(end.is_integer() for end in ends if math.isfinite(end)):
+            digits = 0
+    kind = "e" if digits > MOST_DECIMALS else "f"
+    value, low, high = (
+        f"{end:,.{min(digits, 2) if kind == 'e' else digits}{kind}}" for end in ends
+    )
+    return value if math.isnan(estimate.low) else f"{value} [{low}, {high}]"
 
-    def shown(value: float) -> str:
-        return number(value) if digits is None else f"{value:.{digits}f}"
 
-    if math.isnan(estimate.low):
-        return shown(estimate.value)
-    return f"{shown(estimate.value)} [{shown(estimate.low)}, {shown(estimate.high)}]"
+def _decimals(size: float) -> int:
+    """Three significant digits, four of hundreds."""
+    if size == 0 or size >= 1000:
+        return 0
+    return 1 if size >= 100 else 2 - math.floor(math.log10(size))
 
 
 def estimate(value: Interval | None, digits: int | None = None) -> Cell:

@@ -86,7 +86,6 @@ def _scores(results: Results, contest: Contest) -> Section:
                 estimate(_iqm([run.test_loss for run in runs], contest)),
                 Cell(runs[0].metric.replace("_", " ")),
                 estimate(raw and raw.iqm),
-                estimate(raw and raw.median),
                 estimate(normalised and normalised.gap, digits=3),
             ]
         )
@@ -99,7 +98,6 @@ def _scores(results: Results, contest: Contest) -> Section:
         Column("test loss", "Interquartile mean at the end over seeds."),
         Column("metric", numeric=False),
         Column("IQM", "Interquartile mean of the metric at the end over seeds."),
-        Column("median"),
         Column(
             "optimality gap",
             "0 is as good as the best run of any optimizer at its best rate, "

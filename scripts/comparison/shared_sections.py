@@ -45,7 +45,7 @@ def improvements(contest: Contest, task_word: str) -> Section:
             "Probability that a run of the first ends above one of the "
             "second, with 95 % interval; equal ones count half.",
         ),
-        Column("p", "Mann–Whitney test, two-sided; over several tasks the largest."),
+        Column("p", "Mann–Whitney test, two-sided; over all, stratified by task."),
         Column("verdict", "Decided if the interval leaves out 0.5 and p < 0.05.", numeric=False),
     ]
     groups = [(task, [task]) for task in contest.tasks]
@@ -112,7 +112,7 @@ def runs(results: Results) -> Section:
             figure(speed(run)),
             Cell(_summary(run), folded=_details(run)),
         ]
-        for run in results.runs
+        for run in sorted(results.runs, key=lambda run: STATUS_KEYS.get(run.status, 3))
     ]
     text = ["A command repeats one run. Failed and missing runs are in no average."]
     return Section("Runs", "runs", text, tables=[Table("All runs", columns, rows)])

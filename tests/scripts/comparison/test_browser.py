@@ -24,6 +24,7 @@ def browser():
         "--headless=new",
         "--no-sandbox",
         "--disable-gpu",
+        "--hide-scrollbars",  # the width is then that of the page
         "--disable-dev-shm-usage",
         "--host-resolver-rules=MAP * ~NOTFOUND",
     ):

@@ -36,7 +36,7 @@ class TestAgents:
         (found,) = compared(tmp_path, two([6, 7, 8, 9, 10], [1, 2, 3, 4, 5]))
         assert found.verdict == "ahead"
         assert found.text == "a is above b on E with probability 1.00 [1.00, 1.00]."
-        assert found.more.startswith("Interquartile means: 8 [")
+        assert found.more.startswith("Interquartile means: 8.00 [")
         assert "; 5 and 5 runs." in found.more
 
     def test_behind(self, tmp_path):
@@ -83,7 +83,8 @@ class TestAgents:
 
     def test_end_that_is_never_reached(self, tmp_path):
         runs = two([1, 2, 3], [9, 8, 7], climb(50), climb(100))
-        assert "a does not reach it within 1,000 steps" in compared(tmp_path, runs)[0].more
+        more = compared(tmp_path, runs)[0].more
+        assert "mean return of 100, which a does not reach within 1,000 steps." in more
 
     def test_failed_and_missing_come_first(self, tmp_path):
         runs = two([1, 2, 3], [4, 5, 6])
@@ -156,8 +157,8 @@ class TestOptimizers:
         results = load(save(tmp_path, runs))
         found = contest.of_optimizers(results, FEW)
         (said,) = findings.of_optimizers(results, found, optimizer_sections.targets(found))
-        assert "To test loss 1 a gets there in 10 steps against 40 (0.25 times)" in said.more
-        assert "in 0.5 s against 2 (0.25 times)" in said.more
+        assert "Test loss 1: a gets there in 10 steps against 40 (0.25 times)" in said.more
+        assert "and 0.5 s against 2 (0.25 times)." in said.more
         assert "A step takes 2.00 times as long as one of b." in said.more
 
     @pytest.mark.parametrize(("larger", "verdict"), [(True, "behind"), (False, "ahead")])

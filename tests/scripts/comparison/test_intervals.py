@@ -128,6 +128,18 @@ class TestVerdict:
         found = intervals.improvement(np.array(x, float), np.array(y, float), repetitions=200)
         assert found.verdict == verdict
 
+    def test_p_value_over_tasks_against_permutations(self):
+        draw = np.random.default_rng(10)
+        pairs = [draw.normal(shift, 1, 6) for shift in (0.9, 0, 0.5, 0, 0.6, 0)]
+        found = intervals.improvement(*pairs, repetitions=10)
+        permuted = []
+        for _ in range(4000):
+            mixed = [draw.permutation(np.concatenate(pairs[i : i + 2])) for i in (0, 2, 4)]
+            permuted.append(np.mean([(m[:6, None] > m[6:]).mean() for m in mixed]))
+        distance = abs(found.probability.value - 0.5)
+        expected = np.mean(np.abs(np.array(permuted) - 0.5) >= distance - 1e-9)
+        assert_allclose(found.p_value, expected, atol=0.015)
+
     def test_p_value_is_that_of_mann_and_whitney(self):
         x, y = scores(8)[:, 0], scores(9)[:, 0]
         found = intervals.improvement(x, y, repetitions=10)

@@ -5,14 +5,14 @@ from html.parser import HTMLParser
 
 import pytest
 from comparison import page
-from comparison.layout import number
+from comparison.intervals import Interval
+from comparison.layout import interval, number
 from comparison.results import load
 from PIL import Image
 
 from tests.scripts.comparison.synthetic import (
     SCRIPT,
     agent_run,
-    agents,
     diverged,
     optimizer_run,
     save,
@@ -107,13 +107,6 @@ class TestBothKinds:
         lines = (report / page.CSV).read_text().splitlines()
         assert len(lines) > 500
 
-    def test_same_results_give_the_same_page(self, report, tmp_path):
-        results = load(report)
-        first, second = (
-            page.write(results, tmp_path / name, repetitions=50).read_text() for name in "ab"
-        )
-        assert first == second == (report / page.PAGE).read_text()
-
 
 class TestAgents:
     def test_seconds_compare(self, agent_report):
@@ -160,9 +153,16 @@ class TestAgents:
         path = page.write(load(save(tmp_path, {"r": agent_run("a", "E", 0, [7.0])})), tmp_path)
         assert ["E", "a", "1 of 1", "7", "7", "0.000", "100"] in Tree(path.read_text()).rows
 
+    def test_same_results_give_the_same_page(self, tmp_path):
+        runs = {f"r{s}": agent_run("a", "E", s, [float(s)]) for s in range(3)}
+        results = load(save(tmp_path, runs))
+        first, second = (
+            page.write(results, tmp_path / name, repetitions=50).read_text() for name in "ab"
+        )
+        assert first == second
+
     def test_failed_write_leaves_the_old_page(self, tmp_path, monkeypatch):
-        agents(tmp_path, seeds=1)
-        results = load(tmp_path)
+        results = load(save(tmp_path, {"r": agent_run("a", "E", 0, [1.0])}))
         (tmp_path / page.PAGE).write_text("old")
         monkeypatch.setattr(page, "TEMPLATES", tmp_path / "nowhere")
         with pytest.raises(Exception, match=r"report\.html"):
@@ -212,3 +212,18 @@ class TestOptimizers:
 )
 def test_number(value, text):
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (288.7, 276, 293.71, "288.7 [276.0, 293.7]"),
+        (500.0, 500.0, 500.0, "500 [500, 500]"),
+        (2383.4, 980.2, 2446, "2,383 [980, 2,446]"),
+        (0.0316, 0.03094, 0.0324, "0.0316 [0.0309, 0.0324]"),
+        (1.5e-7, 1e-7, 2e-7, "1.50e-07 [1.00e-07, 2.00e-07]"),
+        (7.25, float("nan"), float("nan"), "7.25"),
+    ],
+)
+def test_interval(value, low, high, text):
+    assert interval(Interval(value, low, high)) == text
