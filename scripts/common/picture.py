@@ -13,6 +13,7 @@ from PIL import Image
 from common.files import replacing
 
 GREY, BLUE, INK, FAINT = "#9aa5b1", "#1f5fbf", "#1f2933", "#e4e7eb"
+COLOURS = ("#1f5fbf", "#d9730d", "#2f8f5b", "#b0307a", "#7a6a00", "#5a4fcf", "#6b7280")
 CHARACTERS_PER_INCH = 15  # of a caption
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from common.failures import configuration_errors
 from common.report import command
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -55,10 +56,10 @@ def run(options: AgentRun) -> int:
     started = time.perf_counter()
     model.learn(options.total_timesteps, callback=recorder)
     seconds = time.perf_counter() - started
-    final = evaluate(model, options.env, options.seed, EVALUATION_EPISODES, EVALUATION_ENVS)
+    final = evaluate(model, options.env, options.seed, num_envs=EVALUATION_ENVS)
     if options.output is None:
-        print(f"{model.num_timesteps:,} steps in {seconds:.1f} s, mean return of {len(final)} ")
-        print(f"deterministic episodes: {np.mean(final):,.3f}")
+        print(f"{model.num_timesteps:,} steps in {seconds:.1f} s", end=", ")
+        print(f"mean return of {len(final)} deterministic episodes: {np.mean(final):,.3f}")
         return 0
     result = {
         **about(options),
@@ -110,12 +111,25 @@ def build(agent: Agent, env_id: str, seed: int, preset: Preset) -> BaseAlgorithm
                 norm_reward=preset.normalize_reward,
                 gamma=gamma,
             )
-    policy = policy_for(env.observation_space)
+    policy = _policy(agent, env.observation_space)
     return agent.kind(policy, env, seed=seed, device="cpu", **arguments)
 
 
+def _policy(agent: Agent, space: spaces.Space) -> str:
+    """Returns the policy that observations ask for, by the agent's name for it: MlpLstmPolicy."""
+    usual = policy_for(space)
+    if usual in agent.kind.policy_aliases:
+        return usual
+    kind = usual.removesuffix("Policy")
+    return next((name for name in agent.kind.policy_aliases if name.startswith(kind)), usual)
+
+
 def evaluate(
-    model: BaseAlgorithm, env_id: str, seed: int, episodes: int, num_envs: int = 1
+    model: BaseAlgorithm,
+    env_id: str,
+    seed: int,
+    episodes: int = EVALUATION_EPISODES,
+    num_envs: int = 1,
 ) -> list[float]:
     """Plays deterministic episodes on fresh gymnasium environments.
 

@@ -20,15 +20,15 @@ def run(options: Agents) -> int:
     """Compares agents; returns the exit code."""
     with configuration_errors():
         jobs = plan(options)
-        return compare(
-            jobs,
-            options.output,
-            "agent",
-            options.jobs,
-            {"steps": options.total_timesteps, "preset": options.preset},
-            "return",
-            options.retry_failed,
-        )
+    return compare(
+        jobs,
+        options.output,
+        "agent",
+        options.jobs,
+        {"steps": options.total_timesteps, "preset": options.preset},
+        "return",
+        options.retry_failed,
+    )
 
 
 def plan(options: Agents) -> list[Job]:

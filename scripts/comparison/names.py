@@ -44,9 +44,9 @@ def find(name: str) -> Agent:
     """Finds an agent by its name.
 
     Args:
-        name: "trpo" for this library's, "sb3:ppo" and "sb3-contrib:trpo" for the peers' (the class's
-            name in small letters), "module:Class" for any class in the manner of
-            Stable-Baselines3; modules are looked for in the working directory, too.
+        name: "trpo" for this library's, "sb3:ppo" and "sb3-contrib:trpo" for the peers' (names of
+            classes in small letters), "module:Class" for any class in the manner of
+            Stable-Baselines3.
 
     Returns:
         The agent.
@@ -54,6 +54,8 @@ def find(name: str) -> Agent:
     Raises:
         ConfigurationError: If there is none of that name, or its package is not installed.
     """
+    if os.getcwd() not in sys.path:  # for a user's own agents and environments
+        sys.path.append(os.getcwd())
     library, _, short = name.partition(":")
     if name in AGENTS:
         return Agent(name, AGENTS[name], True, _existing(f"{name}.yml"))
@@ -81,8 +83,6 @@ def _agents_in(module: ModuleType) -> Mapping[str, type[BaseAlgorithm]]:
 
 
 def _from_module(name: str, module_name: str, class_name: str) -> type[BaseAlgorithm]:
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     remedy = f"install its package, or start where {module_name.partition('.')[0]} lies"
     module = _imported(name, module_name, remedy)
     kind = getattr(module, class_name, None)

@@ -80,11 +80,13 @@ def run_all(
                     running[job] = _start(job)
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 for job in [job for job, process in running.items() if process.poll() is not None]:
-                    _record_failure(job, running.pop(job).returncode)
+                    _record(job, running.pop(job).returncode)
                     table.ended(job)
                 table.show(set(running))
         finally:
             _end(running)
+            for job in running:
+                table.ended(job)
             table.show(set())
     return Outcome([job.name for job in jobs if _status(job) == "failed"], interrupts.received)
 
@@ -115,11 +117,14 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
         )
 
 
-def _record_failure(job: Job, exit_code: int) -> None:
+def _record(job: Job, exit_code: int) -> None:
     """Writes result.json for a process that did not."""
+    log = job.directory / files.LOG
+    lines = log.read_text(errors="replace").rstrip().splitlines()
+    if not lines:
+        log.unlink()
     if _has_ended(job, retry_failed=False):
         return
-    lines = (job.directory / files.LOG).read_text(errors="replace").rstrip().splitlines()
     how = f"ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit {exit_code}"
     progress = job.progress()
     files.write(

@@ -7,11 +7,12 @@ from typing import Any
 
 from common.report import command, print_places
 
-from comparison import record
+from comparison import files, record
 from comparison.job import Job
 from comparison.lock import locked
 from comparison.runner import run_all
 from comparison.table import LiveTable
+from npg.errors import ConfigurationError
 
 
 def compare(
@@ -44,11 +45,15 @@ def compare(
             settings is kept there.
     """
     again = command("compare.py", *sys.argv[1:])
+    check_page()
     with locked(directory):
         record.begin(directory, kind, again, at_once, settings, [job.name for job in jobs], refused)
-        table = LiveTable(jobs, f"{directory}: {len(jobs)} runs, {at_once} at a time", score)
+        table = LiveTable(jobs, f"{len(jobs)} runs, {at_once} at a time", score)
         outcome = run_all(jobs, at_once, table, retry_failed)
-    places: dict[str, object] = {"runs": directory / "runs"}
+        places: dict[str, object] = {
+            "report": write_page(directory),
+            "runs": directory / files.RUNS,
+        }
     if outcome.failed:
         places["failed"] = ", ".join(outcome.failed)
         places["try them again"] = f"{again} --retry-failed"
@@ -56,3 +61,24 @@ def compare(
         places["continue with"] = again
     print_places("interrupted" if outcome.interrupted else "compared", places)
     return outcome.exit_code
+
+
+def write_page(directory: Path) -> Path:
+    """Writes the page of a comparison from the runs that are there; returns its file."""
+    from comparison import page, results
+
+    return page.write(results.load(directory), directory)
+
+
+def check_page() -> None:
+    """Refuses to begin where the page could not be written at the end.
+
+    Raises:
+        ConfigurationError: If a package for it is not installed.
+    """
+    try:
+        from comparison import page  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"the report cannot be written ({error}): pip install .[compare]"
+        ) from error

@@ -7,11 +7,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from common.progress import SECONDS_BETWEEN_UPDATES
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from comparison.job import Job
+
+WIDE = 100  # columns of a terminal
 
 
 class LiveTable:
@@ -83,19 +86,12 @@ class LiveTable:
 
     def drawn(self) -> Table:
         """Returns the table as of now."""
-        table = Table(title=self.title, title_justify="left")
+        padding = (0, 1) if self.console.width >= WIDE else 0
+        table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, padding=padding)
         for name in ("", "task"):
-            table.add_column(name)
-        for name in (
-            "done",
-            "running",
-            "failed",
-            "waiting",
-            self.score,
-            "while training",
-            "steps/s",
-        ):
-            table.add_column(name, justify="right")
+            table.add_column(name, overflow="fold")
+        for name in ("done", "now", "failed", "left", self.score, "training", "steps/s"):
+            table.add_column(name, justify="right", no_wrap=True)
         rows: dict[tuple[str, str], list[Job]] = {}
         for job in self.jobs:
             rows.setdefault((job.about["name"], job.about["task"]), []).append(job)
@@ -126,4 +122,7 @@ class LiveTable:
 
 
 def _mean(values: list[float]) -> str:
-    return f"{fmean(values):,.4g}" if values else "–"
+    if not values:
+        return "–"
+    mean = fmean(values)
+    return f"{mean:,.0f}" if abs(mean) >= 1000 else f"{mean:.4g}"
