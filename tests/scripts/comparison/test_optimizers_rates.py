@@ -115,9 +115,9 @@ def test_the_table(tmp_path):
     assert cells == [
         "sgd",
         "0.1*",  # the lowest one tried
-        "0.3 ± 0.1",
+        "0.3±0.1",
         "2.5",  # 0.75 / 0.3
-        "0.85 ± 0.07",
+        "0.85±0.07",
         "2",
         "12",
         "1 of 6",
