@@ -150,13 +150,14 @@ def _learning(results: Results, drawer: Drawer) -> Section:
     plots = []
     text = [
         "Mean return of the last training episodes: interquartile mean over seeds, with 95 % "
-        "bootstrap bands, where all finished runs of an agent have values."
+        "bootstrap bands, where all finished runs of an agent have values. Against seconds, every "
+        "step stands at its mean time over seeds."
     ]
     if not results.seconds_count:
         text.append(shared_sections.NO_SECONDS)
     for task in results.tasks:
         for x, what in ((STEPS, "environment steps"), (SECONDS, seconds_label(results))):
-            lines = over_seeds(results, task, lambda run: run.curve, x, 2)
+            lines = over_seeds(results, task, lambda run: run.curve, 2, seconds=x == SECONDS)
             alt = f"Training return on {task} against {what}. " + ends(lines)
             name = f"learning_{slug(task)}_{'steps' if x == STEPS else 'seconds'}"
             labels = (what, "return in training")
@@ -173,7 +174,6 @@ def _diagnostics(results: Results, drawer: Drawer) -> Section:
                 results,
                 task,
                 lambda run, key=key: run.diagnostics.get(key) or (),
-                0,
                 1,
                 bound="kl_bound" if key == "kl" else "",
             )
@@ -243,7 +243,7 @@ def _diagnosed(task: str, name: str, runs: Sequence[Run]) -> list[Cell] | None:
 
 
 def over_seeds(
-    results: Results, task: str, curve, x: int, y: int, bound: str = "", log: bool = False
+    results: Results, task: str, curve, y: int, seconds: bool = False, bound: str = ""
 ) -> list[Line]:
     """Makes a line of each name's finished runs on a task.
 
@@ -251,10 +251,9 @@ def over_seeds(
         results: All runs.
         task: Which.
         curve: Function of a run that returns its curve.
-        x: Column of the points.
         y: Column of the values.
+        seconds: Whether the points are seconds.
         bound: Diagnostic that bounds the values, if any.
-        log: Whether x is logarithmic.
 
     Returns:
         The lines of those that have values.
@@ -262,7 +261,7 @@ def over_seeds(
     lines = []
     for index, name in enumerate(results.names):
         runs = results.select(name, task)
-        band = curves.over_seeds((curve(run) for run in runs), x, y, logarithmic=log)
+        band = curves.over_seeds((curve(run) for run in runs), y, seconds)
         if band is not None:
             limit = runs[0].diagnostics.get(bound) if bound else None
             lines.append(Line(name, index, band.at, band.estimate, limit))

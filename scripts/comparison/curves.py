@@ -37,42 +37,38 @@ class Band:
 
 
 def over_seeds(
-    curves: Iterable[Curve],
-    x: int,
-    y: int,
-    repetitions: int = REPETITIONS,
-    logarithmic: bool = False,
+    curves: Iterable[Curve], y: int, seconds: bool = False, repetitions: int = REPETITIONS
 ) -> Band | None:
-    """Averages curves where all of them have values.
+    """Averages curves at equal steps, where all of them have values.
 
     Args:
-        curves: One a seed, rows of numbers.
-        x: Column of the points.
+        curves: One a seed, rows of numbers that begin with the step.
         y: Column of the values; rows where it is not finite are left out.
+        seconds: Whether the points are seconds, those that a step is reached at, averaged like the
+            values: seeds that ran slower are then no shorter curves.
         repetitions: Bootstrap resamples.
-        logarithmic: Whether the points are spaced evenly in the logarithm; those at 0 are left out.
 
     Returns:
         The mean between the latest start and the earliest end, or None where there is nothing.
     """
-    known = [_finite(curve, x, y) for curve in curves]
-    if logarithmic:
-        known = [curve[curve[:, 0] > 0] for curve in known]
+    known = [_finite(curve, y) for curve in curves]
     known = [curve for curve in known if len(curve)]
     if not known:
         return None
-    start, end = max(c[0, 0] for c in known), min(c[-1, 0] for c in known)
+    start, end = max(c[0, STEPS] for c in known), min(c[-1, STEPS] for c in known)
     if start > end:  # a run ended before another had its first value
         return None
-    spaced = np.geomspace if logarithmic else np.linspace
-    at = np.unique(spaced(start, end, POINTS)) if start < end else np.array([start])
-    values = np.array([np.interp(at, c[:, 0], c[:, 1]) for c in known])
+    at = np.linspace(start, end, POINTS if start < end else 1)
+    values = np.array([np.interp(at, c[:, STEPS], c[:, y]) for c in known])
+    if seconds:
+        clocks = np.array([np.interp(at, c[:, STEPS], c[:, SECONDS]) for c in known])
+        at = intervals.mean_of_middle(clocks)
     return Band(at, intervals.band(values, repetitions))
 
 
-def _finite(curve: Curve, x: int, y: int) -> np.ndarray:
-    points = np.array([(row[x], row[y]) for row in curve], dtype=float).reshape(-1, 2)
-    return points[np.isfinite(points).all(axis=1)]
+def _finite(curve: Curve, y: int) -> np.ndarray:
+    points = [row for row in curve if row[y] is not None and np.isfinite(row[y])]
+    return np.array(points, dtype=float)
 
 
 def first_at_most(curve: Sequence[Sequence[float]], x: int, y: int, target: float) -> float:

@@ -123,29 +123,26 @@ def _pair(contest: Contest, first: str, second: str, task: str, details) -> Find
 def _sentence(found: Improvement, first: str, second: str, task: str, more: str = "") -> Finding:
     chance = interval(found.probability, digits=2)
     text = VERDICTS[found.verdict].format(first=first, second=second, task=task, chance=chance)
+    if found.verdict == "undecided" and not found.probability.low <= 0.5 <= found.probability.high:
+        text += f"; that so few runs fall so by chance has p = {found.p_value:.2g}"
     return Finding(found.verdict, f"{text}.", more)
 
 
 def _sooner(results: Results, contest: Contest, first: str, second: str, task: str) -> str:
     """When both mean learning curves reach the end of the second's."""
-    said = []
-    axes = [(STEPS, "steps")] + ([(SECONDS, "s")] if results.seconds_count else [])
-    for x, unit in axes:
-        ours, theirs = (
-            curves.over_seeds((r.curve for r in contest.runs[name, task]), x, 2, repetitions=2)
-            for name in (first, second)
-        )
-        if ours is None or theirs is None:
-            return ""
-        target = float(theirs.mean[-1])
-        at, their_at = ours.reaches(target), theirs.reaches(target)
-        if not np.isfinite(at):
-            return (
-                f"{second} trains to a mean return of {number(target)}, which {first} does not "
-                f"reach within {number(ours.at[-1])} {unit}."
-            )
-        said.append(_within(at, their_at, unit))
-    return f"{second} trains to a mean return of {number(target)}; {_there(first, said)}."
+    sides = [[run.curve for run in contest.runs[name, task]] for name in (first, second)]
+    ours, theirs = (curves.over_seeds(side, 2, repetitions=2) for side in sides)
+    if ours is None or theirs is None:
+        return ""
+    target = float(theirs.mean[-1])
+    aim = f"{second} trains to a mean return of {number(target)}"
+    if not np.isfinite(ours.reaches(target)):
+        return f"{aim}, which {first} does not reach within {number(ours.at[-1])} steps."
+    said = [_within(ours.reaches(target), theirs.reaches(target), "steps")]
+    if results.seconds_count:
+        ours, theirs = (curves.over_seeds(side, 2, seconds=True, repetitions=2) for side in sides)
+        said.append(_within(ours.reaches(target), theirs.reaches(target), "s"))
+    return f"{aim}; {_there(first, said)}."
 
 
 def _there(first: str, said: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from comparison.plots import Plot
 
 NOTHING = "–"
 MOST_DECIMALS = 6
+HUGE = 1e10
 
 
 @dataclass(frozen=True)
@@ -85,19 +86,18 @@ def number(value: float) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     size = abs(value)
-    if value == 0 or (float(value).is_integer() and size < 1e12):
+    if size < HUGE and (size >= 1000 or float(value).is_integer()):
         return f"{value:,.0f}"
-    if size >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}" if size >= 100 else f"{value:.3g}"
+    return f"{value:.4g}" if 100 <= size < 1000 else f"{value:.3g}"
 
 
 def interval(estimate: Interval, digits: int | None = None) -> str:
     """Returns a value with its interval; a single run has none."""
     ends = (estimate.value, estimate.low, estimate.high)
     if digits is None:
-        digits = _decimals(max((abs(end) for end in ends if math.isfinite(end)), default=0))
-        if all(end.is_integer() for end in ends if math.isfinite(end)):
+        size = max((abs(end) for end in ends if math.isfinite(end)), default=0)
+        digits = _decimals(size) if size < HUGE else MOST_DECIMALS + 1
+        if size < HUGE and all(end.is_integer() for end in ends if math.isfinite(end)):
             digits = 0
     kind = "e" if digits > MOST_DECIMALS else "f"
     value, low, high = (

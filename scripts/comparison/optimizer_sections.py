@@ -14,6 +14,7 @@ from comparison.plots import Drawer, Line
 from comparison.results import FAILED, Results, Run
 from comparison.shared_sections import seconds_label
 
+SPAN = 1000  # of losses that are worth seeing, highest to lowest
 TASK, OPTIMIZER = Column("task", numeric=False), Column("optimizer", numeric=False)
 
 
@@ -128,7 +129,10 @@ def _progress(results: Results, contest: Contest, drawer: Drawer) -> Section:
                 stem = f"{label.replace(' ', '_')}_{slug(task)}_{what.split()[0]}"
                 plot = drawer.lines(stem, task, alt, lines, (what, label), log)
                 plots += [plot] if plot else []
-    text = ["Interquartile mean over seeds at the best rate, with 95 % bootstrap bands."]
+    text = [
+        "Interquartile mean over seeds at the best rate, with 95 % bootstrap bands. Against "
+        "seconds, every step stands at its mean time over seeds."
+    ]
     if not results.seconds_count:
         text.append(shared_sections.NO_SECONDS)
     return Section("Curves", "learning", text, plots=plots)
@@ -139,9 +143,10 @@ def _lines(contest: Contest, task: str, x: int, y: int | None) -> list[Line]:
     for index, name in enumerate(contest.names):
         runs = contest.runs[name, task]
         all_curves = [run.curve if y is None else run.evaluations for run in runs]
-        band = curves.over_seeds(all_curves, x, 2 if y is None else y, logarithmic=x == SECONDS)
+        band = curves.over_seeds(all_curves, 2 if y is None else y, x == SECONDS)
         if band is not None:
-            lines.append(Line(name, index, band.at, band.estimate))
+            later = band.at > 0 if x == SECONDS else slice(None)  # a logarithmic axis has no 0
+            lines.append(Line(name, index, band.at[later], band.estimate[later]))
     return lines
 
 
@@ -205,7 +210,9 @@ def _sensitivity(results: Results, drawer: Drawer) -> Section:
             for x in lines
         )
         labels = ("learning rate", "final training loss")
-        plot = drawer.lines(f"rates_{slug(task)}", task, alt, lines, labels, "xy", marker="o")
+        plot = drawer.lines(
+            f"rates_{slug(task)}", task, alt, lines, labels, "xy", marker="o", span=SPAN
+        )
         plots += [plot] if plot else []
     columns = [
         TASK,
@@ -221,7 +228,7 @@ def _sensitivity(results: Results, drawer: Drawer) -> Section:
     ]
     text = [
         "Median over seeds at every rate, and the range around it. A rate at which a run diverged "
-        "or failed is not drawn."
+        f"or failed is not drawn, and the axis ends at {SPAN:,} times the lowest loss."
     ]
     table = Table("Spread over learning rates", columns, rows)
     return Section("Learning-rate sensitivity", "rates", text, plots=plots, tables=[table])

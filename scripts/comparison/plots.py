@@ -83,6 +83,7 @@ class Drawer:
         log: str = "",
         marker: str = "",
         engineering: bool = False,
+        span: float = np.inf,
     ) -> Plot | None:
         """Draws lines with bands.
 
@@ -95,6 +96,7 @@ class Drawer:
             log: Which axes are logarithmic: "", "x", "y" or "xy".
             marker: Of the points.
             engineering: Whether x counts thousands and millions.
+            span: Highest to lowest value shown of y, at most, where it is logarithmic.
 
         Returns:
             The picture; None where there is no line.
@@ -112,7 +114,11 @@ class Drawer:
             values = [line.y[np.isfinite(line.y)] for line in lines]
             if "y" in log and all((v > 0).all() for v in values):
                 axes.set_yscale("log")
-                _plain_decades(axes.yaxis, np.concatenate(values))
+                shown = np.concatenate(values)
+                shown = shown[shown <= span * shown.min()]
+                _plain_decades(axes.yaxis, shown)
+                if np.isfinite(span):
+                    axes.set_ylim(shown.min() / 1.2, shown.max() * 1.2)
             for line in lines:
                 self._line(axes, line, marker)
 

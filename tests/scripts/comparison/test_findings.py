@@ -81,6 +81,20 @@ class TestAgents:
         assert " steps against " in more
         assert " s against" not in more
 
+    def test_seconds_are_those_of_the_mean_seed(self, tmp_path):
+        # Seeds of 10, 20 and 30 s: half of the way is at 10 s.
+        runs = two([1, 2, 3], [3, 2, 1], climb(200), climb(100))
+        for seed in range(3):
+            runs[f"a_E_{seed}"]["curve"] = climb(200, seconds=10.0 * (seed + 1))
+        more = compared(tmp_path, runs)[0].more
+        found = float(more.split(" and ")[-1].split(" s against")[0])
+        assert found == pytest.approx(10, abs=0.3)
+
+    def test_few_runs_apart_are_said_to_be_few(self, tmp_path):
+        (found,) = compared(tmp_path, two([4, 5, 6], [1, 2, 3]))
+        assert found.verdict == "undecided"
+        assert found.text.endswith("1.00]; that so few runs fall so by chance has p = 0.1.")
+
     def test_end_that_is_never_reached(self, tmp_path):
         runs = two([1, 2, 3], [9, 8, 7], climb(50), climb(100))
         more = compared(tmp_path, runs)[0].more
