@@ -30,7 +30,7 @@ def show(jobs: Sequence[Job], console: Console) -> None:
         here = [run for run in runs if run.task == task]
         names = dict.fromkeys(run.name for run in here)
         metric = next((run.metric for run in here if run.status == "finished"), "metric")
-        table = Table(title=task, title_justify="left", box=None, pad_edge=False)
+        table = Table(title=task, title_justify="left", box=None, padding=(0, 1, 0, 0))
         table.add_column("optimizer", no_wrap=True)
         for column in ("rate", "loss", "spread", metric.replace("_", " "), "ms", "MB", "failed"):
             table.add_column(column, justify="right", no_wrap=True)
