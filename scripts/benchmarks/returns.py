@@ -166,7 +166,7 @@ def _train(job: tuple[str, str, int, int, Path]) -> None:
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}",
     }
     subprocess.run([sys.executable, str(RUN), *arguments], check=True, env=environment)
 

@@ -1,12 +1,12 @@
 """The most memory that a search ever has, in a process of its own, by the operating system."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from common.memory import peak
 from torch import Tensor, nn
 
 from benchmarks.report import Row
@@ -46,19 +46,13 @@ def _measured(kind: str) -> float:
     return float(done.stdout)
 
 
-def _peak() -> float:
-    """MB, since the program began: what getrusage says includes the program that started it."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
-
-
 def _step(kind: str) -> float:
     small = nn.Linear(4, 4)  # what the first step loads is no memory of the search's
     _take(kind, small, torch.randn(2, 4))
-    before = _peak()
+    before = peak()
     model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
     _take(kind, model, torch.randn(BATCH, WIDTH))
-    return _peak() - before
+    return peak() - before
 
 
 def _take(kind: str, model: nn.Module, x: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -10,9 +9,8 @@ from common import seeds
 from torch import Tensor
 
 from classification import idx
+from classification.names import DataName
 from npg.errors import ConfigurationError
-
-DataName = Literal["digits", "fashion-mnist"]
 
 DIGITS_TEST_SHARE = 0.2
 FASHION_FILES = {

@@ -84,7 +84,7 @@ class Loop:
     def evaluate(self) -> None:
         """Measures the model on the test data, logs that, and saves the model."""
         run, progress = self.run, self.run.progress
-        self.evaluation = measured(run)
+        self.evaluation = measured(run, run.data.test)
         loss, merit = self.evaluation["loss"], self.evaluation[run.task.metric]
         if not math.isfinite(loss):
             raise NumericalError(f"the test loss is {loss} after step {progress.step:,}")
@@ -140,11 +140,11 @@ class Loop:
 
 
 @torch.no_grad()
-def measured(run: Run) -> dict[str, float]:
-    """Returns the mean loss per sample and the figures of the task on the test data, by name."""
-    test, model, task = run.data.test, run.model, run.task
+def measured(run: Run, data: Samples) -> dict[str, float]:
+    """Returns the mean loss per sample and the figures of the task, by name."""
+    model, task = run.model, run.task
     model.eval()
-    output = torch.cat([model(inputs) for inputs in test.inputs.split(EVALUATION_BATCH)])
+    output = torch.cat([model(inputs) for inputs in data.inputs.split(EVALUATION_BATCH)])
     model.train()
-    figures = {name: float(measure(output, test)) for name, measure in task.measures.items()}
-    return {"loss": float(task.loss(output, test)), **figures}
+    figures = {name: float(measure(output, data)) for name, measure in task.measures.items()}
+    return {"loss": float(task.loss(output, data)), **figures}

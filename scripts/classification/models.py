@@ -3,16 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classification.data import Samples
+from classification.names import ModelName
 from npg.objectives import macro_f1
-
-ModelName = Literal["mlp", "cnn", "autoencoder", "transformer", "linear", "small", "coarse"]
 
 # Of the autoencoder for 28 × 28 pixels; smaller images get proportionally narrower layers.
 AUTOENCODER_WIDTHS = (500, 250, 30)

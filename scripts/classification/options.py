@@ -12,8 +12,7 @@ import tyro
 import yaml
 from common import run_directory, settings
 
-from classification.data import DataName
-from classification.models import ModelName
+from classification.names import DataName, ModelName
 from classification.objective import ObjectiveName
 from npg import optim
 from npg.errors import ConfigurationError

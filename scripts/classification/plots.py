@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import picture
-from common.picture import INK
+from common.picture import COLOURS, INK
 from matplotlib.axes import Axes
 from matplotlib.ticker import ScalarFormatter
 
@@ -12,7 +12,6 @@ from classification import curves
 from classification.curves import STEP, Seeds
 from npg.errors import ConfigurationError
 
-COLOURS = ("#1f5fbf", "#d9730d", "#2f8f5b", "#b0307a", "#7a6a00", "#5a4fcf", "#6b7280")
 FEW = 20  # evaluations, which are shown one by one
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from common.files import replacing
 
 GREY, BLUE, INK, FAINT = "#9aa5b1", "#1f5fbf", "#1f2933", "#e4e7eb"
+COLOURS = ("#1f5fbf", "#d9730d", "#2f8f5b", "#b0307a", "#7a6a00", "#5a4fcf", "#6b7280")
 CHARACTERS_PER_INCH = 15  # of a caption
 
 
@@ -34,7 +35,7 @@ def explain(drawn: Figure, title: str, caption: str) -> None:
 def save(drawn: Figure, path: Path) -> None:
     """Writes a figure to a PNG file of 256 colours, a third as large as one of all."""
     pixels = BytesIO()
-    drawn.savefig(pixels, format="png")
+    drawn.savefig(pixels, format="png", pil_kwargs={"compress_level": 0})
     with Image.open(pixels) as image, replacing(path) as temporary:
         image.convert("RGB").quantize(256).save(temporary, format="PNG", optimize=True)
 

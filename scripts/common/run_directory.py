@@ -31,6 +31,7 @@ RECORDED_VERSIONS = (
     "scikit-learn",
     "gymnasium",
     "stable-baselines3",
+    "sb3-contrib",
     "mujoco",
     "envpool",
 )
@@ -59,7 +60,7 @@ def write_config(directory: Path, config: Mapping[str, Any]) -> None:
         config: Plain values that YAML knows.
     """
     with replacing(directory / CONFIG) as temporary:
-        temporary.write_text(yaml.safe_dump({**config, "versions": _versions()}, sort_keys=False))
+        temporary.write_text(yaml.safe_dump({**config, "versions": versions()}, sort_keys=False))
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -133,11 +134,12 @@ class _TensorBoard(TensorBoardOutputFormat):
         self._is_closed = False
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Returns the version of each package that decides what a run does."""
+    installed = {"python": platform.python_version()}
     for package in RECORDED_VERSIONS:
         try:
-            versions[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return versions
+    return installed

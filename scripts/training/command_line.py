@@ -75,13 +75,19 @@ def _defaults(agent: str, argv: Sequence[str]) -> Options:
     return _filled(options, {"env": tyro.MISSING, **values}, f"{file}, {seen.env}")
 
 
-def _preset(file: Path, env: str) -> dict[str, Any]:
+def read_presets(file: Path) -> dict[str, dict[str, Any]]:
+    """Reads the presets of a file, one per environment."""
     if not file.is_file():
         raise ConfigurationError(f"there is no preset file {file}")
     try:
-        presets = yaml.safe_load(file.read_text()) or {}
+        presets: dict[str, dict[str, Any]] = yaml.safe_load(file.read_text()) or {}
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    return presets
+
+
+def _preset(file: Path, env: str) -> dict[str, Any]:
+    presets = read_presets(file)
     if env not in presets:
         raise ConfigurationError(f"{file} has no preset for {env}, only for {', '.join(presets)}")
     return presets[env]

@@ -69,7 +69,7 @@ def _environments(options: Options, number: int, seed: int, backend: str) -> Vec
 
 
 def _new_model(agent: str, options: Options, env: VecEnv) -> OnPolicyAlgorithm:
-    policy = _policy(env.observation_space) if options.policy == "auto" else options.policy
+    policy = policy_for(env.observation_space) if options.policy == "auto" else options.policy
     return AGENTS[agent](
         policy,
         env,
@@ -106,7 +106,8 @@ def _evaluation_env(options: Options, model: OnPolicyAlgorithm) -> VecEnv:
     return env
 
 
-def _policy(space: spaces.Space) -> str:
+def policy_for(space: spaces.Space) -> str:
+    """Returns the kind of policy that observations ask for."""
     if isinstance(space, spaces.Dict):
         return "MultiInputPolicy"
     return "CnnPolicy" if is_image_space(space) else "MlpPolicy"

@@ -180,16 +180,16 @@ def test_help_says_what_there_is(capsys):
 def test_runs_in_one_picture(classified, tmp_path, capsys):
     other = classify(tmp_path, "--optimizer", "sgd", "--epochs", 1)
     output = tmp_path / "picture.png"
-    assert compare([str(classified), str(other), "--output", str(output)]) == 0
+    assert compare(["runs", str(classified), str(other), "--output", str(output)]) == 0
     assert output.read_bytes().startswith(b"\x89PNG")
 
 
 def test_runs_that_cannot_be_compared(classified, tmp_path, capsys):
     other = classify(tmp_path, "--optimizer", "sgd", "--model", "autoencoder", "--epochs", 1)
     output = tmp_path / "picture.png"
-    assert compare([str(classified), str(other), "--output", str(output)]) == 2
+    assert compare(["runs", str(classified), str(other), "--output", str(output)]) == 2
     assert "got autoencoder on digits, mlp on digits" in capsys.readouterr().err
     (other / "progress.csv").write_text("")
-    assert compare([str(other), "--output", str(output)]) == 2
+    assert compare(["runs", str(other), "--output", str(output)]) == 2
     assert "has no evaluation yet" in capsys.readouterr().err
     assert not output.exists()

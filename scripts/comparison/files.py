@@ -1,0 +1,42 @@
+"""The files of a comparison: a directory per run, each file whole or not there."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.files import replacing
+
+RUNS = "runs"
+RESULT = "result.json"
+PROGRESS = "progress.json"
+LOG = "log.txt"
+
+
+def run_name(name: str, task: str, seed: int, *more: object) -> str:
+    """Returns the name of a run, which is that of its directory.
+
+    Args:
+        name: Of the agent or optimizer.
+        task: Of the environment, or of data and model.
+        seed: Of everything random.
+        *more: What else tells runs apart, such as a learning rate.
+    """
+    parts = map(str, (name, task, seed, *more))
+    return re.sub(r"[^\w.+-]", "-", "_".join(parts))
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file under a temporary name first."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Reads a JSON file; None if it is not there, or was damaged by somebody."""
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -1,0 +1,197 @@
+"""What the numbers say, in sentences: the first-named agent or optimizer against each other."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from comparison import curves
+from comparison.contest import Contest
+from comparison.curves import SECONDS, STEPS
+from comparison.intervals import Improvement
+from comparison.layout import interval, number
+from comparison.results import FAILED, MISSING, Results, Run
+
+NOTE = "note"
+NAMED = 6  # runs in a sentence; the table has them all
+VERDICTS = {
+    "ahead": "{first} is above {second} on {task} with probability {chance}",
+    "behind": "{first} is behind {second} on {task}: it is above with probability {chance}",
+    "undecided": (
+        "Between {first} and {second} on {task} nothing is decided: "
+        "{first} is above with probability {chance}"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence.
+
+    Attributes:
+        verdict: ahead, behind, undecided or note.
+        text: The sentence.
+        more: What belongs to it: figures, seconds.
+    """
+
+    verdict: str
+    text: str
+    more: str = ""
+
+
+def of_agents(results: Results, contest: Contest) -> list[Finding]:
+    """Says how the first agent stands to the others, task by task and over all tasks."""
+    return [
+        *unfinished(results),
+        *_standing(contest, lambda *pair: _sooner(results, contest, *pair)),
+        *_bounds(results),
+    ]
+
+
+def of_optimizers(results: Results, contest: Contest, targets: dict[str, float]) -> list[Finding]:
+    """Says how the first optimizer stands to the others, each at its best rate.
+
+    Args:
+        results: Of optimizers.
+        contest: Of the runs at the best rates.
+        targets: Test loss to reach, by task.
+
+    Returns:
+        The sentences.
+    """
+
+    def details(first: str, second: str, task: str) -> str:
+        sides = [contest.runs[first, task], contest.runs[second, task]]
+        return _cheaper(results, first, second, sides, targets[task])
+
+    return [*unfinished(results), *_standing(contest, details)]
+
+
+def first_reaching(runs: Sequence[Run], x: int, target: float) -> float:
+    """Returns where the median run's test loss first falls to a target; infinite if it does not."""
+    at = [curves.first_at_most(run.evaluations, x, 2, target) for run in runs]
+    return float(np.quantile(at, 0.5, method="higher")) if at else np.inf
+
+
+def unfinished(results: Results) -> Iterator[Finding]:
+    """Names failed and missing runs: the rest stands on fewer runs than planned."""
+    failed = [run for run in results.with_status(FAILED) if not run.diverged]
+    missing = results.with_status(MISSING)
+    are = "is" if len(missing) == 1 else "are"
+    for runs, verb in ((failed, "failed"), (missing, f"{are} missing")):
+        if runs:
+            named = [run.directory for run in runs[:NAMED]]
+            named += [f"{len(runs) - NAMED} more"] if len(runs) > NAMED else []
+            text = f"{len(runs)} of {len(results.runs)} runs {verb}: {', '.join(named)}."
+            yield Finding(NOTE, text)
+    diverged = sum(run.diverged for run in results.runs)
+    if diverged:
+        text = f"{diverged} of {len(results.runs)} runs diverged, at rates that are too high."
+        yield Finding(NOTE, text)
+    for refused in results.about.get("does_not_apply", ()):
+        text = f"{refused['name']} does not apply to {refused['task']}: {refused['reason']}"
+        yield Finding(NOTE, text)
+
+
+def _standing(contest: Contest, details) -> Iterator[Finding]:
+    first, *others = contest.names or [""]
+    for other in others:
+        for task in contest.tasks:
+            yield _pair(contest, first, other, task, details)
+        if len(contest.tasks) > 1:
+            overall = contest.improvement(first, other, *contest.tasks)
+            if overall is not None:
+                where = f"average over {len(contest.tasks)} tasks"
+                yield _sentence(overall, first, other, where)
+
+
+def _pair(contest: Contest, first: str, second: str, task: str, details) -> Finding:
+    counts = len(contest.scores(first, task)), len(contest.scores(second, task))
+    if min(counts) < 2:
+        runs = f"{counts[0]} and {counts[1]} finished runs"
+        return Finding("undecided", f"{first} and {second} cannot be compared on {task}: {runs}.")
+    found = contest.improvement(first, second, task)
+    sides = [contest.summary(name, task) for name in (first, second)]
+    ours, theirs = (interval(side[0].iqm) for side in sides)
+    if len({*contest.scores(first, task), *contest.scores(second, task)}) == 1:
+        text = f"{first} and {second} end alike on {task}: every run at {ours.split()[0]}."
+        return Finding("undecided", text, details(first, second, task))
+    more = f"Interquartile means: {ours} against {theirs}; {counts[0]} and {counts[1]} runs."
+    return _sentence(found, first, second, task, f"{more} {details(first, second, task)}".strip())
+
+
+def _sentence(found: Improvement, first: str, second: str, task: str, more: str = "") -> Finding:
+    chance = interval(found.probability, digits=2)
+    text = VERDICTS[found.verdict].format(first=first, second=second, task=task, chance=chance)
+    if found.verdict == "undecided" and not found.probability.low <= 0.5 <= found.probability.high:
+        text += f"; that so few runs fall so by chance has p = {found.p_value:.2g}"
+    return Finding(found.verdict, f"{text}.", more)
+
+
+def _sooner(results: Results, contest: Contest, first: str, second: str, task: str) -> str:
+    """When both mean learning curves reach the end of the second's."""
+    sides = [[run.curve for run in contest.runs[name, task]] for name in (first, second)]
+    ours, theirs = (curves.over_seeds(side, 2, repetitions=2) for side in sides)
+    if ours is None or theirs is None:
+        return ""
+    target = float(theirs.mean[-1])
+    aim = f"{second} trains to a mean return of {number(target)}"
+    if not np.isfinite(ours.reaches(target)):
+        return f"{aim}, which {first} does not reach within {number(ours.at[-1])} steps."
+    said = [_within(ours.reaches(target), theirs.reaches(target), "steps")]
+    if results.seconds_count:
+        ours, theirs = (curves.over_seeds(side, 2, seconds=True, repetitions=2) for side in sides)
+        said.append(_within(ours.reaches(target), theirs.reaches(target), "s"))
+    return f"{aim}; {_there(first, said)}."
+
+
+def _there(first: str, said: Sequence[str]) -> str:
+    return f"{first} gets there in {' and '.join(said)}"
+
+
+def _within(ours: float, theirs: float, unit: str) -> str:
+    ratio = f" ({ours / theirs:.2f} times)" if theirs > 0 else ""
+    return f"{_rounded(ours)} {unit} against {_rounded(theirs)}{ratio}"
+
+
+def _rounded(value: float) -> str:
+    return number(round(value) if value >= 100 else value)
+
+
+def _cheaper(
+    results: Results, first: str, second: str, sides: Sequence[Sequence[Run]], target: float
+) -> str:
+    """What the target takes, and a step."""
+    axes = [(STEPS, "steps")] + ([(SECONDS, "s")] if results.seconds_count else [])
+    said = []
+    for x, unit in axes:
+        ours, theirs = (first_reaching(side, x, target) for side in sides)
+        if np.isfinite(ours) and np.isfinite(theirs):
+            said.append(_within(ours, theirs, unit))
+    text = f"Test loss {number(target)}: {_there(first, said)}." if said else ""
+    step, their_step = (np.median([run.step_seconds for run in side]) for side in sides)
+    if results.seconds_count and np.isfinite([step, their_step]).all() and their_step > 0:
+        text += f" A step takes {step / their_step:.2f} times as long as one of {second}."
+    return text.strip()
+
+
+def _bounds(results: Results) -> Iterator[Finding]:
+    """How the KL of the updates keeps to its bound."""
+    for name in results.names:
+        runs = [run for task in results.tasks for run in results.select(name, task)]
+        excess = [
+            value / run.diagnostics["kl_bound"]
+            for run in runs
+            if run.diagnostics.get("kl_bound")
+            for _, value in run.diagnostics.get("kl", ())
+            if value is not None and np.isfinite(value)
+        ]
+        if not excess:
+            continue
+        over = sum(ratio > 1 for ratio in excess)
+        largest = f"the largest at {max(excess):.2f} times it"
+        if over:
+            text = f"{name}'s KL is above its bound in {over:,} of {len(excess):,} logged updates"
+        else:
+            text = f"{name}'s KL keeps to its bound in all {len(excess):,} logged updates"
+        yield Finding(NOTE, f"{text}, {largest}.")

@@ -1,0 +1,91 @@
+"""The runs of a comparison of optimizers, and what does not apply."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import chain, product
+
+from classification import session
+from common import settings
+
+from comparison import files, optimizer_run, rates
+from comparison.job import Job, compare_command
+from comparison.optimizer_options import OptimizerRun, Optimizers, Training
+from npg import optim
+from npg.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An optimizer that does not apply to a task.
+
+    Attributes:
+        name: Of the optimizer.
+        task: Data and model.
+        reason: In the optimizer's words.
+    """
+
+    name: str
+    task: str
+    reason: str
+
+
+def plan(options: Optimizers) -> tuple[list[Job], list[Refusal]]:
+    """Lists the runs; whatever can be seen to be wrong is said before the first one starts.
+
+    Args:
+        options: Of the comparison.
+
+    Returns:
+        The runs, seed by seed, so that an unfinished comparison has something of everything; and
+        what is not run, since the optimizer refuses the model.
+
+    Raises:
+        ConfigurationError: If a name or a number cannot be used, or data are missing.
+    """
+    optimizer_run.check(options)
+    settings.at_least(options, 1, "rates", "seeds", "jobs")
+    for option in ("data", "models", "optimizers"):
+        if not getattr(options, option):
+            raise ConfigurationError(f"{option} is empty: name one at least")
+    swept = {name: rates.swept(name, options.rates) for name in _names(options.optimizers)}
+    shared = {field.name: getattr(options, field.name) for field in fields(Training)}
+    applicable: list[OptimizerRun] = []
+    refused: list[Refusal] = []
+    for data in dict.fromkeys(options.data):
+        runs = [
+            OptimizerRun(optimizer=name, data=data, model=model, **shared)
+            for model, name in product(dict.fromkeys(options.models), swept)
+        ]
+        refusals = list(_refusals(runs))
+        told = {(refusal.name, refusal.task) for refusal in refusals}
+        applicable += [run for run in runs if (run.optimizer, run.task) not in told]
+        refused += refusals
+    jobs = [
+        _job(options, replace(run, rate=rate, seed=seed))
+        for seed, run in product(range(options.seeds), applicable)
+        for rate in swept[run.optimizer]
+    ]
+    return jobs, refused
+
+
+def _names(given: Sequence[str]) -> list[str]:
+    """Returns the optimizers that are meant, each once."""
+    meant = [optim.names() if name == "all" else [name] for name in given]
+    return list(dict.fromkeys(chain.from_iterable(meant)))
+
+
+def _refusals(runs: Sequence[OptimizerRun]) -> Iterator[Refusal]:
+    """Builds each of some runs on the same data; yields those that cannot be."""
+    samples = session.load(optimizer_run.for_classify(runs[0]))
+    for run in runs:
+        try:
+            session.build(optimizer_run.for_classify(run), samples)
+        except ConfigurationError as error:
+            yield Refusal(run.optimizer, run.task, str(error))
+
+
+def _job(options: Optimizers, run: OptimizerRun) -> Job:
+    name = files.run_name(run.optimizer, run.task, run.seed, f"{run.rate:g}")
+    directory = options.output / files.RUNS / name
+    words = [*optimizer_run.words(run), "--output", directory]
+    return Job(name, compare_command(*words), directory, optimizer_run.about(run))

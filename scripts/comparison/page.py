@@ -1,0 +1,86 @@
+"""The report: one HTML file that needs nothing else, its pictures, and all numbers as CSV."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from common.files import replacing
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from rich.progress import track
+
+from comparison import agent_sections, contest, findings, optimizer_sections, shared_sections
+from comparison.intervals import REPETITIONS
+from comparison.layout import Section
+from comparison.plots import Drawer
+from comparison.results import FAILED, MISSING, Results, write_csv
+
+PAGE, CSV, PLOTS = "report.html", "results.csv", "plots"
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write(
+    results: Results,
+    directory: Path,
+    repetitions: int = REPETITIONS,
+    target: float | None = None,
+) -> Path:
+    """Writes report.html, results.csv and plots/ into a comparison's directory.
+
+    Args:
+        results: What ran; complete or not.
+        directory: Where to write.
+        repetitions: Bootstrap resamples; more give steadier last digits and take longer.
+        target: Optimizers: the test loss whose reaching is timed. None takes the median final
+            loss of the optimizer that ends highest.
+
+    Returns:
+        The page.
+    """
+    drawer = Drawer(directory / PLOTS)
+    if not any(run.finished for run in results.runs):
+        sections: Iterable[Section] = _nothing_finished(results)
+    elif results.kind == "agent":
+        of_agents = contest.of_agents(results, repetitions)
+        sections = agent_sections.sections(results, of_agents, drawer)
+    else:
+        of_optimizers = contest.of_optimizers(results, repetitions)
+        sections = optimizer_sections.sections(results, of_optimizers, drawer, target)
+    drawn = list(track(sections, "report", total=8, transient=True))
+    write_csv(results, directory / CSV)
+    page = directory / PAGE
+    with replacing(page) as temporary:
+        temporary.write_text(_rendered(results, drawn, repetitions), encoding="utf-8")
+    return page
+
+
+def _nothing_finished(results: Results) -> list[Section]:
+    found = list(findings.unfinished(results))
+    return [
+        Section("Findings", "findings", ["No run has finished yet."], findings=found),
+        shared_sections.runs(results),
+        shared_sections.settings(results),
+    ]
+
+
+def _rendered(results: Results, sections: list[Section], repetitions: int) -> str:
+    # Everything that a run says goes through autoescape; what is marked safe, this project wrote.
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = Markup
+    counts = {
+        "finished": sum(run.finished for run in results.runs),
+        FAILED: len(results.with_status(FAILED)),
+        MISSING: len(results.with_status(MISSING)),
+    }
+    return environment.get_template("report.html").render(
+        results=results,
+        sections=sections,
+        counts={status: count for status, count in counts.items() if count},
+        repetitions=repetitions,
+        no_seconds=shared_sections.NO_SECONDS,
+    )

@@ -1,0 +1,270 @@
+"""The runs of a comparison as they lie on the disk: finished, failed and missing ones."""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from common.files import replacing
+
+from comparison.files import PROGRESS, RESULT, RUNS
+from comparison.rates import DIVERGED
+from comparison.record import FILE as COMPARISON
+from npg.errors import ConfigurationError
+
+FINISHED, FAILED, MISSING = "finished", "failed", "missing"
+CSV_COLUMNS = ("name", "task", "seed", "rate", "status", "quantity", "steps", "seconds", "value")
+Curve = Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run; what its kind does not have keeps the default.
+
+    Attributes:
+        directory: Name of its directory below runs/.
+        name: Of the agent or the optimizer.
+        task: Environment, or data and model.
+        seed: None where the run is missing and its name does not say.
+        status: finished, failed or missing.
+        rate: Learning rate of an optimizer; None for its default.
+        error: Last lines of the traceback, or why there is no result.
+        command: What repeats the run.
+        seconds: Of training alone.
+        curve: Agents: steps, seconds, mean return of the last training episodes. Optimizers:
+            steps, seconds, training loss.
+        evaluations: Optimizers: steps, seconds, test loss, test metric.
+        final: Agents: returns of deterministic episodes. Optimizers: the metric.
+        final_loss: Optimizers: on the training set.
+        diagnostics: Curves of steps and values by name, and `kl_bound`, a number.
+    """
+
+    directory: str
+    name: str
+    task: str
+    seed: int | None
+    status: str
+    rate: float | None = None
+    error: str = ""
+    command: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+    steps: int = 0
+    seconds: float = math.nan
+    num_envs: int | None = None
+    threads: int | None = None
+    curve: Curve = ()
+    final: Sequence[float] = ()
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
+    step_seconds: float = math.nan
+    peak_memory_mb: float = math.nan
+    evaluations: Curve = ()
+    metric: str = "metric"
+    larger_is_better: bool = True
+    final_loss: float = math.nan
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.status == FINISHED
+
+    @property
+    def diverged(self) -> bool:
+        """Whether an optimizer's numbers left the finite ones."""
+        return self.error.startswith(DIVERGED)
+
+    @property
+    def score(self) -> float:
+        """Mean of `final`; NaN where there is none."""
+        return sum(self.final) / len(self.final) if self.final else math.nan
+
+    @property
+    def test_loss(self) -> float:
+        """The last test loss; NaN where there is none."""
+        return self.evaluations[-1][2] if self.evaluations else math.nan
+
+
+@dataclass(frozen=True)
+class Results:
+    """A comparison.
+
+    Attributes:
+        kind: agent or optimizer.
+        about: What comparison.json says.
+        runs: In the order in which they were planned.
+    """
+
+    kind: str
+    about: Mapping[str, Any]
+    runs: Sequence[Run]
+
+    @property
+    def names(self) -> list[str]:
+        """Agents or optimizers, in the order in which they were named."""
+        return list(dict.fromkeys(run.name for run in self.runs))
+
+    @property
+    def tasks(self) -> list[str]:
+        """Environments, or pairs of data and model."""
+        return list(dict.fromkeys(run.task for run in self.runs))
+
+    @property
+    def seconds_count(self) -> bool:
+        """Whether every run had the cores that its threads want, so that seconds compare."""
+        return bool(self.about.get("wall_clock_counts", False))
+
+    def select(self, name: str, task: str) -> list[Run]:
+        """Returns the finished runs of one name on one task."""
+        return [run for run in self.planned(name, task) if run.finished]
+
+    def planned(self, name: str, task: str) -> list[Run]:
+        """Returns all runs of one name on one task."""
+        return [run for run in self.runs if (run.name, run.task) == (name, task)]
+
+    def with_status(self, status: str) -> list[Run]:
+        """Returns the runs that ended in one way."""
+        return [run for run in self.runs if run.status == status]
+
+
+def load(directory: Path) -> Results:
+    """Reads a comparison, complete or not.
+
+    Args:
+        directory: With comparison.json and runs/.
+
+    Returns:
+        Every planned run and every run found, the unreadable ones as failed.
+
+    Raises:
+        ConfigurationError: If the directory holds no comparison, or one of unknown kind.
+    """
+    path = directory / COMPARISON
+    try:
+        about = _read(path)
+        kind = about["kind"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigurationError(
+            f"{directory} holds no comparison ({path.name}: {error}); start one with "
+            "`compare.py agents` or `compare.py optimizers`"
+        ) from error
+    if kind not in ("agent", "optimizer"):
+        raise ConfigurationError(f"{path}: kind must be agent or optimizer, got {kind!r}")
+    found = {p.parent.name: p for p in sorted((directory / RUNS).glob(f"*/{RESULT}"))}
+    planned = list(dict.fromkeys([*about.get("planned", []), *found]))
+    read = {name: _run(name, path) for name, path in found.items()}
+    runs = [
+        read[name] if name in read else _missing(name, directory, kind, list(read.values()))
+        for name in planned
+    ]
+    return Results(kind, about, runs)
+
+
+def write_csv(results: Results, path: Path) -> None:
+    """Writes all numbers in tidy form: one row per run, quantity and point.
+
+    A run without numbers has one row, without quantity, so that none is lost.
+
+    Args:
+        results: What to write.
+        path: The file.
+    """
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(CSV_COLUMNS)
+        for run in results.runs:
+            rate = "" if run.rate is None else run.rate
+            about = (run.name, run.task, run.seed, rate, run.status)
+            rows = list(_quantities(run, results.kind)) or [("", "", "", "")]
+            writer.writerows([*about, *row] for row in rows)
+
+
+def _quantities(run: Run, kind: str) -> Iterator[tuple[object, ...]]:
+    """The rows of a run: quantity, steps, seconds, value."""
+    end = run.steps, run.seconds
+    agent = kind == "agent"
+    curve = "training_return" if agent else "training_loss"
+    yield from ((curve, *point) for point in run.curve)
+    for steps, seconds, loss, metric in run.evaluations:
+        yield "test_loss", steps, seconds, loss
+        yield f"test_{run.metric}", steps, seconds, metric
+    yield from (("final_return" if agent else run.metric, *end, value) for value in run.final)
+    for name in ("step_seconds", "peak_memory_mb", "final_loss"):
+        if math.isfinite(getattr(run, name)):
+            yield name, *end, getattr(run, name)
+    for name, points in run.diagnostics.items():
+        if isinstance(points, list):
+            yield from ((name, steps, "", value) for steps, value in points)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return content
+
+
+def _run(directory: str, path: Path) -> Run:
+    known = {f.name for f in fields(Run)} - {"directory"}
+    try:
+        content = {k: v for k, v in _read(path).items() if k in known}
+        required = {key: content.pop(key) for key in ("name", "task", "seed", "status")}
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"{RESULT} cannot be read: {type(error).__name__}: {error}"
+        return Run(directory, directory, "unknown", None, FAILED, error=reason)
+    # null stands for a number that is none, or for what was not measured.
+    content = {k: v for k, v in content.items() if v is not None or k in ("rate", "preset")}
+    for name in ("curve", "evaluations"):
+        content[name] = [[_number(x) for x in point] for point in content.get(name, ())]
+    content["final"] = [_number(x) for x in content.get("final", ())]
+    return Run(directory, **required, **content)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _missing(directory: str, root: Path, kind: str, others: Sequence[Run]) -> Run:
+    """A run without result; name, task and seed are those that the directory's name tells."""
+    words = directory.split("_")
+    rate = None
+    if kind == "optimizer" and len(words) > 3:
+        rate = _as(float, words[-1])
+        words = words[:-1] if rate is not None else words
+    seed = _as(int, words[-1])
+    rest = "_".join(words[:-1] if seed is not None else words)
+    names = {_slug(run.name): run.name for run in others}
+    slug = max((s for s in names if rest.startswith(f"{s}_")), key=len, default=rest.split("_")[0])
+    task = rest.removeprefix(f"{slug}_")
+    tasks = {_slug(run.task): run.task for run in others}
+    return Run(
+        directory,
+        names.get(slug, slug),
+        tasks.get(task, task),
+        seed,
+        MISSING,
+        rate,
+        error=_how_far(root / RUNS / directory / PROGRESS),
+    )
+
+
+def _how_far(progress: Path) -> str:
+    try:
+        return f"no result yet; it had come to step {int(_read(progress)['steps']):,}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "not run yet"
+
+
+def _slug(name: str) -> str:
+    """As :func:`comparison.files.run_name` has it."""
+    return re.sub(r"[^\w.+-]", "-", name)
+
+
+def _as(kind: type, word: str) -> Any:
+    try:
+        return kind(word)
+    except ValueError:
+        return None

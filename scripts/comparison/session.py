@@ -1,0 +1,84 @@
+"""A comparison from its runs to its page, of agents and of optimizers alike."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.report import command, print_places
+
+from comparison import files, record
+from comparison.job import Job
+from comparison.lock import locked
+from comparison.runner import run_all
+from comparison.table import LiveTable
+from npg.errors import ConfigurationError
+
+
+def compare(
+    jobs: Sequence[Job],
+    directory: Path,
+    kind: str,
+    at_once: int,
+    settings: Mapping[str, Any],
+    score: str,
+    retry_failed: bool = False,
+    refused: Sequence[Mapping[str, str]] = (),
+) -> int:
+    """Makes the runs that are missing, and the page of all.
+
+    Args:
+        jobs: The runs.
+        directory: Of the comparison; made if it is not there, continued if it is.
+        kind: "agent" or "optimizer".
+        at_once: Processes at a time.
+        settings: What all runs share, and what a continued comparison may not change.
+        score: What the table calls the runs' score.
+        retry_failed: Makes runs again that failed earlier.
+        refused: Name, task and reason of what does not apply and is not run.
+
+    Returns:
+        The exit code: 0, or 1 if a run failed, or 128 + n after signal n.
+
+    Raises:
+        ConfigurationError: If another comparison works in the directory, or one with other
+            settings is kept there.
+    """
+    again = command("compare.py", *sys.argv[1:])
+    check_page()
+    with locked(directory):
+        record.begin(directory, kind, again, at_once, settings, [job.name for job in jobs], refused)
+        table = LiveTable(jobs, f"{len(jobs)} runs, {at_once} at a time", score)
+        outcome = run_all(jobs, at_once, table, retry_failed)
+        places: dict[str, object] = {
+            "report": write_page(directory),
+            "runs": directory / files.RUNS,
+        }
+    if outcome.failed:
+        places["failed"] = ", ".join(outcome.failed)
+        places["try them again"] = f"{again} --retry-failed"
+    if outcome.interrupted is not None:
+        places["continue with"] = again
+    print_places("interrupted" if outcome.interrupted else "compared", places)
+    return outcome.exit_code
+
+
+def write_page(directory: Path) -> Path:
+    """Writes the page of a comparison from the runs that are there; returns its file."""
+    from comparison import page, results
+
+    return page.write(results.load(directory), directory)
+
+
+def check_page() -> None:
+    """Refuses to begin where the page could not be written at the end.
+
+    Raises:
+        ConfigurationError: If a package for it is not installed.
+    """
+    try:
+        from comparison import page  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"the report cannot be written ({error}): pip install .[compare]"
+        ) from error

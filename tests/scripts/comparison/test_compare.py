@@ -1,0 +1,133 @@
+"""compare.py from the command line."""
+
+import json
+import sys
+
+import pytest
+from compare import main
+from comparison import record, session
+
+from tests.scripts.comparison import fake
+
+CRASHING = '''
+"""CartPole that breaks in one seed."""
+
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+
+class Crashing(CartPoleEnv):
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.seed, self.steps = seed, 0
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        self.steps += 1
+        if self.seed == 1 and self.steps == 100:
+            raise RuntimeError("the simulator broke at step 100")
+        return super().step(action)
+
+
+gym.register("Crashing-v0", entry_point=Crashing, max_episode_steps=50)
+'''
+
+
+def words(output, *more, agents="trpo", envs="CartPole-v1"):
+    said = f"agents --envs {envs} --agents {agents} --output {output}"
+    return [*said.split(), *map(str, more)]
+
+
+def test_an_environment_that_breaks_in_one_seed(tmp_path, monkeypatch, capsys):
+    """One run is recorded as failed, the other one is as it should be."""
+    (tmp_path / "crashing.py").write_text(CRASHING)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    written = []  # drawing takes long, and is tested elsewhere
+    monkeypatch.setattr(session, "write_page", lambda path: written.append(path) or path)
+    preset = tmp_path / "tiny.yml"
+    preset.write_text("crashing:Crashing-v0: {arguments: {n_steps: 64}}\n")
+    output = tmp_path / "report"
+    arguments = words(output, "--total-timesteps", 128, "--preset", preset, "--jobs", 2,
+                      envs="crashing:Crashing-v0")  # fmt: skip
+    assert main([*arguments, "--seeds", "2"]) == 1
+    whole, broken = (
+        json.loads((output / "runs" / f"trpo_crashing-Crashing-v0_{seed}/result.json").read_text())
+        for seed in range(2)
+    )
+    assert (whole["status"], whole["steps"], len(whole["final"])) == ("finished", 128, 20)
+    assert broken["status"] == "failed"
+    assert "RuntimeError: the simulator broke at step 100" in broken["error"]
+    assert broken["command"].endswith(
+        "compare.py agent trpo crashing:Crashing-v0 --seed 1 --total-timesteps 128 "
+        f"--preset {preset}"
+    )
+    text = capsys.readouterr().out
+    assert "trpo_crashing-Crashing-v0_1 failed" in text
+    assert "--retry-failed" in text
+    record = json.loads((output / "comparison.json").read_text())
+    assert record["planned"] == [f"trpo_crashing-Crashing-v0_{seed}" for seed in range(2)]
+    assert record["wall_clock_counts"] is (record["machine"]["cores"] >= 2)
+    assert written == [output]
+
+
+def test_the_page_of_a_failed_run(tmp_path, capsys):
+    record.begin(tmp_path, "agent", "command", 1, {"steps": 100}, ["fake_task_0", "fake_task_1"])
+    fake.run([fake.job(tmp_path, 1, "raise ValueError('the simulator broke')")])
+    assert main(["report", str(tmp_path)]) == 0
+    assert str(tmp_path / "report.html") in "".join(capsys.readouterr().out.split())
+    text = (tmp_path / "report.html").read_text()
+    assert "the simulator broke" in text
+    assert "fake_task_0" in text  # which is missing
+
+
+def test_a_page_of_what_is_no_comparison(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no comparison" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--seeds", "0"], "seeds must be at least 1, got 0"),
+        (["--jobs", "0"], "jobs must be at least 1, got 0"),
+        (["--total-timesteps", "0"], "total_timesteps must be at least 1"),
+        (["--agents", "trpo", "sb3:tpro"], "there is no agent 'sb3:tpro': sb3 has"),
+        (["--agents"], "agents is empty"),
+        (["--agents", "nowhere_at_all:PPO"], "No module named 'nowhere_at_all'"),
+        (["--envs", "CartPole-v1", "Carpole-v1"], "there is no environment 'Carpole-v1'"),
+        (["--envs", "nowhere_at_all:X-v0"], "there is no environment 'nowhere_at_all:X-v0'"),
+        (["--preset", "nowhere.yml"], "no preset file"),
+        (["--agents", "sb3:ppo", "--preset", "rl_zoo_trpo.yml"], "sb3:ppo does not take"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_runs(tmp_path, capsys, more, message):
+    output = tmp_path / "report"
+    assert main([*words(output), *more]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not output.exists()
+
+
+def test_a_second_comparison_in_the_directory(tmp_path, capsys):
+    from comparison.lock import locked
+
+    with locked(tmp_path):
+        assert main(words(tmp_path)) == 2
+    assert "another comparison" in capsys.readouterr().err
+    assert not (tmp_path / "comparison.json").exists()
+
+
+def test_an_agent_without_a_preset_is_named(tmp_path, capsys):
+    from comparison.agents import plan
+    from comparison.options import Agents
+
+    jobs = plan(Agents(("CartPole-v1",), ("sb3:dqn", "npg", "npg"), seeds=2, output=tmp_path))
+    assert [job.name for job in jobs] == [
+        "sb3-dqn_CartPole-v1_0",
+        "npg_CartPole-v1_0",
+        "sb3-dqn_CartPole-v1_1",
+        "npg_CartPole-v1_1",
+    ]
+    notes = capsys.readouterr().err.splitlines()
+    assert notes[0] == "note: sb3:dqn has no preset for CartPole-v1: it runs with its defaults"
+    assert len(notes) == 2

@@ -1,0 +1,82 @@
+"""comparison.json, and who may write into a directory."""
+
+import json
+import os
+
+import pytest
+from comparison import record
+from comparison.lock import locked
+
+from npg.errors import ConfigurationError
+
+
+def begin(directory, at_once=1, planned=("a_x_0",), **settings):
+    settings = {"steps": 100, **settings}
+    record.begin(directory, "agent", "command", at_once, settings, planned)
+    return json.loads((directory / "comparison.json").read_text())
+
+
+def finish(directory):
+    (directory / "runs" / "a_x_0").mkdir(parents=True)
+    (directory / "runs" / "a_x_0" / "result.json").write_text("{}")
+
+
+def test_what_it_says(tmp_path):
+    written = begin(tmp_path)
+    assert written["kind"] == "agent"
+    assert written["steps"] == 100
+    assert written["machine"]["cores"] == os.cpu_count()
+    assert {"python", "torch", "stable-baselines3"} <= set(written["versions"])
+    assert written["threads"] == 1
+
+
+def test_runs_are_added(tmp_path):
+    first = begin(tmp_path)
+    second = begin(tmp_path, planned=("a_x_0", "b_x_0"))
+    assert second["planned"] == ["a_x_0", "b_x_0"]
+    assert second["started"] == first["started"]
+    assert begin(tmp_path)["planned"] == ["a_x_0", "b_x_0"]
+
+
+def test_another_budget_needs_another_directory(tmp_path):
+    begin(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"with steps 100, this one has 200.*--output"):
+        begin(tmp_path, steps=200)
+    assert json.loads((tmp_path / "comparison.json").read_text())["steps"] == 100
+
+
+def test_seconds_count_only_where_every_run_had_a_core(tmp_path):
+    cores = os.cpu_count()
+    assert begin(tmp_path, at_once=cores)["wall_clock_counts"] is True
+    assert begin(tmp_path, at_once=cores + 1)["wall_clock_counts"] is False
+    assert begin(tmp_path, at_once=cores)["wall_clock_counts"] is True  # nothing ran meanwhile
+    begin(tmp_path, at_once=cores + 1)
+    finish(tmp_path)
+    assert begin(tmp_path, at_once=cores)["wall_clock_counts"] is False
+
+
+def test_two_comparisons_in_one_directory(tmp_path):
+    """A lock of the same process counts, too: it belongs to the open file."""
+    with (
+        locked(tmp_path),
+        pytest.raises(ConfigurationError, match=rf"process {os.getpid()}.*--output"),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_stale_lock_is_taken_over(tmp_path):
+    (tmp_path / ".lock").write_text("99999999\n")
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_directory_that_is_a_file(tmp_path):
+    (tmp_path / "report").write_text("")
+    with (
+        pytest.raises(ConfigurationError, match=r"cannot be written to.*--output"),
+        locked(tmp_path / "report"),
+    ):
+        pass

@@ -1,0 +1,112 @@
+"""Comparisons are read whole, with what failed and what is missing."""
+
+import csv
+import json
+
+import pytest
+from comparison import results
+from comparison.results import CSV_COLUMNS, load, write_csv
+
+from npg.errors import ConfigurationError
+from tests.scripts.comparison.synthetic import about, agent_run, agents, optimizer_run, save
+
+
+def rows(directory):
+    write_csv(load(directory), directory / "results.csv")
+    with (directory / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class TestLoad:
+    def test_every_planned_run_is_there_in_order(self, tmp_path):
+        found = load(agents(tmp_path))
+        planned = json.loads((tmp_path / "comparison.json").read_text())["planned"]
+        assert [run.directory for run in found.runs] == planned
+        assert found.names == ["trpo", "sb3-contrib:trpo", "sb3:ppo", "agents_of_mine:Agent"]
+        assert len(found.with_status(results.FAILED)) == len(found.with_status("missing")) == 1
+        assert len(found.select("trpo", "Hopper-v5")) == 5
+
+    @pytest.mark.parametrize(
+        ("directory", "name", "task", "seed"),
+        [
+            ("sb3-ppo_Hopper-v5_3", "sb3:ppo", "Hopper-v5", 3),
+            ("my_agent_Hopper-v5_0", "my_agent", "Hopper-v5", 0),
+            ("unseen_Ant_v5_1", "unseen", "Ant_v5", 1),
+            ("nothing", "nothing", "nothing", None),
+        ],
+    )
+    def test_missing_run_is_told_by_its_name(self, tmp_path, directory, name, task, seed):
+        known = {f"{n}_Hopper-v5_9": agent_run(n, "Hopper-v5", 9, [1.0]) for n in ("my_agent",)}
+        known["sb3-ppo_Hopper-v5_9"] = agent_run("sb3:ppo", "Hopper-v5", 9, [1.0])
+        run = load(save(tmp_path, {directory: None, **known})).runs[0]
+        assert (run.status, run.name, run.task, run.seed) == ("missing", name, task, seed)
+        assert run.error == "not run yet"
+
+    def test_missing_run_of_an_optimizer_has_its_rate(self, tmp_path):
+        run = optimizer_run("kfac", "digits-mlp", 0, 0.1, [1.0])
+        found = load(save(tmp_path, {"kfac_digits-mlp_0_0.1": run, "kfac_digits-mlp_1_0.1": None}))
+        assert (found.runs[1].seed, found.runs[1].rate) == (1, 0.1)
+
+    def test_killed_run_says_how_far_it_came(self, tmp_path):
+        save(tmp_path, {"a_E_0": agent_run("a", "E", 0, [1.0]), "a_E_1": None})
+        (tmp_path / "runs/a_E_1/progress.json").write_text('{"steps": 12000, "seconds": 3.0}')
+        assert load(tmp_path).runs[1].error == "no result yet; it had come to step 12,000"
+
+    def test_half_written_result_is_a_failed_run(self, tmp_path):
+        save(tmp_path, {"a_E_0": agent_run("a", "E", 0, [1.0]), "a_E_1": None})
+        (tmp_path / "runs/a_E_1/result.json").write_text('{"name": "a", "task":')
+        found = load(tmp_path)
+        assert [run.status for run in found.runs] == ["finished", "failed"]
+        assert "cannot be read" in found.runs[1].error
+
+    def test_run_that_nobody_planned_is_there_too(self, tmp_path):
+        save(tmp_path, {"a_E_0": agent_run("a", "E", 0, [1.0])})
+        (tmp_path / "comparison.json").write_text(json.dumps(about("agent", [])))
+        assert len(load(tmp_path).runs) == 1
+
+    def test_unknown_keys_and_nulls_do_no_harm(self, tmp_path):
+        run = agent_run("a", "E", 0, [1.0, None], [[1, 2.0, None]], from_the_future=1, preset=None)
+        loaded = load(save(tmp_path, {"a_E_0": run})).runs[0]
+        assert loaded.preset is None
+        assert loaded.curve[0][2] != loaded.curve[0][2]
+
+    @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"kind": "cars"}'])
+    def test_no_comparison(self, tmp_path, content):
+        if content is not None:
+            (tmp_path / "comparison.json").write_text(content)
+        with pytest.raises(ConfigurationError, match=r"comparison\.json"):
+            load(tmp_path)
+
+
+class TestCsv:
+    def test_one_row_a_quantity_and_point(self, tmp_path):
+        run = agent_run("a", "E", 0, [3.0, 4.0], diagnostics={"kl": [[50, 0.25]], "kl_bound": 1})
+        table = rows(save(tmp_path, {"a_E_0": run}))
+        assert tuple(table[0]) == CSV_COLUMNS
+        found = [(r["quantity"], r["steps"], r["seconds"], r["value"]) for r in table]
+        assert found == [
+            ("training_return", "100.0", "1.0", "0.0"),
+            ("training_return", "200.0", "2.0", "10.0"),
+            ("final_return", "200", "2.0", "3.0"),
+            ("final_return", "200", "2.0", "4.0"),
+            ("kl", "50", "", "0.25"),
+        ]
+
+    def test_optimizers_have_their_rate(self, tmp_path):
+        table = rows(save(tmp_path, {"x": optimizer_run("kfac", "digits-mlp", 0, 0.1, [2.0, 1.0])}))
+        assert {row["rate"] for row in table} == {"0.1"}
+        losses = [float(r["value"]) for r in table if r["quantity"] == "test_loss"]
+        assert losses == [2.0, 1.0]
+        quantities = {row["quantity"] for row in table}
+        assert quantities >= {"training_loss", "test_accuracy", "accuracy", "step_seconds"}
+
+    def test_no_run_is_lost(self, tmp_path):
+        table = rows(agents(tmp_path))
+        runs = {(row["name"], row["task"], row["seed"]) for row in table}
+        assert len(runs) == 40
+        lost = [row for row in table if row["status"] != "finished"]
+        assert [row["quantity"] for row in lost] == ["", ""]
+
+    def test_nothing_else_is_left_behind(self, tmp_path):
+        rows(save(tmp_path, {"a": agent_run("a", "E", 0, [1.0])}))
+        assert {p.name for p in tmp_path.iterdir()} == {"comparison.json", "runs", "results.csv"}
