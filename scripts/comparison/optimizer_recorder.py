@@ -67,7 +67,7 @@ class Recorder(Loop):
         with self.memory.paused():
             super().evaluate()
         progress = self.run.progress
-        loss, merit = self.evaluation.values()
+        loss, merit = self.evaluation["loss"], self.evaluation[self.run.task.metric]
         self.evaluations.append((progress.step, progress.seconds, loss, merit))
 
     def figures(self) -> dict[str, Any]:
