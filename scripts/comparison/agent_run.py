@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from common.failures import configuration_errors
 from common.report import command
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -110,8 +111,17 @@ def build(agent: Agent, env_id: str, seed: int, preset: Preset) -> BaseAlgorithm
                 norm_reward=preset.normalize_reward,
                 gamma=gamma,
             )
-    policy = policy_for(env.observation_space)
+    policy = _policy(agent, env.observation_space)
     return agent.kind(policy, env, seed=seed, device="cpu", **arguments)
+
+
+def _policy(agent: Agent, space: spaces.Space) -> str:
+    """Returns the policy that observations ask for, by the agent's name for it: MlpLstmPolicy."""
+    usual = policy_for(space)
+    if usual in agent.kind.policy_aliases:
+        return usual
+    kind = usual.removesuffix("Policy")
+    return next((name for name in agent.kind.policy_aliases if name.startswith(kind)), usual)
 
 
 def evaluate(

@@ -22,10 +22,16 @@ def locked(directory: Path) -> Iterator[None]:
         Nothing.
 
     Raises:
-        ConfigurationError: If another comparison holds it.
+        ConfigurationError: If another comparison holds it, or the directory cannot be written to.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / LOCK, "a+") as file:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / LOCK, "a+")  # noqa: SIM115 - a context below
+    except OSError as error:
+        raise ConfigurationError(
+            f"{directory} cannot be written to ({error}): choose another --output"
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

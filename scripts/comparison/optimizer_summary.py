@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from statistics import fmean, median, stdev
 from types import SimpleNamespace
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -13,9 +12,9 @@ from comparison import rates
 from comparison.job import Job
 
 NOTE = (
-    "rate: that of the lowest loss on the training set at the end, the mean over seeds; * the first "
-    "or the last one tried. ±: deviation over seeds. spread: highest such mean over the lowest, of "
-    "the rates that got through. ms: of a step, median. failed: diverged ones included."
+    "rate: that of the lowest loss on the training set at the end, the mean over seeds; * it is "
+    "the first or last one tried. ±: deviation over seeds. spread: highest such mean over the "
+    "lowest, of the rates that got through. ms: of a step, median. failed: diverged ones included."
 )
 
 
@@ -31,9 +30,10 @@ def show(jobs: Sequence[Job], console: Console) -> None:
         here = [run for run in runs if run.task == task]
         names = dict.fromkeys(run.name for run in here)
         metric = next((run.metric for run in here if run.status == "finished"), "metric")
-        table = Table("optimizer", title=task, title_justify="left", box=box.SIMPLE)
+        table = Table(title=task, title_justify="left", box=None, padding=(0, 1, 0, 0))
+        table.add_column("optimizer", no_wrap=True)
         for column in ("rate", "loss", "spread", metric.replace("_", " "), "ms", "MB", "failed"):
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=True)
         for _, cells in sorted(_row([run for run in here if run.name == name]) for name in names):
             table.add_row(*cells)
         console.print(table)
@@ -66,5 +66,5 @@ def _row(runs: Sequence[SimpleNamespace]) -> tuple[float, list[str]]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    deviation = f" ± {stdev(values):.1g}" if len(values) > 1 else ""
-    return f"{fmean(values):.4g}{deviation}"
+    deviation = f"±{stdev(values):.1g}" if len(values) > 1 else ""
+    return f"{fmean(values):.3g}{deviation}"

@@ -89,7 +89,8 @@ def preset_for(agent: Agent, env_id: str, file: str | None = None) -> Preset:
     policy_kwargs = arguments.pop("policy_kwargs", {})
     run = Options(env=env_id, arguments=None, **settings.checked(Options, values, source))
     taken = inspect.signature(agent.kind).parameters
-    unknown = [name for name in arguments if name not in taken]
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    unknown = [] if open_ended else [name for name in arguments if name not in taken]
     if unknown:
         raise ConfigurationError(f"{source}: {agent.name} does not take {', '.join(unknown)}")
     return Preset(

@@ -2,6 +2,8 @@
 
 import io
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from comparison import files
@@ -37,3 +39,11 @@ def run(
     return run_all(jobs, at_once, LiveTable(jobs, "title", "return", console), **options), (
         text.getvalue()
     )
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Waits until something is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)

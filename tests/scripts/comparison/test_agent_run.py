@@ -137,3 +137,22 @@ def test_environments_without_a_preset_of_ours():
     )
     assert model.n_envs == 1
     assert model.get_vec_normalize_env() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("sb3:dqn", 300), ("sb3-contrib:recurrentppo", 64), ("sb3-contrib:ars", 0)]
+)
+def test_peers_of_other_kinds(name, steps, tmp_path):
+    """Off-policy, recurrent, and without gradients: there is a curve and an evaluation of each."""
+    file = tmp_path / "tiny.yml"
+    arguments = {
+        "sb3:dqn": "learning_starts: 50",
+        "sb3-contrib:recurrentppo": "n_steps: 64, n_epochs: 1",
+    }
+    file.write_text(f"CartPole-v1: {{arguments: {{{arguments.get(name, 'n_delta: 2')}}}}}\n")
+    options = AgentRun(name, "CartPole-v1", 0, steps or 200, str(file), tmp_path / "run")
+    assert agent_run.run(options) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["steps"] == (steps or result["steps"])
+    assert result["curve"][-1][0] == result["steps"]
+    assert len(result["final"]) == 20

@@ -2,11 +2,12 @@
 
 import json
 import sys
-from functools import partial
 
 import pytest
 from compare import main
-from comparison import page
+from comparison import record, session
+
+from tests.scripts.comparison import fake
 
 CRASHING = '''
 """CartPole that breaks in one seed."""
@@ -38,11 +39,12 @@ def words(output, *more, agents="trpo", envs="CartPole-v1"):
 
 
 def test_an_environment_that_breaks_in_one_seed(tmp_path, monkeypatch, capsys):
-    """One run is recorded as failed, the other one is as it should be, the page shows both."""
+    """One run is recorded as failed, the other one is as it should be."""
     (tmp_path / "crashing.py").write_text(CRASHING)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(page, "write", partial(page.write, repetitions=50))
+    written = []  # drawing takes long, and is tested elsewhere
+    monkeypatch.setattr(session, "write_page", lambda path: written.append(path) or path)
     preset = tmp_path / "tiny.yml"
     preset.write_text("crashing:Crashing-v0: {arguments: {n_steps: 64}}\n")
     output = tmp_path / "report"
@@ -66,7 +68,17 @@ def test_an_environment_that_breaks_in_one_seed(tmp_path, monkeypatch, capsys):
     record = json.loads((output / "comparison.json").read_text())
     assert record["planned"] == [f"trpo_crashing-Crashing-v0_{seed}" for seed in range(2)]
     assert record["wall_clock_counts"] is (record["machine"]["cores"] >= 2)
-    assert "the simulator broke at step 100" in (output / "report.html").read_text()
+    assert written == [output]
+
+
+def test_the_page_of_a_failed_run(tmp_path, capsys):
+    record.begin(tmp_path, "agent", "command", 1, {"steps": 100}, ["fake_task_0", "fake_task_1"])
+    fake.run([fake.job(tmp_path, 1, "raise ValueError('the simulator broke')")])
+    assert main(["report", str(tmp_path)]) == 0
+    assert str(tmp_path / "report.html") in "".join(capsys.readouterr().out.split())
+    text = (tmp_path / "report.html").read_text()
+    assert "the simulator broke" in text
+    assert "fake_task_0" in text  # which is missing
 
 
 def test_a_page_of_what_is_no_comparison(tmp_path, capsys):

@@ -1,15 +1,11 @@
 """A comparison of optimizers from its options to its record."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from common.failures import Failure
 from comparison import files, optimizer_plan, optimizers
 from comparison.optimizer_options import Optimizers
-
-SCRIPTS = Path(__file__).parents[3] / "scripts"
 
 
 def options(tmp_path, **changes):
@@ -37,18 +33,7 @@ def pretend(chosen, *errors):
         files.write(job.directory / files.RESULT, result)
 
 
-def test_runs_in_processes_of_their_own(tmp_path, monkeypatch, capsys):
-    """compare.py is left out, so that this is about the run that it starts."""
-    start = (
-        "import sys, tyro; from comparison import optimizer_run, optimizer_options as o;"
-        "sys.exit(optimizer_run.run(tyro.cli(o.OptimizerRun)))"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(SCRIPTS))
-    monkeypatch.setattr(
-        optimizer_plan,
-        "compare_command",
-        lambda _, *words: [sys.executable, "-c", start, *map(str, words)],
-    )
+def test_runs_in_processes_of_their_own(tmp_path, capsys):
     chosen = options(tmp_path, optimizers=("sgd", "newton"), models=("mlp",), rates=1)
     assert optimizers.run(chosen) == 0
     directory = tmp_path / "runs" / "sgd_digits-mlp_0_0.05"

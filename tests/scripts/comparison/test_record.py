@@ -71,3 +71,12 @@ def test_a_stale_lock_is_taken_over(tmp_path):
     (tmp_path / ".lock").write_text("99999999\n")
     with locked(tmp_path):
         assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_directory_that_is_a_file(tmp_path):
+    (tmp_path / "report").write_text("")
+    with (
+        pytest.raises(ConfigurationError, match=r"cannot be written to.*--output"),
+        locked(tmp_path / "report"),
+    ):
+        pass

@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from comparison import runner
 
-from tests.scripts.comparison.fake import FINISH, job, run
+from tests.scripts.comparison.fake import FINISH, job, run, wait_for
 
 ROOT = Path(__file__).parents[3]
 CRASH = (
@@ -43,13 +42,6 @@ def is_alive(process: int) -> bool:
     # One that was orphaned may wait for an init process that does not collect it.
     stat = Path(f"/proc/{process}/stat")
     return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
-
-
-def wait_for(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_every_run_is_made_once_on_one_thread(tmp_path):
