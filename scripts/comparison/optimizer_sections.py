@@ -177,7 +177,7 @@ def _costs(
         Column("steps to target", "Of the median run; ∞ if less than half of the runs came to it."),
         Column(seconds_label(results, "seconds to target"), "Likewise, of training alone."),
         Column(seconds_label(results, "ms a step"), "Median."),
-        Column("peak memory / MB", "Of the process."),
+        Column("peak memory / MB", "Of model, optimizer and steps, above libraries and data."),
     ]
     text = [
         "The target is the test loss of the median run of the optimizer that ends highest: all "

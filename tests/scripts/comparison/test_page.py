@@ -141,12 +141,16 @@ class TestAgents:
         assert "No run has finished yet." in text
         assert "RuntimeError: crashed" in text
 
-    @pytest.mark.parametrize("name", ["$x^{_", "_hidden", SCRIPT, "a\"b'c&d"])
-    def test_odd_names(self, tmp_path, name):
-        runs = {f"r{s}": agent_run(name, f"E{name}", s, [1.0 + s]) for s in (0, 1)}
+    def test_odd_names(self, tmp_path):
+        names = ["$x^{_", "_hidden", SCRIPT, "a\"b'c&d"]
+        runs = {
+            f"r{n}{s}": agent_run(name, f"E{SCRIPT}$_", s, [1.0 + s])
+            for n, name in enumerate(names)
+            for s in (0, 1)
+        }
         path = page.write(load(save(tmp_path, runs)), tmp_path, repetitions=10)
         tree = Tree(path.read_text())
-        assert any(name in row for row in tree.rows)
+        assert all(any(name in row for row in tree.rows) for name in names)
         assert len(tree.of("script")) == 1
 
     def test_one_run_has_no_intervals(self, tmp_path):
