@@ -13,7 +13,8 @@ class Training:
     """What all runs of a comparison have in common."""
 
     budget_seconds: float | None = None
-    """Seconds of training steps after which a run ends; evaluations do not count."""
+    """Seconds of training steps after which a run ends, when the step under way has; evaluations do
+    not count."""
     epochs: int | None = None
     """Passes over the training data after which a run ends. With both, whichever ends first."""
     batch_size: int = 128
