@@ -12,6 +12,7 @@ signal n (130 is Ctrl-C).
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from classification import comparison, options, plots, report, session
 from classification.checkpoints import LAST
@@ -62,10 +63,12 @@ def train(run: session.Run) -> tuple[Loop, int]:
 
 def compare(chosen: options.Options) -> int:
     """Trains what a comparison consists of and prints its table; returns the exit code."""
-    results = comparison.Results(chosen)
-    for role, one in comparison.planned(chosen, results):
+    results, plan = comparison.Results(chosen), comparison.planned(chosen)
+    with configuration_errors():
+        comparison.check(plan)
+    for role, one in plan:
         with configuration_errors():
-            run = session.start(one)
+            run = session.start(replace(one, start_from=results.start(role)))
         loop, code = train(run)
         if code:
             return code

@@ -1,6 +1,5 @@
 """Several seeds in one command: what is trained, and the table of what came of it."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from classification import session
 from classification.objective import METRICS
 from classification.options import Options
 
@@ -33,6 +33,12 @@ class Results:
         """Notes a run that has ended."""
         self.evaluations.setdefault(role, []).append(evaluation)
         self.directories.append(directory)
+
+    def start(self, role: str) -> Path | None:
+        """Returns the run that the next one of a role starts from; None is a new model."""
+        if self.chosen.objective == "loss" or role == BASELINE:
+            return None
+        return self.directories[-1] if role == CONTINUED else self.directories[-2]
 
     def print_table(self) -> None:
         """Prints means over seeds, and differences paired by seed, with their intervals."""
@@ -64,20 +70,21 @@ class Results:
         return sorted(evaluation.keys() - {"loss"}, key=lambda name: (name != aim, name))
 
 
-def planned(chosen: Options, results: Results) -> Iterator[tuple[str, Options]]:
-    """Says run by run what is to be trained.
+def planned(chosen: Options) -> list[tuple[str, Options]]:
+    """Says what is to be trained.
 
     Args:
         chosen: All options.
-        results: Of the runs before, in whose directories the later ones start.
 
-    Yields:
-        The role of a run, and its options.
+    Returns:
+        Role and options of every run, in the order in which they are trained. From where they
+        start, :meth:`Results.start` says when it is known.
     """
+    plan = []
     for seed in range(chosen.seed, chosen.seed + (chosen.seeds or 1)):
         run = replace(chosen, seed=seed, seeds=None)
         if chosen.objective == "loss":
-            yield chosen.optimizer, run
+            plan.append((chosen.optimizer, run))
             continue
         cross_entropy = replace(
             run,
@@ -87,10 +94,26 @@ def planned(chosen: Options, results: Results) -> Iterator[tuple[str, Options]]:
             option=(),
         )
         before = {"epochs": chosen.baseline_epochs, "budget_seconds": None, "schedule": "constant"}
-        yield BASELINE, replace(cross_entropy, **before)
-        start = results.directories[-1]
-        yield CONTINUED, replace(cross_entropy, start_from=start)
-        yield f"{chosen.objective} by {chosen.optimizer}", replace(run, start_from=start)
+        plan.append((BASELINE, replace(cross_entropy, **before)))
+        plan.append((CONTINUED, cross_entropy))
+        plan.append((f"{chosen.objective} by {chosen.optimizer}", run))
+    return plan
+
+
+def check(plan: list[tuple[str, Options]]) -> None:
+    """Builds every run without training it, since the last may be hours after the first.
+
+    Args:
+        plan: What :func:`planned` returned.
+
+    Raises:
+        ConfigurationError: If a run cannot be built.
+    """
+    samples, seed = None, None
+    for _, run in plan:
+        if samples is None or run.seed != seed:
+            samples, seed = session.load(run), run.seed
+        session.build(run, samples)
 
 
 def described(values: np.ndarray, sign: str = "") -> str:

@@ -1,5 +1,6 @@
 """classify.py --objective: metrics in the place of the loss, and comparisons over seeds."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -98,6 +99,11 @@ def test_a_run_starts_where_another_ended(classified, tmp_path):
         ("--seeds 2 --start-from {run}", "--seeds trains what it starts from"),
         ("--resume {run} --seeds 2", "--seeds starts new runs"),
         ("--seeds 2 --objective f1 --baseline-optimizer adamm", "no optimizer is named 'adamm'"),
+        ("--seeds 2 --objective f1 --optimizer nope", "no optimizer is named 'nope'"),
+        ("--seeds 2 --objective f1 --option speed=1", "unexpected keyword argument 'speed'"),
+        ("--seeds 2 --objective f1 --model autoencoder", "--objective f1 is of classes"),
+        # The seed decides how many samples of the later classes are in the training data.
+        ("--seeds 2 --imbalance 20 --batch-size 490", "at most the 484 training samples"),
     ],
 )
 def test_what_cannot_work_leaves_nothing(words, message, classified, tmp_path, capsys):
@@ -172,8 +178,8 @@ def test_the_roles_differ_in_what_they_should():
     )
     results = comparison.Results(chosen)
     plan = {}
-    for role, options in comparison.planned(chosen, results):
-        plan[role] = options
+    for role, options in comparison.planned(chosen):
+        plan[role] = dataclasses.replace(options, start_from=results.start(role))
         results.add(role, run_directory.Path(f"runs/{len(plan)}"), {"loss": 1.0})
     baseline, continued, metric = plan.values()
     assert (baseline.objective, baseline.optimizer, baseline.epochs) == ("loss", "adamw", 100)
