@@ -14,6 +14,7 @@ from classification.objective import METRICS
 from classification.options import Options
 
 BASELINE, CONTINUED = "cross-entropy", "… continued"
+BASELINE_OPTIMIZER, BASELINE_EPOCHS = "adamw", 100
 CONFIDENCE = 0.95
 
 
@@ -89,11 +90,13 @@ def planned(chosen: Options) -> list[tuple[str, Options]]:
         cross_entropy = replace(
             run,
             objective="loss",
-            optimizer=chosen.baseline_optimizer,
+            optimizer=chosen.baseline_optimizer or BASELINE_OPTIMIZER,
             lr=chosen.baseline_lr,
             option=(),
+            draws=None,
         )
-        before = {"epochs": chosen.baseline_epochs, "budget_seconds": None, "schedule": "constant"}
+        epochs = chosen.baseline_epochs or BASELINE_EPOCHS
+        before = {"epochs": epochs, "budget_seconds": None, "schedule": "constant"}
         plan.append((BASELINE, replace(cross_entropy, **before)))
         plan.append((CONTINUED, cross_entropy))
         plan.append((f"{chosen.objective} by {chosen.optimizer}", run))

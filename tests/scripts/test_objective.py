@@ -36,7 +36,7 @@ def batch():
 @pytest.mark.parametrize("optimizer", ["mle-guided-search", "evolution-strategies"])
 def test_a_search_gets_the_metric_itself(name, optimizer, batch):
     model, task = models.build("linear", 8, 10)
-    made = objective.objective_of(name, task, optim.create(optimizer, model), 8)
+    made = objective.objective_of(name, task, optim.create(optimizer, model), None)
     logits = model(batch.inputs)
     expected = 1 - SCORES[name](batch.labels, logits.argmax(1))
     assert made.searched(logits, batch).item() == pytest.approx(expected, rel=1e-5)
@@ -102,6 +102,10 @@ def test_a_run_starts_where_another_ended(classified, tmp_path):
         ("--seeds 2 --objective f1 --optimizer nope", "no optimizer is named 'nope'"),
         ("--seeds 2 --objective f1 --option speed=1", "unexpected keyword argument 'speed'"),
         ("--seeds 2 --objective f1 --model autoencoder", "--objective f1 is of classes"),
+        ("--baseline-optimizer nope --objective f1", "or leave out --baseline-optimizer"),
+        ("--baseline-lr 1 --baseline-epochs 100 --seeds 2", "out --baseline-lr, --baseline-epochs"),
+        ("--draws 64", "--draws is for the score-function gradient of a metric, which the loss"),
+        ("--draws 64 --objective f1 --optimizer mle-guided-search", "which a search does without"),
         # The seed decides how many samples of the later classes are in the training data.
         ("--seeds 2 --imbalance 20 --batch-size 490", "at most the 484 training samples"),
     ],
@@ -174,7 +178,7 @@ def test_a_failure_ends_a_comparison(tmp_path, capsys):
 
 def test_the_roles_differ_in_what_they_should():
     chosen = Options(
-        objective="f1", optimizer="sgd", lr=0.3, option=("momentum=0",), epochs=7, seeds=1
+        objective="f1", optimizer="sgd", lr=0.3, option=("momentum=0",), epochs=7, seeds=1, draws=9
     )
     results = comparison.Results(chosen)
     plan = {}
@@ -185,6 +189,7 @@ def test_the_roles_differ_in_what_they_should():
     assert (baseline.objective, baseline.optimizer, baseline.epochs) == ("loss", "adamw", 100)
     assert (continued.objective, continued.optimizer, continued.epochs) == ("loss", "adamw", 7)
     assert (metric.objective, metric.optimizer, metric.lr, metric.epochs) == ("f1", "sgd", 0.3, 7)
+    assert [run.draws for run in plan.values()] == [None, None, 9]
     assert baseline.start_from is None
     assert {str(continued.start_from), str(metric.start_from)} == {"runs/1"}
 
