@@ -66,13 +66,19 @@ def compare(chosen: options.Options) -> int:
     results, plan = comparison.Results(chosen), comparison.planned(chosen)
     with configuration_errors():
         comparison.check(plan)
-    for role, one in plan:
-        with configuration_errors():
-            run = session.start(replace(one, start_from=results.start(role)))
-        loop, code = train(run)
-        if code:
-            return code
-        results.add(role, run.directory, loop.evaluation)
+    finished = False
+    try:
+        for role, one in plan:
+            with configuration_errors():
+                run = session.start(replace(one, start_from=results.start(role)))
+            loop, code = train(run)
+            if code:
+                return code
+            results.add(role, run.directory, loop.evaluation)
+        finished = True
+    finally:
+        if not finished:
+            results.print_unfinished(len(plan))
     results.print_table()
     return 0
 

@@ -28,23 +28,23 @@ class Results:
     def __init__(self, chosen: Options) -> None:
         self.chosen = chosen
         self.evaluations: dict[str, list[dict[str, float]]] = {}
-        self.directories: list[Path] = []
+        self.directories: dict[str, list[Path]] = {}
 
     def add(self, role: str, directory: Path, evaluation: dict[str, float]) -> None:
         """Notes a run that has ended."""
         self.evaluations.setdefault(role, []).append(evaluation)
-        self.directories.append(directory)
+        self.directories.setdefault(role, []).append(directory)
 
     def start(self, role: str) -> Path | None:
         """Returns the run that the next one of a role starts from; None is a new model."""
         if self.chosen.objective == "loss" or role == BASELINE:
             return None
-        return self.directories[-1] if role == CONTINUED else self.directories[-2]
+        return self.directories[BASELINE][-1]
 
     def print_table(self) -> None:
         """Prints means over seeds, and differences paired by seed, with their intervals."""
         chosen, roles = self.chosen, list(self.evaluations)
-        console, names = Console(soft_wrap=True, highlight=False), self._names()
+        console, names = _console(), self._names()
         first, last = chosen.seed, chosen.seed + len(self.evaluations[roles[0]]) - 1
         console.print(
             f"\n[bold]{chosen.model} on {chosen.data}, imbalance {chosen.imbalance:g}, "
@@ -58,7 +58,27 @@ class Results:
             cells = (described(difference, sign="+") for difference in differences)
             table.add_row(f"gain over {role}", *cells)
         console.print(table)
-        console.print(f"runs: {self.directories[0]} to {self.directories[-1]}", markup=False)
+        self._print_directories(console)
+
+    def print_unfinished(self, planned: int) -> None:
+        """Prints which runs have ended well, and that the others are not made up for.
+
+        Args:
+            planned: Number of all runs.
+        """
+        console, finished = _console(), sum(map(len, self.directories.values()))
+        console.print(
+            f"\n[bold]comparison ended after {finished} of {planned} runs, without a table[/bold]"
+        )
+        self._print_directories(console)
+        console.print("  --resume trains the run that it is given, and none of those to come;")
+        console.print("  --seeds starts afresh, with all of them")
+
+    def _print_directories(self, console: Console) -> None:
+        width = max(map(len, self.directories), default=0)
+        for role, directories in self.directories.items():
+            paths = " ".join(map(str, directories))
+            console.print(f"  {role:<{width}}  {paths}", markup=False)
 
     def values(self, role: str, name: str) -> np.ndarray:
         """Returns a figure of a role, one number a seed."""
@@ -69,6 +89,10 @@ class Results:
         evaluation = next(iter(self.evaluations.values()))[0]
         aim = METRICS.get(self.chosen.objective)
         return sorted(evaluation.keys() - {"loss"}, key=lambda name: (name != aim, name))
+
+
+def _console() -> Console:
+    return Console(soft_wrap=True, highlight=False)
 
 
 def planned(chosen: Options) -> list[tuple[str, Options]]:

@@ -27,24 +27,6 @@ def run(classified, tmp_path):
     return Path(shutil.copytree(classified, tmp_path / "copy"))
 
 
-@pytest.fixture
-def before_step(monkeypatch):
-    """Calls a function before the step with a number, counted over all runs."""
-
-    def arrange(number, function):
-        count = iter(range(10**6))
-        step = loop.train_step
-
-        def counted(*arguments):
-            if next(count) == number:
-                function()
-            return step(*arguments)
-
-        monkeypatch.setattr(loop, "train_step", counted)
-
-    return arrange
-
-
 # ---------------------------------------------------------------------------------------- resume
 
 

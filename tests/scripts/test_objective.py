@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -156,6 +157,13 @@ def test_the_table_is_of_the_runs(tmp_path, capsys):
         expected = (values.mean(), interval.low, interval.high)
         assert [float(number) for number in printed] == pytest.approx(expected, abs=5.1e-4)
     assert "coarse on digits, imbalance 20, seeds 4 to 5" in output
+    for name, numbers in {
+        "cross-entropy": ("adamw_1", "adamw_3"),
+        "… continued": ("adamw_2", "adamw_4"),
+        "f1 by mle-guided-search": ("mle-guided-search_1", "mle-guided-search_2"),
+    }.items():
+        paths = " ".join(str(tmp_path / f"digits_coarse_{number}") for number in numbers)
+        assert re.search(rf"^  {name} +{re.escape(paths)}$", output, re.MULTILINE)
 
 
 def test_seeds_of_the_loss(tmp_path, capsys):
@@ -173,7 +181,24 @@ def test_a_failure_ends_a_comparison(tmp_path, capsys):
     words = ("--optimizer", "sgd", "--lr", 1e30, "--seeds", 3, "--epochs", 1)
     classify(tmp_path, *words, code=1)
     assert len(list(tmp_path.iterdir())) == 1
-    assert "the training loss is" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "the training loss is" in printed.err
+    assert "comparison ended after 0 of 3 runs" in printed.out
+
+
+@pytest.mark.usefixtures("default_interrupts")
+def test_an_interrupted_comparison_says_what_there_is(before_step, tmp_path, capsys):
+    """In the second run, whose command to go on with trains that run alone."""
+    before_step(13, lambda: signal.raise_signal(signal.SIGINT))
+    words = "--objective f1 --model coarse --seeds 2 --baseline-epochs 1 --epochs 1"
+    classify(tmp_path, *words.split(), "--optimizer", "adamw", code=130)
+    output = capsys.readouterr().out
+    first, second = (tmp_path / f"digits_coarse_adamw_{number}" for number in (1, 2))
+    assert f"--resume {second}\n" in output
+    assert "comparison ended after 1 of 6 runs, without a table" in output
+    assert f"  cross-entropy  {first}\n" in output
+    assert "--seeds starts afresh" in output
+    assert "gain over" not in output
 
 
 def test_the_roles_differ_in_what_they_should():
