@@ -152,9 +152,11 @@ def _start_from(directory: Path, chosen: Options, model: nn.Module) -> None:
     before = options.read(directory)
     other = [name for name in SHARED if getattr(before, name) != getattr(chosen, name)]
     if other:
+        split = {"data", "seed"} & set(other)
+        reason = ", and was trained on what may be test data here" if split else ""
+        words = " ".join(f"--{name} {getattr(before, name)}" for name in other)
         raise ConfigurationError(
-            f"{', '.join(other)} differ from those of the run in {directory}, which was trained on "
-            "what may be test data here: give the same"
+            f"the run in {directory} has another {' and '.join(other)}{reason}: give {words}"
         )
     checkpoints.load_model(directory / LAST, model)
 

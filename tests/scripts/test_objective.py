@@ -91,8 +91,15 @@ def test_a_run_starts_where_another_ended(classified, tmp_path):
     ("words", "message"),
     [
         ("--objective f1 --model autoencoder", "--objective f1 is of classes: choose a --model"),
-        ("--start-from {run} --seed 1", "seed differ from those of the run in"),
-        ("--start-from {run} --imbalance 3", "imbalance differ from those"),
+        (
+            "--start-from {run} --seed 1",
+            "another seed, and was trained on what may be test data here: give --seed 0",
+        ),
+        ("--start-from {run} --imbalance 3", "has another imbalance: give --imbalance 1.0"),
+        (
+            "--start-from {run} --imbalance 3 --model linear",
+            "another model and imbalance: give --model mlp --imbalance 1.0",
+        ),
         ("--start-from nowhere", "nowhere is not the directory of a run"),
         ("--imbalance 0.5", "imbalance must be a number ≥ 1, got 0.5"),
         ("--objective f1 --draws 1", "draws must be at least 2, got 1"),
