@@ -45,17 +45,22 @@ class Results:
         """Prints means over seeds, and differences paired by seed, with their intervals."""
         chosen, roles = self.chosen, list(self.evaluations)
         console, names = _console(), self._names()
-        first, last = chosen.seed, chosen.seed + len(self.evaluations[roles[0]]) - 1
+        number = len(self.evaluations[roles[0]])
+        last = chosen.seed + number - 1
+        shown = f"seeds {chosen.seed} to {last}: test data, mean and 95 % t interval"
+        if number == 1:
+            shown = f"seed {last}: test data"
         console.print(
             f"\n[bold]{chosen.model} on {chosen.data}, imbalance {chosen.imbalance:g}, "
-            f"seeds {first} to {last}: test data, mean and 95 % t interval[/bold]"
+            f"{shown}[/bold]"
         )
         table = Table("", *(name.replace("_", " ") for name in names), box=box.SIMPLE)
         for role in roles:
-            table.add_row(role, *(described(self.values(role, name)) for name in names))
+            cells = (described(self.values(role, name), _limits(name)) for name in names)
+            table.add_row(role, *cells)
         for role in roles[:-1]:
             differences = [self.values(roles[-1], name) - self.values(role, name) for name in names]
-            cells = (described(difference, sign="+") for difference in differences)
+            cells = (described(values, (-1, 1), sign="+") for values in differences)  # of shares
             table.add_row(f"gain over {role}", *cells)
         console.print(table)
         self._print_directories(console)
@@ -143,16 +148,22 @@ def check(plan: list[tuple[str, Options]]) -> None:
         session.build(run, samples)
 
 
-def described(values: np.ndarray, sign: str = "") -> str:
+def described(values: np.ndarray, limits: tuple[float, float], sign: str = "") -> str:
     """Returns the mean with the t interval that holds it; of one value, the value.
 
     Args:
         values: One a seed.
+        limits: Of the figure, at which the interval ends, too: it holds the mean as often.
         sign: "+" writes the sign of positive numbers, too.
     """
     mean = f"{values.mean():{sign}.3f}"
     if len(values) < 2:
         return mean
     margin = stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
-    low, high = values.mean() - margin, values.mean() + margin
+    low, high = np.clip([values.mean() - margin, values.mean() + margin], *limits)
     return f"{mean} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def _limits(name: str) -> tuple[float, float]:
+    """Returns the least and the greatest value of a figure of merit."""
+    return (0.0, 1.0) if name in METRICS.values() else (0.0, np.inf)

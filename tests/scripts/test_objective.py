@@ -161,7 +161,8 @@ def test_the_table_is_of_the_runs(tmp_path, capsys):
     for name, values in rows.items():
         printed = re.search(rf"^ *{name} +(\S+) \[(\S+), (\S+)\]", output, re.MULTILINE).groups()
         interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-        expected = (values.mean(), interval.low, interval.high)
+        least = -1 if "gain" in name else 0
+        expected = (values.mean(), max(interval.low, least), min(interval.high, 1))
         assert [float(number) for number in printed] == pytest.approx(expected, abs=5.1e-4)
     assert "coarse on digits, imbalance 20, seeds 4 to 5" in output
     for name, numbers in {
@@ -179,9 +180,24 @@ def test_seeds_of_the_loss(tmp_path, capsys):
     assert re.search(r"adamw +0\.\d+ \[", capsys.readouterr().out)
 
 
-def test_one_seed_has_no_interval():
-    assert comparison.described(np.array([0.25])) == "0.250"
-    assert comparison.described(np.array([0.25, 0.25]), sign="+") == "+0.250 [+0.250, +0.250]"
+def test_one_seed_has_no_interval(tmp_path, capsys):
+    assert comparison.described(np.array([0.25]), (0, 1)) == "0.250"
+    classify(tmp_path, "--optimizer", "sgd", "--seeds", 1, "--seed", 4, "--epochs", 1)
+    output = capsys.readouterr().out
+    assert "mlp on digits, imbalance 1, seed 4: test data\n" in output
+    assert re.search(r"^ *sgd +0\.\d+ +0\.\d+ *$", output, re.MULTILINE)
+
+
+def test_an_interval_ends_where_the_figure_does():
+    """Of two values that differ by 0.1, the margin is 0.05 × 12.706, t of one degree of freedom."""
+    for values, limits, expected in (
+        ([0.25, 0.25], (-1, 1), "+0.250 [+0.250, +0.250]"),
+        ([0.2, 0.3], (0, 1), "+0.250 [+0.000, +0.885]"),
+        ([0.7, 0.8], (0, 1), "+0.750 [+0.115, +1.000]"),
+        ([0.2, 0.3], (-1, 1), "+0.250 [-0.385, +0.885]"),
+        ([0.7, 0.8], (0, np.inf), "+0.750 [+0.115, +1.385]"),
+    ):
+        assert comparison.described(np.array(values), limits, sign="+") == expected
 
 
 def test_a_failure_ends_a_comparison(tmp_path, capsys):
