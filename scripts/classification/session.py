@@ -69,27 +69,11 @@ def start(chosen: Options) -> Run:
     Raises:
         ConfigurationError: If the options do not go with the data or the run to resume.
     """
-    device = _device(chosen.device)
-    samples = data.load(chosen.data, chosen.data_dir, chosen.seed, device, chosen.imbalance)
-    if chosen.batch_size > len(samples.train):
-        raise ConfigurationError(
-            f"batch_size must be at most the {len(samples.train):,} training samples, "
-            f"got {chosen.batch_size:,}"
-        )
-    torch.manual_seed(seeds.derived(chosen.seed, seeds.TRAINING))
-    model, task = models.build(chosen.model, samples.image_size, samples.classes)
-    model.to(device)
-    optimizer = _optimizer(chosen, model, task)
-    objective = objective_of(chosen.objective, task, optimizer, chosen.draws)
-    if chosen.objective != "loss":
-        task = replace(task, metric=METRICS[chosen.objective])
-    progress = Progress()
+    run = build(chosen, load(chosen))
     if chosen.resume is not None:
-        progress = checkpoints.load(chosen.resume / LAST, model, optimizer)
+        run.progress = checkpoints.load(chosen.resume / LAST, run.model, run.optimizer)
     elif chosen.start_from is not None:
-        _start_from(chosen.start_from, chosen, model)
-    logger = Logger(None, [])
-    run = Run(chosen, Path(), samples, model, task, optimizer, objective, progress, logger)
+        _start_from(chosen.start_from, chosen, run.model)
     if chosen.resume is None:
         names = (chosen.data, chosen.model, chosen.optimizer)
         run.directory = run_directory.create(chosen.track_dir, *names)
@@ -97,13 +81,59 @@ def start(chosen: Options) -> Run:
         run.directory = chosen.resume
     else:
         raise ConfigurationError(
-            f"the run in {chosen.resume} has done its {progress.step:,} steps in "
-            f"{progress.seconds:.1f} s: give more --epochs, or more --budget-seconds"
+            f"the run in {chosen.resume} has done its {run.progress.step:,} steps in "
+            f"{run.progress.seconds:.1f} s: give more --epochs, or more --budget-seconds"
         )
     options.write(run.directory, chosen)
-    resumed_at = None if chosen.resume is None else progress.step
+    resumed_at = None if chosen.resume is None else run.progress.step
     run.logger = run_directory.open_logger(run.directory, False, resumed_at, "time/step")
     return run
+
+
+def load(chosen: Options) -> Data:
+    """Loads the data that the options name.
+
+    Args:
+        chosen: All options.
+
+    Returns:
+        The data, on the device.
+
+    Raises:
+        ConfigurationError: If there are none, or too few of them for a batch.
+    """
+    device = _device(chosen.device)
+    samples = data.load(chosen.data, chosen.data_dir, chosen.seed, device, chosen.imbalance)
+    if chosen.batch_size > len(samples.train):
+        raise ConfigurationError(
+            f"batch_size must be at most the {len(samples.train):,} training samples, "
+            f"got {chosen.batch_size:,}"
+        )
+    return samples
+
+
+def build(chosen: Options, samples: Data) -> Run:
+    """Makes model, optimizer and objective.
+
+    Args:
+        chosen: All options.
+        samples: What :func:`load` returned.
+
+    Returns:
+        The run, which writes and logs nothing yet.
+
+    Raises:
+        ConfigurationError: If the optimizer or the objective does not go with the model.
+    """
+    torch.manual_seed(seeds.derived(chosen.seed, seeds.TRAINING))
+    model, task = models.build(chosen.model, samples.image_size, samples.classes)
+    model.to(samples.train.inputs.device)
+    optimizer = _optimizer(chosen, model, task)
+    objective = objective_of(chosen.objective, task, optimizer, chosen.draws)
+    if chosen.objective != "loss":
+        task = replace(task, metric=METRICS[chosen.objective])
+    logger = Logger(None, [])
+    return Run(chosen, Path(), samples, model, task, optimizer, objective, Progress(), logger)
 
 
 def _optimizer(chosen: Options, model: nn.Module, task: Task) -> torch.optim.Optimizer:
@@ -122,9 +152,11 @@ def _start_from(directory: Path, chosen: Options, model: nn.Module) -> None:
     before = options.read(directory)
     other = [name for name in SHARED if getattr(before, name) != getattr(chosen, name)]
     if other:
+        split = {"data", "seed"} & set(other)
+        reason = ", and was trained on what may be test data here" if split else ""
+        words = " ".join(f"--{name} {getattr(before, name)}" for name in other)
         raise ConfigurationError(
-            f"{', '.join(other)} differ from those of the run in {directory}, which was trained on "
-            "what may be test data here: give the same"
+            f"the run in {directory} has another {' and '.join(other)}{reason}: give {words}"
         )
     checkpoints.load_model(directory / LAST, model)
 
