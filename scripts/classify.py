@@ -12,6 +12,7 @@ signal n (130 is Ctrl-C).
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from classification import comparison, options, plots, report, session
 from classification.checkpoints import LAST
@@ -62,14 +63,22 @@ def train(run: session.Run) -> tuple[Loop, int]:
 
 def compare(chosen: options.Options) -> int:
     """Trains what a comparison consists of and prints its table; returns the exit code."""
-    results = comparison.Results(chosen)
-    for role, one in comparison.planned(chosen, results):
-        with configuration_errors():
-            run = session.start(one)
-        loop, code = train(run)
-        if code:
-            return code
-        results.add(role, run.directory, loop.evaluation)
+    results, plan = comparison.Results(chosen), comparison.planned(chosen)
+    with configuration_errors():
+        comparison.check(plan)
+    finished = False
+    try:
+        for role, one in plan:
+            with configuration_errors():
+                run = session.start(replace(one, start_from=results.start(role)))
+            loop, code = train(run)
+            if code:
+                return code
+            results.add(role, run.directory, loop.evaluation)
+        finished = True
+    finally:
+        if not finished:
+            results.print_unfinished(len(plan))
     results.print_table()
     return 0
 

@@ -15,6 +15,7 @@ from npg.optim import ParameterSearch
 
 ObjectiveName = Literal["loss", "accuracy", "f1"]
 METRICS = {"accuracy": "accuracy", "f1": "macro_f1"}
+DEFAULT_DRAWS = 64
 
 BatchLoss = Callable[[Tensor, Samples], Tensor]
 
@@ -33,7 +34,7 @@ class Objective:
 
 
 def objective_of(
-    name: ObjectiveName, task: Task, optimizer: torch.optim.Optimizer, draws: int
+    name: ObjectiveName, task: Task, optimizer: torch.optim.Optimizer, draws: int | None
 ) -> Objective:
     """Makes what an optimizer can work with.
 
@@ -43,19 +44,26 @@ def objective_of(
             classes drawn from the prediction.
         task: Of the model.
         optimizer: That is to minimise it.
-        draws: Of the classes, for a score function.
+        draws: Of the classes, for a score function; None is 64.
 
     Returns:
         The objective.
 
     Raises:
-        ConfigurationError: If the model does not classify.
+        ConfigurationError: If the model does not classify, or draws are given and none are made.
     """
+    searching = isinstance(optimizer, ParameterSearch)
+    if draws is not None and (name == "loss" or searching):
+        what = "a search" if searching else "the loss"
+        raise ConfigurationError(
+            f"--draws is for the score-function gradient of a metric, which {what} does without: "
+            "leave --draws out"
+        )
     if name == "loss":
         return Objective(task.loss)
     if task.likelihood != "categorical":
         raise ConfigurationError(f"--objective {name} is of classes: choose a --model with classes")
-    if isinstance(optimizer, ParameterSearch):
+    if searching:
         measure = task.measures[METRICS[name]]
         return Objective(task.loss, lambda output, samples: 1 - measure(output, samples))
 
@@ -65,6 +73,6 @@ def objective_of(
                 return drawn == samples.labels
             return macro_f1(drawn, samples.labels, logits.shape[1])
 
-        return 1 + score_function(logits, reward, samples=draws)
+        return 1 + score_function(logits, reward, samples=draws or DEFAULT_DRAWS)
 
     return Objective(expected)

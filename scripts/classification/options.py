@@ -45,8 +45,9 @@ class Options:
     """What to optimise. accuracy and f1 (macro-F1) are optimised themselves: by
     mle-guided-search and evolution-strategies as they are, by all others through the
     score-function gradient of their expectation."""
-    draws: int = 64
-    """Classes drawn per sample for the score-function gradient; more have less variance."""
+    draws: int | None = None
+    """Classes drawn per sample for the score-function gradient; more have less variance; None is
+    64."""
     imbalance: float = 1.0
     """Keeps of the last class's training samples one in so many, of the classes before it
     geometrically more, of the first all. The test data stay whole."""
@@ -72,12 +73,12 @@ class Options:
     """Train so many seeds, from --seed on, and print means with 95 % intervals. With a metric for
     objective, each seed starts from a model trained on the cross-entropy, which is also trained on
     for as long, and both are compared to."""
-    baseline_optimizer: Annotated[str, tyro.conf.arg(metavar="NAME")] = "adamw"
-    """Optimizer of the cross-entropy, with --seeds."""
+    baseline_optimizer: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Optimizer of the cross-entropy, with --seeds and a metric; None is adamw."""
     baseline_lr: float | None = None
     """Its learning rate; None is its own."""
-    baseline_epochs: int = 100
-    """Its epochs before the metric takes over."""
+    baseline_epochs: int | None = None
+    """Its epochs before the metric takes over; None is 100."""
     track_dir: Path = Path("runs")
     """Where run directories are made."""
     resume: Path | None = None
@@ -109,7 +110,8 @@ CHANGEABLE = {
 }
 
 # What concerns several runs, and is not written into the directory of one.
-OF_COMPARISONS = ("seeds", "baseline_optimizer", "baseline_lr", "baseline_epochs")
+OF_BASELINES = ("baseline_optimizer", "baseline_lr", "baseline_epochs")
+OF_COMPARISONS = ("seeds", *OF_BASELINES)
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -137,6 +139,13 @@ def parse(argv: Sequence[str]) -> Options:
         options = dataclasses.replace(options, epochs=DEFAULT_EPOCHS)
     if options.seeds is not None and options.start_from is not None:
         raise ConfigurationError("--seeds trains what it starts from: leave out --start-from")
+    unused = [name for name in OF_BASELINES if getattr(options, name) is not None]
+    if unused and (options.seeds is None or options.objective == "loss"):
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise ConfigurationError(
+            "nothing is compared to a cross-entropy without --seeds and --objective accuracy or "
+            f"f1: give both, or leave out {words}"
+        )
     if not 1 <= options.imbalance < math.inf:
         raise ConfigurationError(f"imbalance must be a number ≥ 1, got {options.imbalance}")
     settings.at_least(options, 1, "epochs", "seeds", "baseline_epochs")

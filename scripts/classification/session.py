@@ -102,9 +102,8 @@ def load(chosen: Options) -> Data:
     Raises:
         ConfigurationError: If there are none, or too few of them for a batch.
     """
-    samples = data.load(
-        chosen.data, chosen.data_dir, chosen.seed, _device(chosen.device), chosen.imbalance
-    )
+    device = _device(chosen.device)
+    samples = data.load(chosen.data, chosen.data_dir, chosen.seed, device, chosen.imbalance)
     if chosen.batch_size > len(samples.train):
         raise ConfigurationError(
             f"batch_size must be at most the {len(samples.train):,} training samples, "
@@ -114,7 +113,7 @@ def load(chosen: Options) -> Data:
 
 
 def build(chosen: Options, samples: Data) -> Run:
-    """Makes model and optimizer.
+    """Makes model, optimizer and objective.
 
     Args:
         chosen: All options.
@@ -124,7 +123,7 @@ def build(chosen: Options, samples: Data) -> Run:
         The run, which writes and logs nothing yet.
 
     Raises:
-        ConfigurationError: If the optimizer does not go with the model.
+        ConfigurationError: If the optimizer or the objective does not go with the model.
     """
     torch.manual_seed(seeds.derived(chosen.seed, seeds.TRAINING))
     model, task = models.build(chosen.model, samples.image_size, samples.classes)
@@ -153,9 +152,11 @@ def _start_from(directory: Path, chosen: Options, model: nn.Module) -> None:
     before = options.read(directory)
     other = [name for name in SHARED if getattr(before, name) != getattr(chosen, name)]
     if other:
+        split = {"data", "seed"} & set(other)
+        reason = ", and was trained on what may be test data here" if split else ""
+        words = " ".join(f"--{name} {getattr(before, name)}" for name in other)
         raise ConfigurationError(
-            f"{', '.join(other)} differ from those of the run in {directory}, which was trained on "
-            "what may be test data here: give the same"
+            f"the run in {directory} has another {' and '.join(other)}{reason}: give {words}"
         )
     checkpoints.load_model(directory / LAST, model)
 

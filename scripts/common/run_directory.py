@@ -40,7 +40,12 @@ RECORDED_VERSIONS = (
 def create(track_dir: Path, *names: str) -> Path:
     """Makes <track_dir>/<names, joined>_<n> with the first free n, also if several runs start."""
     name = re.sub(r"[^\w.-]", "-", "_".join(names))
-    track_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        track_dir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigurationError(
+            f"--track-dir {track_dir} is a file, or below one: name a directory"
+        ) from error
     number = 1
     while True:
         directory = track_dir / f"{name}_{number}"

@@ -37,3 +37,22 @@ def default_interrupts():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def before_step(monkeypatch):
+    """Calls a function before classify.py's step with a number, counted over all runs."""
+    from classification import loop
+
+    def arrange(number, function):
+        count = iter(range(10**6))
+        step = loop.train_step
+
+        def counted(*arguments):
+            if next(count) == number:
+                function()
+            return step(*arguments)
+
+        monkeypatch.setattr(loop, "train_step", counted)
+
+    return arrange

@@ -27,24 +27,6 @@ def run(classified, tmp_path):
     return Path(shutil.copytree(classified, tmp_path / "copy"))
 
 
-@pytest.fixture
-def before_step(monkeypatch):
-    """Calls a function before the step with a number, counted over all runs."""
-
-    def arrange(number, function):
-        count = iter(range(10**6))
-        step = loop.train_step
-
-        def counted(*arguments):
-            if next(count) == number:
-                function()
-            return step(*arguments)
-
-        monkeypatch.setattr(loop, "train_step", counted)
-
-    return arrange
-
-
 # ---------------------------------------------------------------------------------------- resume
 
 
@@ -193,3 +175,11 @@ def test_configuration_error_exits_with_2_and_leaves_nothing(words, message, tmp
     assert message in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("below", ["", "runs"])
+def test_a_track_dir_that_is_a_file(below, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    assert main(["--track-dir", str(file / below)]) == 2
+    assert f"--track-dir {file / below} is a file, or below one" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """classify.py --objective: metrics in the place of the loss, and comparisons over seeds."""
 
+import dataclasses
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -35,7 +37,7 @@ def batch():
 @pytest.mark.parametrize("optimizer", ["mle-guided-search", "evolution-strategies"])
 def test_a_search_gets_the_metric_itself(name, optimizer, batch):
     model, task = models.build("linear", 8, 10)
-    made = objective.objective_of(name, task, optim.create(optimizer, model), 8)
+    made = objective.objective_of(name, task, optim.create(optimizer, model), None)
     logits = model(batch.inputs)
     expected = 1 - SCORES[name](batch.labels, logits.argmax(1))
     assert made.searched(logits, batch).item() == pytest.approx(expected, rel=1e-5)
@@ -89,8 +91,15 @@ def test_a_run_starts_where_another_ended(classified, tmp_path):
     ("words", "message"),
     [
         ("--objective f1 --model autoencoder", "--objective f1 is of classes: choose a --model"),
-        ("--start-from {run} --seed 1", "seed differ from those of the run in"),
-        ("--start-from {run} --imbalance 3", "imbalance differ from those"),
+        (
+            "--start-from {run} --seed 1",
+            "another seed, and was trained on what may be test data here: give --seed 0",
+        ),
+        ("--start-from {run} --imbalance 3", "has another imbalance: give --imbalance 1.0"),
+        (
+            "--start-from {run} --imbalance 3 --model linear",
+            "another model and imbalance: give --model mlp --imbalance 1.0",
+        ),
         ("--start-from nowhere", "nowhere is not the directory of a run"),
         ("--imbalance 0.5", "imbalance must be a number ≥ 1, got 0.5"),
         ("--objective f1 --draws 1", "draws must be at least 2, got 1"),
@@ -98,6 +107,15 @@ def test_a_run_starts_where_another_ended(classified, tmp_path):
         ("--seeds 2 --start-from {run}", "--seeds trains what it starts from"),
         ("--resume {run} --seeds 2", "--seeds starts new runs"),
         ("--seeds 2 --objective f1 --baseline-optimizer adamm", "no optimizer is named 'adamm'"),
+        ("--seeds 2 --objective f1 --optimizer nope", "no optimizer is named 'nope'"),
+        ("--seeds 2 --objective f1 --option speed=1", "unexpected keyword argument 'speed'"),
+        ("--seeds 2 --objective f1 --model autoencoder", "--objective f1 is of classes"),
+        ("--baseline-optimizer nope --objective f1", "or leave out --baseline-optimizer"),
+        ("--baseline-lr 1 --baseline-epochs 100 --seeds 2", "out --baseline-lr, --baseline-epochs"),
+        ("--draws 64", "--draws is for the score-function gradient of a metric, which the loss"),
+        ("--draws 64 --objective f1 --optimizer mle-guided-search", "which a search does without"),
+        # The seed decides how many samples of the later classes are in the training data.
+        ("--seeds 2 --imbalance 20 --batch-size 490", "at most the 484 training samples"),
     ],
 )
 def test_what_cannot_work_leaves_nothing(words, message, classified, tmp_path, capsys):
@@ -143,9 +161,17 @@ def test_the_table_is_of_the_runs(tmp_path, capsys):
     for name, values in rows.items():
         printed = re.search(rf"^ *{name} +(\S+) \[(\S+), (\S+)\]", output, re.MULTILINE).groups()
         interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-        expected = (values.mean(), interval.low, interval.high)
+        least = -1 if "gain" in name else 0
+        expected = (values.mean(), max(interval.low, least), min(interval.high, 1))
         assert [float(number) for number in printed] == pytest.approx(expected, abs=5.1e-4)
     assert "coarse on digits, imbalance 20, seeds 4 to 5" in output
+    for name, numbers in {
+        "cross-entropy": ("adamw_1", "adamw_3"),
+        "… continued": ("adamw_2", "adamw_4"),
+        "f1 by mle-guided-search": ("mle-guided-search_1", "mle-guided-search_2"),
+    }.items():
+        paths = " ".join(str(tmp_path / f"digits_coarse_{number}") for number in numbers)
+        assert re.search(rf"^  {name} +{re.escape(paths)}$", output, re.MULTILINE)
 
 
 def test_seeds_of_the_loss(tmp_path, capsys):
@@ -154,31 +180,64 @@ def test_seeds_of_the_loss(tmp_path, capsys):
     assert re.search(r"adamw +0\.\d+ \[", capsys.readouterr().out)
 
 
-def test_one_seed_has_no_interval():
-    assert comparison.described(np.array([0.25])) == "0.250"
-    assert comparison.described(np.array([0.25, 0.25]), sign="+") == "+0.250 [+0.250, +0.250]"
+def test_one_seed_has_no_interval(tmp_path, capsys):
+    assert comparison.described(np.array([0.25]), (0, 1)) == "0.250"
+    classify(tmp_path, "--optimizer", "sgd", "--seeds", 1, "--seed", 4, "--epochs", 1)
+    output = capsys.readouterr().out
+    assert "mlp on digits, imbalance 1, seed 4: test data\n" in output
+    assert re.search(r"^ *sgd +0\.\d+ +0\.\d+ *$", output, re.MULTILINE)
+
+
+def test_an_interval_ends_where_the_figure_does():
+    """Of two values that differ by 0.1, the margin is 0.05 × 12.706, t of one degree of freedom."""
+    for values, limits, expected in (
+        ([0.25, 0.25], (-1, 1), "+0.250 [+0.250, +0.250]"),
+        ([0.2, 0.3], (0, 1), "+0.250 [+0.000, +0.885]"),
+        ([0.7, 0.8], (0, 1), "+0.750 [+0.115, +1.000]"),
+        ([0.2, 0.3], (-1, 1), "+0.250 [-0.385, +0.885]"),
+        ([0.7, 0.8], (0, np.inf), "+0.750 [+0.115, +1.385]"),
+    ):
+        assert comparison.described(np.array(values), limits, sign="+") == expected
 
 
 def test_a_failure_ends_a_comparison(tmp_path, capsys):
     words = ("--optimizer", "sgd", "--lr", 1e30, "--seeds", 3, "--epochs", 1)
     classify(tmp_path, *words, code=1)
     assert len(list(tmp_path.iterdir())) == 1
-    assert "the training loss is" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "the training loss is" in printed.err
+    assert "comparison ended after 0 of 3 runs" in printed.out
+
+
+@pytest.mark.usefixtures("default_interrupts")
+def test_an_interrupted_comparison_says_what_there_is(before_step, tmp_path, capsys):
+    """In the second run, whose command to go on with trains that run alone."""
+    before_step(13, lambda: signal.raise_signal(signal.SIGINT))
+    words = "--objective f1 --model coarse --seeds 2 --baseline-epochs 1 --epochs 1"
+    classify(tmp_path, *words.split(), "--optimizer", "adamw", code=130)
+    output = capsys.readouterr().out
+    first, second = (tmp_path / f"digits_coarse_adamw_{number}" for number in (1, 2))
+    assert f"--resume {second}\n" in output
+    assert "comparison ended after 1 of 6 runs, without a table" in output
+    assert f"  cross-entropy  {first}\n" in output
+    assert "--seeds starts afresh" in output
+    assert "gain over" not in output
 
 
 def test_the_roles_differ_in_what_they_should():
     chosen = Options(
-        objective="f1", optimizer="sgd", lr=0.3, option=("momentum=0",), epochs=7, seeds=1
+        objective="f1", optimizer="sgd", lr=0.3, option=("momentum=0",), epochs=7, seeds=1, draws=9
     )
     results = comparison.Results(chosen)
     plan = {}
-    for role, options in comparison.planned(chosen, results):
-        plan[role] = options
+    for role, options in comparison.planned(chosen):
+        plan[role] = dataclasses.replace(options, start_from=results.start(role))
         results.add(role, run_directory.Path(f"runs/{len(plan)}"), {"loss": 1.0})
     baseline, continued, metric = plan.values()
     assert (baseline.objective, baseline.optimizer, baseline.epochs) == ("loss", "adamw", 100)
     assert (continued.objective, continued.optimizer, continued.epochs) == ("loss", "adamw", 7)
     assert (metric.objective, metric.optimizer, metric.lr, metric.epochs) == ("f1", "sgd", 0.3, 7)
+    assert [run.draws for run in plan.values()] == [None, None, 9]
     assert baseline.start_from is None
     assert {str(continued.start_from), str(metric.start_from)} == {"runs/1"}
 
