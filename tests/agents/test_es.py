@@ -201,8 +201,23 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_optimizers_that_need_more_than_gradients_are_refused_by_name(name: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"optimizer='{name}'"):
+    with pytest.raises(ConfigurationError, match=f"optimizer='{name}'") as refused:
         small(ES, vector_env(Toy), optimizer=name)
+    assert_the_remedy(str(refused.value))
+
+
+def assert_the_remedy(message: str) -> None:
+    """It names each optimizer that works and no other, and is given once."""
+    named = message.split("None or one of ")[1].split(". ")[0].split(", ")
+    assert named == sorted(set(names()) - REFUSED)
+    assert message.count("None") == 1
+    assert "agents.TRPO" in message
+
+
+def test_an_unknown_optimizer_is_told_of_those_that_work() -> None:
+    with pytest.raises(ConfigurationError, match="'addam' is none there is") as refused:
+        small(ES, vector_env(Toy), optimizer="addam")
+    assert_the_remedy(str(refused.value))
 
 
 @pytest.mark.parametrize("name", sorted(set(names()) - REFUSED))
