@@ -19,6 +19,7 @@ from agents.named_optimizers import fed_with_directions
 from agents.on_policy import OnPolicy
 from agents.parameter_watch import SearchWatch
 from agents.population import evaluate
+from agents.search_settings import take_settings
 from npg.errors import ConfigurationError
 from npg.optim import EvolutionStrategies
 
@@ -38,6 +39,10 @@ class ES(OnPolicy):
     a population begins the next one anew. The two candidates θ ± σ ε of a pair meet different
     episodes: an environment need not repeat one. The statistics of a ``VecNormalize`` move while
     candidates are evaluated, those of its rewards do not matter: returns are of its raw ones.
+
+    The attributes ``n_candidates`` to ``max_episode_steps`` may be changed at any time, and by
+    ``load``: the next population takes them. A new ``sigma`` replaces what adaptation made of the
+    last one; ``adapt`` cannot become or cease to be "separable". Others are those of the start.
 
     Args:
         policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a policy class.
@@ -128,7 +133,7 @@ class ES(OnPolicy):
             device=device,
         )
         self.n_candidates = n_candidates
-        self.sigma = sigma
+        self.sigma = self._sigma_taken = sigma  # load() and the user may give another
         self.n_episodes = n_episodes
         self.shaping = shaping
         self.antithetic = antithetic
@@ -197,8 +202,7 @@ class ES(OnPolicy):
         policy, optimizer = self.policy, self.policy.optimizer
         policy.set_training_mode(False)
         callback.on_rollout_start()
-        if self.adapt == "none":  # load() may have been told another than the checkpoint's
-            optimizer.deviation.sigma = self.sigma
+        take_settings(self)
         parameters = optimizer.tensors()
         actor = candidate_actor(
             policy, self.observation_space, env.num_envs, parameters, self.deterministic
