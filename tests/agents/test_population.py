@@ -192,6 +192,27 @@ def test_no_finite_return_at_all_is_skipped_and_at_last_an_error() -> None:
     assert model.skipped_updates == 2
 
 
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_statistics_of_observations_that_are_spoiled_are_named(dictionary: bool) -> None:
+    """One NaN, and VecNormalize gives nothing else ever after."""
+
+    class Spoiled(Toy):
+        def step(self, action):
+            observation, *rest = super().step(action)
+            if self.total == 30:
+                (observation["angle"] if dictionary else observation)[...] = math.nan
+            return observation, *rest
+
+    space = DICTIONARY if dictionary else VECTOR
+    env = VecNormalize(vector_env(lambda: Spoiled(space, death=0), 2))
+    policy = "MultiInputPolicy" if dictionary else "MlpPolicy"
+    model = ES(policy, env, n_candidates=6, seed=0, device="cpu")
+    what = "statistics of 'angle' of" if dictionary else "statistics of"
+    with pytest.raises(NumericalError, match=f"{what} VecNormalize are not finite"):
+        model.learn(10_000)
+    assert finite(model)
+
+
 def test_numbers_whose_squares_overflow_are_no_fault() -> None:
     assert np.isfinite(evaluated(searcher(vector_env(lambda: Slide(observation=1e30), 2)))).all()
 
