@@ -294,6 +294,8 @@ def test_any_other_optimizer_takes_its_step(name: str) -> None:
         ({"n_candidates": 1}, "n_candidates"),
         ({"n_candidates": 7}, "even"),
         ({"n_candidates": 2.5}, "n_candidates"),
+        ({"n_candidates": True}, "n_candidates must be a whole number above 0, got True"),
+        ({"n_episodes": True}, "n_episodes must be a whole number above 0, got True"),
         ({"n_episodes": 0}, "n_episodes"),
         ({"sigma": 0.0}, "sigma"),
         ({"sigma": math.nan}, "sigma"),
