@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 
 TRAIN_ARGS ?= trpo --env CartPole-v1 --preset --stop-at 500 --eval-freq 4000 --eval-episodes 20
 BENCHMARK_ARGS ?= all
+COMPARE_SMALL := --envs CartPole-v1 Pendulum-v1 --agents trpo npg acktr sb3:ppo sb3:a2c sb3-contrib:trpo \
+	--seeds 3 --total-timesteps 20000 --jobs 2 --output reports/small
 # Processes for pytest. Each runs torch on one thread (tests/conftest.py).
 WORKERS ?= 2
 PYTEST_ARGS ?=
@@ -15,11 +17,11 @@ SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-slow lint format benchmark clean
+.PHONY: help setup train test test-slow lint format benchmark compare-small clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | \
-		while IFS='|' read -r target text; do printf '  make %-10s %s\n' "$$target" "$$text"; done
+		while IFS='|' read -r target text; do printf '  make %-13s %s\n' "$$target" "$$text"; done
 	@echo
 	@echo '  make train TRAIN_ARGS="trpo --env HalfCheetah-v5 --num-envs 8"   chooses what to train'
 	@echo '  make test PYTEST_ARGS="-k fisher"                                chooses what to test'
@@ -47,6 +49,9 @@ format: $(VENV)/.dev ## rewrite the sources as `make lint` wants them
 
 benchmark: $(VENV)/.benchmark ## measure against the peers (one part: BENCHMARK_ARGS="...")
 	@$(BIN)/python scripts/benchmark.py $(BENCHMARK_ARGS)
+
+compare-small: $(VENV)/.benchmark ## compare six agents on two environments, within five minutes
+	@$(BIN)/python scripts/compare.py agents $(COMPARE_SMALL)
 
 clean: ## remove caches and build products; .venv and runs/ stay
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \

@@ -17,9 +17,9 @@ class ClipRangeError(ConfigurationError, AssertionError):
 
 
 def check_whole(**arguments: Any) -> None:
-    """Refuses what is not a whole number above 0."""
+    """Refuses what is not a whole number above 0; True is a switch, not 1."""
     for name, value in arguments.items():
-        if not (isinstance(value, Integral) and value >= 1):
+        if isinstance(value, bool) or not (isinstance(value, Integral) and value >= 1):
             raise ConfigurationError(f"{name} must be a whole number above 0, got {value!r}")
 
 

@@ -6,6 +6,8 @@ an action, or, where its operations cannot be batched so, through one call per e
 """
 
 import copy
+import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +24,9 @@ from agents.rollout import Observations
 
 # Vector steps whose noise is drawn at once, where candidates sample their actions.
 STEPS_OF_NOISE = 256
+
+# Policies that vmap was seen to fail on, and whether deterministic: populations have new actors.
+_UNBATCHED: weakref.WeakKeyDictionary[ActorCriticPolicy, set[bool]] = weakref.WeakKeyDictionary()
 
 Observed = np.ndarray | dict[str, np.ndarray]
 
@@ -150,7 +155,7 @@ class CandidateModules:
             for name, p in module._parameters.items()
             if id(p) in pieces
         }
-        self.batched = True
+        self.batched = deterministic not in _UNBATCHED.get(policy, ())
 
     def seat(self, row: int, parameters: Tensor) -> None:
         """Gives a row its parameters, flat [P]."""
@@ -160,19 +165,33 @@ class CandidateModules:
     def act(self, observations: Observed) -> np.ndarray:
         """Chooses an action for every row."""
         tensors = obs_as_tensor(observations, self.policy.device)
-        if self.batched:
+        if not self.batched:
+            actions = self._one_by_one(tensors)
+        else:
             try:
                 actions = vmap(self._act_for_one, randomness="different")(self.stacked, tensors)
-            except (RuntimeError, NotImplementedError, ValueError, TypeError):
-                self.batched = False  # an operation without a batching rule, or control flow
-        if not self.batched:
-            actions = torch.stack(
-                [
-                    self._act_for_one({name: p[row] for name, p in self.stacked.items()}, one)
-                    for row, one in enumerate(_rows(tensors))
-                ]
-            )
+            except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+                actions = self._one_by_one(tensors)  # where the fault is not vmap's, it raises, too
+                self._give_up_batches(error)
         return actions.reshape(len(self.flat), *self.policy.action_space.shape).cpu().numpy()
+
+    def _one_by_one(self, tensors: Observations) -> Tensor:
+        return torch.stack(
+            [
+                self._act_for_one({name: p[row] for name, p in self.stacked.items()}, one)
+                for row, one in enumerate(_rows(tensors))
+            ]
+        )
+
+    def _give_up_batches(self, error: Exception) -> None:
+        """An operation has no batching rule, or a value decides what is computed."""
+        self.batched = False
+        _UNBATCHED.setdefault(self.policy, set()).add(self.choice.deterministic)
+        warnings.warn(
+            "candidates act by one call for each environment, which takes longer: torch.func.vmap "
+            f"cannot batch {type(self.policy).__name__} ({str(error).partition('. ')[0]})",
+            stacklevel=2,
+        )
 
     def _act_for_one(self, parameters: dict[str, Tensor], observation: Observations) -> Tensor:
         if isinstance(observation, dict):

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +15,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.arguments import check_not_negative, check_positive, check_whole
 from agents.candidates import candidate_actor
 from agents.learning import learning
-from agents.named_optimizers import check_name, fed_with_gradients, protocol_of
+from agents.named_optimizers import fed_with_directions
 from agents.on_policy import OnPolicy
+from agents.parameter_watch import SearchWatch
 from agents.population import evaluate
+from agents.search_settings import take_settings
 from npg.errors import ConfigurationError
 from npg.optim import EvolutionStrategies
 
@@ -38,6 +39,10 @@ class ES(OnPolicy):
     a population begins the next one anew. The two candidates θ ± σ ε of a pair meet different
     episodes: an environment need not repeat one. The statistics of a ``VecNormalize`` move while
     candidates are evaluated, those of its rewards do not matter: returns are of its raw ones.
+
+    The attributes ``n_candidates`` to ``max_episode_steps`` may be changed at any time, and by
+    ``load``: the next population takes them. A new ``sigma`` replaces what adaptation made of the
+    last one; ``adapt`` cannot become or cease to be "separable". Others are those of the start.
 
     Args:
         policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a policy class.
@@ -69,9 +74,10 @@ class ES(OnPolicy):
         seed: Seeds everything.
         device: "cpu", "cuda", "auto".
         _init_setup_model: Whether to build the networks at once.
-        optimizer: Name of an optimizer of ``npg.optim`` that takes gradients, which is what an
-            update is to it, in place of the policy's own choice, Adam unless ``policy_kwargs`` has
-            an ``optimizer_class``.
+        optimizer: Name of an optimizer of ``npg.optim`` that takes groups of parameters and
+            gradients alone, which is what an update is to it ("muon" divides parameters itself), in
+            place of the policy's own choice, Adam unless ``policy_kwargs`` has an
+            ``optimizer_class``.
 
     Raises:
         ConfigurationError: If an argument cannot work; the message says which and why.
@@ -127,7 +133,7 @@ class ES(OnPolicy):
             device=device,
         )
         self.n_candidates = n_candidates
-        self.sigma = sigma
+        self.sigma = self._sigma_taken = sigma  # load() and the user may give another
         self.n_episodes = n_episodes
         self.shaping = shaping
         self.antithetic = antithetic
@@ -156,11 +162,13 @@ class ES(OnPolicy):
             )
         if not callable(self.learning_rate):
             check_not_negative(learning_rate=self.learning_rate)
-        check_name(self.optimizer)
 
     def _build_optimizers(self) -> None:
         policy, log_std = self.policy, getattr(self.policy, "log_std", None)
-        base = functools.partial(policy.optimizer_class, **policy.optimizer_kwargs)
+        if self.optimizer is None:
+            base = functools.partial(policy.optimizer_class, **policy.optimizer_kwargs)
+        else:
+            base = functools.partial(fed_with_directions, self.optimizer)
         policy.optimizer = EvolutionStrategies(
             [p for p in self.parts.actor if p is not log_std],
             self.lr_schedule(1.0),
@@ -169,22 +177,9 @@ class ES(OnPolicy):
             shaping=self.shaping,
             antithetic=self.antithetic,
             adapt=self.adapt,
-            base=base if self.optimizer is None else self._named,
+            base=base,
             seed=int(torch.randint(2**31, ())),
         )
-
-    def _named(self, groups: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
-        assert self.optimizer is not None
-        try:
-            chosen = fed_with_gradients(self.optimizer, groups)
-            if protocol_of(chosen) != "gradient":
-                raise ConfigurationError("it differentiates them again")
-        except ConfigurationError as error:
-            raise ConfigurationError(
-                f"optimizer={self.optimizer!r} cannot take the gradients of evolution strategies "
-                f"({error}): leave optimizer=None, or name another"
-            ) from error
-        return chosen
 
     def collect_rollouts(
         self,
@@ -207,14 +202,13 @@ class ES(OnPolicy):
         policy, optimizer = self.policy, self.policy.optimizer
         policy.set_training_mode(False)
         callback.on_rollout_start()
-        if self.adapt == "none":  # load() may have been told another than the checkpoint's
-            optimizer.deviation.sigma = self.sigma
+        take_settings(self)
         parameters = optimizer.tensors()
         actor = candidate_actor(
             policy, self.observation_space, env.num_envs, parameters, self.deterministic
         )
-        own = torch.cat([p.detach().flatten() for p in parameters])
-        returns = evaluate(self, env, callback, actor, [*optimizer.ask(), own])
+        self._watch = SearchWatch(optimizer)
+        returns = evaluate(self, env, callback, actor, [*optimizer.ask(), self._watch.start])
         if returns is None:
             return False
         self._returns = returns
@@ -223,9 +217,13 @@ class ES(OnPolicy):
     def train(self) -> None:
         """Takes one step from the candidates' returns.
 
-        Those that are not finite are dropped, and counted in ``train/dropped``.
+        Those that are not finite are dropped, and counted in ``train/dropped``. A population in
+        which a callback changed the policy counts for nothing, and the next begins anew.
         """
         optimizer = self.policy.optimizer
+        if self._watch.changed(optimizer):
+            self._skip("a callback changed the policy while candidates of the old one played")
+            return
         self._update_learning_rate(optimizer)
         self._n_updates += 1
         returns = self._returns
@@ -246,4 +244,4 @@ class ES(OnPolicy):
     learn = learning("ES", updates=1)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_returns"]
+        return [*super()._excluded_save_params(), "_returns", "_watch"]

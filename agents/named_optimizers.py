@@ -53,3 +53,43 @@ def fed_with_gradients(
             'another that takes gradients ("sophia-h" is the same step on another estimate)'
         )
     return chosen
+
+
+def fed_with_directions(name: str, groups: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Makes an optimizer that takes the directions of evolution strategies for gradients.
+
+    Args:
+        name: One of ``npg.optim.names()``.
+        groups: Groups of parameters, which have their own rates.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ConfigurationError: If it needs something else.
+    """
+    chosen = _of_gradients_alone(name, groups)
+    if chosen is None:
+        reason = "needs more than gradients, or divides parameters itself" * (name in names())
+        fitting = [other for other in names() if _of_gradients_alone(other, _one_matrix())]
+        raise ConfigurationError(
+            f"optimizer={name!r} {reason or 'is none there is'}: evolution strategies take None or "
+            f"one of {', '.join(fitting)}. Agents with the policy's curvature are agents.TRPO, "
+            "agents.NPG and agents.ACKTR"
+        )
+    return chosen
+
+
+def _one_matrix() -> list[dict[str, Any]]:
+    return [{"params": [torch.zeros(2, 2, requires_grad=True)]}]
+
+
+def _of_gradients_alone(
+    name: str, groups: Iterable[dict[str, Any]]
+) -> torch.optim.Optimizer | None:
+    try:
+        chosen = create(name, groups)
+    except ConfigurationError:  # it wants the module
+        return None
+    alone = protocol_of(chosen) == "gradient" and not hasattr(chosen, "observe")
+    return chosen if alone else None

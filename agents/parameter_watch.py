@@ -1,4 +1,4 @@
-"""Noticing callbacks that change the policy in the middle of a rollout."""
+"""Noticing callbacks that change the policy in the middle of a rollout, or of a population."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,8 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
+
+from npg.optim import EvolutionStrategies
 
 
 def watched(callback: BaseCallback) -> bool:
@@ -67,3 +69,29 @@ class ParameterWatch:
         finally:
             for parameter, value in zip(parameters, present, strict=True):
                 parameter.data = value
+
+
+class SearchWatch:
+    """Compares what a search is about to move with what its candidates were drawn around.
+
+    Values that were changed and put back, as for an evaluation of other parameters, are no change.
+
+    Args:
+        optimizer: The search.
+
+    Attributes:
+        start: Its parameters as they were, flat [P].
+    """
+
+    def __init__(self, optimizer: EvolutionStrategies) -> None:
+        self.optimizer = optimizer
+        self.groups = optimizer.param_groups  # loading a state makes another list
+        self.start = self._flat()
+
+    def changed(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether parameters were written to or frozen, or a state or another search put in."""
+        same = optimizer is self.optimizer and optimizer.param_groups is self.groups
+        return not (same and torch.equal(self._flat(), self.start))
+
+    def _flat(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.optimizer.tensors()])

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
 
 from agents.acting import bounding
 from agents.candidates import CandidateActor, Observed
 from agents.parameter_watch import watched
-from npg.errors import ConfigurationError
+from npg.errors import ConfigurationError, NumericalError
 
 if TYPE_CHECKING:
     from agents.es import ES
@@ -93,6 +93,7 @@ def evaluate(
 
     Raises:
         ConfigurationError: If an episode seems never to end.
+        NumericalError: If the statistics of a ``VecNormalize`` are not finite, for good.
     """
     num_envs, normaliser = env.num_envs, model.get_vec_normalize_env()
     scaled_rewards = normaliser is not None and normaliser.norm_reward
@@ -142,7 +143,10 @@ def evaluate(
     model.logger.record("rollout/idle_fraction", idle / (n_steps * num_envs))
     callback.update_locals(locals())
     callback.on_rollout_end()
-    return seats.returns / model.n_episodes
+    returns = seats.returns / model.n_episodes
+    if not np.isfinite(returns).all():
+        _check_normaliser(normaliser)
+    return returns
 
 
 def _replaced(values: Observed, rewards: np.ndarray) -> Observed:
@@ -167,3 +171,19 @@ def _check_limit(model: "ES", env: int) -> None:
             "return is that of whole episodes: wrap the environment in "
             "gymnasium.wrappers.TimeLimit, or give max_episode_steps"
         )
+
+
+def _check_normaliser(normaliser: VecNormalize | None) -> None:
+    """Refuses statistics that one observation spoiled: they spoil all that follow."""
+    if normaliser is None or not normaliser.norm_obs:
+        return
+    known = normaliser.obs_rms if isinstance(normaliser.obs_rms, dict) else {"": normaliser.obs_rms}
+    for key, statistics in known.items():
+        if not (np.isfinite(statistics.mean).all() and np.isfinite(statistics.var).all()):
+            raise NumericalError(
+                f"the observation statistics{f' of {key!r}' if key else ''} of VecNormalize are "
+                "not finite: an environment gave an observation that was not, and from then on "
+                "all are normalised to NaN. Mend the environment and begin with a new "
+                "VecNormalize; envs.LeanVecNormalize, which envs.make uses, stops at such an "
+                "observation"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -11,6 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Reward = Literal["accuracy", "balanced"] | Callable[[int, int], float]
 Observation = NDArray[np.float32]
+
+# A reward of one's own is tabled for each pair of so many classes: 100 MB.
+MOST_CLASSES = 5_000
 
 
 class Classification:
@@ -25,7 +29,6 @@ class Classification:
     Attributes:
         inputs: float32.
         labels: classes, int64.
-        rewards: [action, label].
         observation_space: of an input.
         action_space: of a label.
 
@@ -36,9 +39,14 @@ class Classification:
     def __init__(
         self, inputs: ArrayLike, labels: ArrayLike, reward: Reward, replacement: bool
     ) -> None:
-        self.inputs: Observation = np.asarray(inputs, dtype=np.float32)
+        try:
+            self.inputs: Observation = np.asarray(inputs).astype(np.float32)
+        except (TypeError, ValueError, RuntimeError) as error:  # those of torch's tensors, too
+            raise ValueError(
+                "inputs must be numbers, (samples, ...), and tensors on the CPU without a graph "
+                f"(tensor.detach().cpu()): {error}"
+            ) from error
         given = np.asarray(labels)
-        self.labels: NDArray[np.int64] = given.astype(np.int64)
         if self.inputs.ndim < 2 or given.ndim != 1 or len(given) != len(self.inputs):
             raise ValueError(
                 "inputs must have shape (samples, ...) and labels (samples,), got "
@@ -46,13 +54,9 @@ class Classification:
             )
         if not np.isfinite(self.inputs).all():
             raise ValueError("inputs must be finite: an agent cannot act on NaN or infinity")
-        classes = int(self.labels.max(initial=0)) + 1
-        if not np.array_equal(self.labels, given) or self.labels.min(initial=0) < 0 or classes < 2:
-            raise ValueError(
-                "labels must be classes 0, 1, … of which there are two or more; "
-                "np.unique(labels, return_inverse=True)[1] numbers others so"
-            )
-        self.rewards = _table(reward, self.labels, classes)
+        self.labels = _classes(given)
+        classes = int(self.labels.max()) + 1
+        self._hits, self._table = _rewards(reward, self.labels, classes)
         self.replacement = replacement
         self._left = np.zeros(0, dtype=np.int64)
         self.observation_space = spaces.Box(-np.inf, np.inf, self.inputs.shape[1:], np.float32)
@@ -71,22 +75,71 @@ class Classification:
         drawn, self._left = np.split(self._left, [number])
         return drawn
 
+    def actions(self, given: ArrayLike, number: int) -> NDArray[np.int64]:
+        """Return guesses as classes (number,); raise a ValueError where they are none."""
+        actions, classes = np.asarray(given), int(self.action_space.n)
+        if actions.shape != (number,):
+            raise ValueError(f"expected actions of shape {(number,)}, got {actions.shape}")
+        if actions.dtype.kind not in "biu" or actions.min() < 0 or actions.max() >= classes:
+            raise ValueError(f"actions must be classes from 0 to {classes - 1}, got {actions}")
+        return actions.astype(np.int64)
 
-def _table(reward: Reward, labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """Return rewards [action, label]."""
+    def rewards(self, actions: NDArray[np.int64], shown: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return what guesses at the samples shown are worth."""
+        labels = self.labels[shown]
+        if self._table is not None:
+            return self._table[actions, labels]
+        return np.where(actions == labels, self._hits[shown], np.float32(0))
+
+
+def _classes(given: NDArray[np.generic]) -> NDArray[np.int64]:
+    """Return labels as integers; raise a ValueError where they are no classes."""
+    try:
+        with np.errstate(invalid="ignore"):
+            labels = given.astype(np.int64)
+        wrong = not np.array_equal(labels, given) or labels.min(initial=0) < 0
+    except (TypeError, ValueError, OverflowError):
+        wrong = True
+    if wrong or len(np.unique(labels)) < 2:
+        raise ValueError(
+            "labels must be classes 0, 1, … of which there are two or more; "
+            "np.unique(labels, return_inverse=True)[1] numbers others so"
+        )
+    return labels
+
+
+def _rewards(
+    reward: Reward, labels: NDArray[np.int64], classes: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Return what a hit is worth, of each sample, and rewards [action, label] of one's own."""
+    hits = np.ones(len(labels), np.float32)
     if callable(reward):
-        every = range(classes)
-        table = np.array([[float(reward(a, label)) for label in every] for a in every], np.float32)
-        if not np.isfinite(table).all():
-            action, label = np.argwhere(~np.isfinite(table))[0]
-            raise ValueError(
-                f"reward({action}, {label}) is {table[action, label]}: rewards must be finite"
-            )
-        return table
-    if reward == "accuracy":
-        return np.eye(classes, dtype=np.float32)
+        return hits, _table(reward, classes)
     if reward == "balanced":
-        counts = np.bincount(labels, minlength=classes)
-        weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
-        return np.diag(weights).astype(np.float32)
-    raise ValueError(f"reward must be 'accuracy', 'balanced' or a callable, got {reward!r}")
+        _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        hits = (len(labels) / (len(counts) * counts[inverse])).astype(np.float32)
+    elif reward != "accuracy":
+        raise ValueError(f"reward must be 'accuracy', 'balanced' or a callable, got {reward!r}")
+    return hits, None
+
+
+def _table(reward: Callable[[int, int], float], classes: int) -> NDArray[np.float32]:
+    """Return rewards [action, label]."""
+    if classes > MOST_CLASSES:
+        raise ValueError(
+            f"a reward of one's own is asked for each pair of {classes:,} classes, and at most "
+            f"{MOST_CLASSES:,} are allowed; np.unique(labels, return_inverse=True)[1] leaves out "
+            "classes that do not occur"
+        )
+    table = np.empty((classes, classes), np.float32)
+    for action, label in np.ndindex(table.shape):
+        worth = reward(action, label)
+        try:
+            table[action, label] = math.nan if np.ndim(worth) else float(worth)
+        except (TypeError, ValueError):
+            table[action, label] = math.nan
+        if not np.isfinite(table[action, label]):
+            raise ValueError(
+                f"reward({action}, {label}) is {worth!r}: rewards must be finite numbers"
+            )
+    return table

@@ -20,11 +20,14 @@ class MetricBandit(gym.Env[Observation, np.int64]):
     classifier on the metric itself. `MetricBanditVecEnv` steps many at the price of one.
 
     Args:
-        inputs: (samples, ...), what is observed, as float32.
+        inputs: (samples, ...), what is observed, copied as float32. The space of observations has
+            no bounds, so that a "CnnPolicy" takes images only with
+            ``policy_kwargs={"normalize_images": False}``, and their channels first.
         labels: (samples,), the right actions: classes 0, 1, …
         reward: "accuracy" is 1 for a hit; "balanced" is samples / (classes × samples of the class)
             for a hit, so that the mean reward over the data is the mean recall of the classes; or a
-            callable (action, label) → reward, which is asked once for each pair: costs, say. A
+            callable (action, label) → reward, which is asked once for each pair: costs, say, of
+            at most 5,000 classes. A
             metric that does not split into samples, such as F1, is for
             `npg.objectives.score_function`.
         replacement: whether each input is drawn from all; otherwise an epoch shows each once.
@@ -50,7 +53,7 @@ class MetricBandit(gym.Env[Observation, np.int64]):
         self._data = Classification(inputs, labels, reward, replacement)
         self.observation_space = self._data.observation_space
         self.action_space = self._data.action_space
-        self._shown = 0
+        self._shown: int | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, object] | None = None
@@ -79,10 +82,17 @@ class MetricBandit(gym.Env[Observation, np.int64]):
         Returns:
             The same input; the reward; terminated, always True; truncated, False; the right class
             as info.
+
+        Raises:
+            RuntimeError: `reset` was never called.
+            ValueError: `action` is no class.
         """
-        label = int(self._data.labels[self._shown])
-        reward = float(self._data.rewards[int(action), label])
-        return self._data.inputs[self._shown].copy(), reward, True, False, {"label": label}
+        if self._shown is None:
+            raise RuntimeError("call reset() before the first step")
+        data, shown = self._data, np.array([self._shown])
+        reward = float(data.rewards(data.actions(np.ravel(action), 1), shown)[0])
+        label = int(data.labels[self._shown])
+        return data.inputs[self._shown].copy(), reward, True, False, {"label": label}
 
 
 class MetricBanditVecEnv(ArrayVecEnv):
@@ -151,14 +161,11 @@ class MetricBanditVecEnv(ArrayVecEnv):
 
         Raises:
             RuntimeError: `reset` was never called.
-            ValueError: the shape of `actions` is wrong.
+            ValueError: the shape of `actions` is wrong, or one is no class.
         """
         if not len(self._shown):
             raise RuntimeError("call reset() before the first step")
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,):
-            raise ValueError(f"expected actions of shape {(self.num_envs,)}, got {actions.shape}")
-        self._actions = actions
+        self._actions = self._data.actions(actions, self.num_envs)
 
     def step_wait(self) -> VecEnvStepReturn:
         """Reward them, and show the next inputs.
@@ -168,7 +175,7 @@ class MetricBanditVecEnv(ArrayVecEnv):
             environment with `"terminal_observation"`, `"TimeLimit.truncated"` (False) and
             `"episode"`.
         """
-        rewards = self._data.rewards[self._actions, self._data.labels[self._shown]]
+        rewards = self._data.rewards(self._actions, self._shown)
         seconds = round(time.time() - self._start, 6)
         infos: list[dict[str, object]] = [
             {

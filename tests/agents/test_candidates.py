@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
 from agents import TRPO
+from agents import candidates as candidates_module
 from agents.acting import bounding
 from agents.candidates import CandidateMirror, CandidateModules, candidate_actor
 from tests.agents.helpers import (
@@ -120,6 +121,29 @@ def test_only_what_cannot_be_batched_is_called_one_by_one() -> None:
         if isinstance(actor, CandidateModules):
             actor.act(observations_of(space))
             assert actor.batched == (kind != "branching")
+
+
+def test_what_cannot_be_batched_is_told_of_once_and_not_tried_again(monkeypatch) -> None:
+    _, space, settings = KINDS["branching"]
+    model, observations = agent_of(space, BOX, **settings), observations_of(KINDS["branching"][1])
+    actor, _ = seated(model)
+    with pytest.warns(UserWarning, match="vmap cannot batch ActorCriticPolicy") as told:
+        actor.act(observations)
+    assert len(told) == 1
+    monkeypatch.setattr(candidates_module, "vmap", None)  # calling it would be an error
+    later, _ = seated(model)  # of the next population
+    later.act(observations)
+    assert seated(model, deterministic=False)[0].batched
+
+
+def test_faults_that_are_not_those_of_batches_are_raised_and_not_remembered() -> None:
+    _, space, settings = KINDS["shared"]
+    model = agent_of(space, BOX, **settings)
+    actor, _ = seated(model)
+    with pytest.raises(RuntimeError):
+        actor.act(np.zeros((ENVS, 7), np.float32))
+    assert actor.batched
+    assert seated(model)[0].batched
 
 
 @pytest.mark.parametrize("kind", ["plain", "shared"])

@@ -178,6 +178,64 @@ def test_arguments_are_kept_and_other_agents_files_refused(tmp_path) -> None:
             agent.load(tmp_path / name)
 
 
+@pytest.mark.parametrize("adapt", ["none", "global", "separable"])
+def test_another_sigma_is_taken_at_load_and_later_and_the_same_one_keeps_what_it_became(
+    adapt: str, tmp_path
+) -> None:
+    model = small(ES, vector_env(Toy), adapt=adapt).learn(200)
+    became = model.logger.name_to_value["train/sigma"]
+    model.save(tmp_path / "es")
+
+    def asked(loaded: ES) -> float:
+        """The deviation that the next population is drawn with."""
+        seen = []
+        tell = loaded.policy.optimizer.tell
+        loaded.policy.optimizer.tell = lambda values: seen.append(tell(values)) or seen[0]
+        loaded.learn(1)
+        return seen[0].sigma
+
+    kept = ES.load(tmp_path / "es", env=vector_env(Toy), sigma=0.1)
+    before = kept.policy.optimizer.deviation
+    before = before.sigma if not before.each else torch.cat([d.flatten() for d in before.each])
+    before = torch.as_tensor(before, dtype=torch.float64).square().mean().sqrt()
+    assert asked(kept) == pytest.approx(float(before))
+    assert (float(before) == pytest.approx(0.1)) == (adapt == "none")
+    assert (became == pytest.approx(0.1)) == (adapt == "none")
+    assert asked(ES.load(tmp_path / "es", env=vector_env(Toy), sigma=0.5)) == pytest.approx(0.5)
+    model.sigma = 0.3
+    assert asked(model) == pytest.approx(0.3)
+
+
+def test_attributes_are_taken_from_the_next_population_on() -> None:
+    model = small(ES, vector_env(Toy)).learn(1)
+    model.n_candidates, model.antithetic, model.shaping = 5, False, "utilities"
+    model.adapt, model.n_episodes, model.max_episode_steps = "global", 2, 3
+    model.learn(1)
+    optimizer = model.policy.optimizer
+    assert len(model._returns) == 5
+    assert (optimizer.shaping, optimizer.adapt) == ("utilities", "global")
+    assert optimizer.deviation.sigma != 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("adapt", "separable", "adapt cannot become"),
+        ("sigma", -1.0, "sigma must be positive"),
+        ("n_candidates", 7, "n_candidates must be at least 2, and even"),
+        ("n_episodes", 0, "n_episodes must be a whole number"),
+        ("shaping", "rank", "shaping must be one of"),
+    ],
+)
+def test_attributes_that_cannot_work_are_refused(name: str, value, message: str) -> None:
+    model = small(ES, vector_env(Toy)).learn(1)
+    before = parameters(model)
+    setattr(model, name, value)
+    with pytest.raises(ConfigurationError, match=message):
+        model.learn(1)
+    assert same(before, parameters(model))
+
+
 # ------------------------------------------------------------------------------------- arguments
 
 
@@ -201,8 +259,23 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_optimizers_that_need_more_than_gradients_are_refused_by_name(name: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"optimizer='{name}'"):
+    with pytest.raises(ConfigurationError, match=f"optimizer='{name}'") as refused:
         small(ES, vector_env(Toy), optimizer=name)
+    assert_the_remedy(str(refused.value))
+
+
+def assert_the_remedy(message: str) -> None:
+    """It names each optimizer that works and no other, and is given once."""
+    named = message.split("None or one of ")[1].split(". ")[0].split(", ")
+    assert named == sorted(set(names()) - REFUSED)
+    assert message.count("None") == 1
+    assert "agents.TRPO" in message
+
+
+def test_an_unknown_optimizer_is_told_of_those_that_work() -> None:
+    with pytest.raises(ConfigurationError, match="'addam' is none there is") as refused:
+        small(ES, vector_env(Toy), optimizer="addam")
+    assert_the_remedy(str(refused.value))
 
 
 @pytest.mark.parametrize("name", sorted(set(names()) - REFUSED))
@@ -221,6 +294,8 @@ def test_any_other_optimizer_takes_its_step(name: str) -> None:
         ({"n_candidates": 1}, "n_candidates"),
         ({"n_candidates": 7}, "even"),
         ({"n_candidates": 2.5}, "n_candidates"),
+        ({"n_candidates": True}, "n_candidates must be a whole number above 0, got True"),
+        ({"n_episodes": True}, "n_episodes must be a whole number above 0, got True"),
         ({"n_episodes": 0}, "n_episodes"),
         ({"sigma": 0.0}, "sigma"),
         ({"sigma": math.nan}, "sigma"),

@@ -192,6 +192,27 @@ def test_no_finite_return_at_all_is_skipped_and_at_last_an_error() -> None:
     assert model.skipped_updates == 2
 
 
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_statistics_of_observations_that_are_spoiled_are_named(dictionary: bool) -> None:
+    """One NaN, and VecNormalize gives nothing else ever after."""
+
+    class Spoiled(Toy):
+        def step(self, action):
+            observation, *rest = super().step(action)
+            if self.total == 30:
+                (observation["angle"] if dictionary else observation)[...] = math.nan
+            return observation, *rest
+
+    space = DICTIONARY if dictionary else VECTOR
+    env = VecNormalize(vector_env(lambda: Spoiled(space, death=0), 2))
+    policy = "MultiInputPolicy" if dictionary else "MlpPolicy"
+    model = ES(policy, env, n_candidates=6, seed=0, device="cpu")
+    what = "statistics of 'angle' of" if dictionary else "statistics of"
+    with pytest.raises(NumericalError, match=f"{what} VecNormalize are not finite"):
+        model.learn(10_000)
+    assert finite(model)
+
+
 def test_numbers_whose_squares_overflow_are_no_fault() -> None:
     assert np.isfinite(evaluated(searcher(vector_env(lambda: Slide(observation=1e30), 2)))).all()
 
@@ -267,3 +288,69 @@ def test_a_stopped_population_is_forgotten_and_the_next_begins_anew() -> None:
     np.testing.assert_allclose(model._returns, expected, rtol=1e-5)
     assert model._n_updates == 1
     assert model.num_timesteps >= 28 + lengths.sum()
+
+
+def load(model: ES, path) -> None:
+    model.set_parameters(path)
+
+
+def write(model: ES, _) -> None:
+    with torch.no_grad():
+        model.policy.action_net.weight.add_(0.5)
+
+
+def load_the_optimizer(model: ES, _) -> None:
+    model.policy.optimizer.load_state_dict(model.policy.optimizer.state_dict())
+
+
+class Once(BaseCallback):
+    """Does something to the model at its third step, or at the end of the first population."""
+
+    def __init__(self, act, at_the_end: bool) -> None:
+        super().__init__()
+        self.act, self.at_the_end = act, at_the_end
+
+    def _on_step(self) -> bool:
+        if self.n_calls == 3 and not self.at_the_end:
+            self._act()
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.at_the_end:
+            self._act()
+
+    def _act(self) -> None:
+        if self.act is not None:
+            self.act(self.model)
+            self.act, self.after = None, parameters(self.model)
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+@pytest.mark.parametrize("act", [load, write, load_the_optimizer])
+def test_a_population_whose_policy_a_callback_changed_counts_for_nothing(
+    act, at_the_end: bool, tmp_path
+) -> None:
+    model = searcher(vector_env(Slide, 4))
+    searcher(vector_env(Slide, 4), seed=3).save(tmp_path / "other")
+    callback = Once(lambda model: act(model, tmp_path / "other"), at_the_end)
+    with pytest.warns(UserWarning, match="a callback changed the policy"):
+        model.learn(1, callback=callback)
+    assert same(parameters(model), callback.after)
+    assert (model._n_updates, model.skipped_updates) == (0, 1)
+    model.learn(1, reset_num_timesteps=False)
+    assert (model._n_updates, model.skipped_updates) == (1, 1)
+    assert not same(parameters(model), callback.after)
+
+
+def test_a_policy_that_is_put_back_was_not_changed() -> None:
+    """As where a callback evaluates averaged parameters."""
+
+    def there_and_back(model: ES) -> None:
+        weight = model.policy.action_net.weight
+        own = weight.detach().clone()
+        with torch.no_grad():
+            weight.zero_()
+            weight.copy_(own)
+
+    model = searcher(vector_env(Slide, 4)).learn(1, callback=Once(there_and_back, False))
+    assert (model._n_updates, model.skipped_updates) == (1, 0)

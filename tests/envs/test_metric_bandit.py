@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import stable_baselines3
+import torch
 from gymnasium.utils.env_checker import check_env
 from sklearn.metrics import accuracy_score, recall_score
 from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
@@ -234,6 +235,14 @@ def test_balanced_rewards_find_rare_classes() -> None:
             {"reward": lambda a, y: np.inf if (a, y) == (1, 3) else 0.0},
             r"reward\(1, 3\) is inf: rewards must be finite",
         ),
+        (np.zeros((5, 2)), np.arange(5), {"reward": lambda a, y: None}, r"reward\(0, 0\) is None"),
+        (np.zeros((5, 2)), np.arange(5), {"reward": lambda a, y: np.ones(1)}, r"is array\(\[1"),
+        (np.zeros((2, 2)), [0, 10**7], {"reward": lambda a, y: 0.0}, r"10,000,001 classes.*unique"),
+        (np.zeros((3, 2)), ["cat", "dog", "cat"], {}, r"labels must be classes 0, 1.*np\.unique"),
+        (np.zeros((3, 2)), np.array([0, None, 1]), {}, r"labels must be classes"),
+        (np.zeros((3, 2)), [0, np.nan, 1], {}, r"labels must be classes"),
+        (np.zeros((3, 2)), [3, 3, 3], {}, "two or more"),
+        (torch.zeros(3, 2, requires_grad=True), [0, 1, 2], {}, r"inputs .*tensor\.detach\(\)"),
     ],
 )
 def test_data_that_cannot_be_classified(kind, inputs, labels, options, message: str) -> None:
@@ -252,3 +261,40 @@ def test_what_else_cannot_work() -> None:
     env.reset()
     with pytest.raises(ValueError, match=r"expected actions of shape \(4,\), got \(3,\)"):
         env.step(np.zeros(3, dtype=int))
+
+
+@pytest.mark.parametrize("number", [1, 4])
+@pytest.mark.parametrize("action", [-1, 3, 7, 0.5])
+def test_actions_that_are_no_class_are_refused(number: int, action: float) -> None:
+    """-1 would be the last class to an array."""
+    single, many = MetricBandit(*data()), MetricBanditVecEnv(*data(), num_envs=number, seed=0)
+    single.reset(seed=0)
+    many.reset()
+    with pytest.raises(ValueError, match="actions must be classes from 0 to 2"):
+        single.step(action)
+    with pytest.raises(ValueError, match="actions must be classes from 0 to 2"):
+        many.step(np.array([action] + [0] * (number - 1)))
+
+
+def test_a_single_one_is_reset_first() -> None:
+    with pytest.raises(RuntimeError, match=r"call reset\(\) before the first step"):
+        MetricBandit(*data()).step(np.int64(0))
+
+
+@pytest.mark.parametrize(("reward", "worth"), [("accuracy", 1.0), ("balanced", 0.75)])
+def test_rewards_of_hits_take_no_memory_of_the_classes(reward: str, worth: float) -> None:
+    labels = np.array([0, 10**7, 10**7, 10**12, 3 * 10**12, 3 * 10**12])
+    env = MetricBandit(np.zeros((6, 1)), labels, reward)
+    seen = {}
+    for seed in range(20):
+        shown = env.reset(seed=seed)[1]["index"]
+        assert env.step((labels[shown] + 1) % env.action_space.n)[1] == 0
+        seen[labels[shown]] = env.step(labels[shown])[1]
+    assert seen[10**7] == pytest.approx(worth)  # 6 samples, 4 classes, 2 of this one
+
+
+def test_inputs_are_copied() -> None:
+    inputs, labels = data()
+    env = MetricBanditVecEnv(inputs, labels, num_envs=60, seed=0)
+    inputs[:] = np.nan
+    assert np.isfinite(env.reset()).all()
