@@ -11,6 +11,7 @@ if BROWSER is None or DRIVER is None:
         "needs a browser: apt-get install chromium chromium-driver", allow_module_level=True
     )
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install .[dev]")
+wait = pytest.importorskip("selenium.webdriver.support.wait")
 
 WIDTHS = [1280, 400]
 REPORTS = ["agent_report", "optimizer_report"]
@@ -104,11 +105,12 @@ class TestPage:
         run = find(shown, "#runs td details")[0]
         command = run.find_element("css selector", "pre")
         assert not command.is_displayed()
+        patience = wait.WebDriverWait(shown, 10)  # a busy machine draws later
         run.find_element("css selector", "summary").click()
-        assert command.is_displayed()
+        assert patience.until(lambda _: command.is_displayed())
         assert "python scripts/" in command.text
         run.find_element("css selector", "summary").click()
-        assert not command.is_displayed()
+        assert patience.until(lambda _: not command.is_displayed())
 
     @pytest.mark.parametrize(("scheme", "dark"), [("light", False), ("dark", True)])
     def test_follows_the_scheme(self, browser, agent_report, scheme, dark):
