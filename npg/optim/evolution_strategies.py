@@ -231,7 +231,9 @@ class EvolutionStrategies(ParameterSearch):
         self.check()
         population, displaced = self._asked
         if not isinstance(objectives, Tensor):
-            objectives = torch.tensor([self.scalar(value) for value in objectives])
+            objectives = torch.tensor(
+                [self.scalar(value) for value in objectives], dtype=torch.float64
+            )
         values = objectives.detach().cpu()
         if values.shape != (population.size,) or values.is_complex():
             raise ConfigurationError(
@@ -283,7 +285,7 @@ class EvolutionStrategies(ParameterSearch):
         weights = shaped(objectives, self.shaping) / number
         pair_factor = 1.0
         if self.shaping == "none" and number > 2:  # by a mean that knows nothing of its own ε
-            if self.antithetic:
+            if len(population.signs) == 2:
                 pair_factor = number / (number - 2)
             else:
                 weights *= number / (number - 1)

@@ -48,6 +48,15 @@ class TestAskAndTell:
             optimizer.tell(objectives)
         assert optimizer.tell(iter([1.0, 2.0, 3.0, 4.0])).accepted
 
+    def test_numbers_keep_their_digits(self):
+        # In single precision these are one number, and nothing would move.
+        torch.set_default_dtype(torch.float32)
+        optimizer = EvolutionStrategies(classifier()[0], candidates=4)
+        optimizer.ask()
+        report = optimizer.tell([1e9 + 1, 1e9 + 2, 1e9 + 3, 1e9 + 4])
+        assert report.accepted
+        assert report.best == 1e9 + 1
+
     def test_tell_refuses_complex_tensors(self):
         optimizer = EvolutionStrategies(classifier()[0], candidates=4)
         optimizer.ask()
