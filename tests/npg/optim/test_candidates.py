@@ -9,6 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from npg.optim import EvolutionStrategies
+from npg.optim.candidates import check_reads_slots
+from npg.optim.objective import Objective
+from npg.sampling import Displaced
 from tests.npg.optim.search_problems import classifier, parameters_of, wrong
 
 KINDS = [
@@ -222,6 +225,17 @@ class TestModulesAreAsTheyWere:
         assert torch.equal(parameters_of(model), start)
         assert all(type(p) is nn.Parameter for p in model.parameters())
         assert len(calls) == 3
+
+
+def test_a_look_at_what_is_read_puts_the_parameters_back():
+    model, x, y = classifier()
+    start = parameters_of(model)
+    optimizer = EvolutionStrategies(model, candidates=12)
+    objective = Objective(optimizer, lambda: F.cross_entropy(model(x), y))
+    with torch.no_grad():
+        expected = float(F.cross_entropy(model(x), y))
+        check_reads_slots(objective, Displaced(optimizer.tensors()), expected)
+    assert torch.equal(parameters_of(model), start)
 
 
 def test_a_constant_objective_moves_nothing_and_says_so():
