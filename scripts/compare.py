@@ -4,6 +4,7 @@
         --agents trpo sb3:ppo sb3-contrib:trpo --seeds 5 --total-timesteps 300000 --jobs 2
     python scripts/compare.py optimizers --data digits --optimizers all --epochs 20 --jobs 2
     python scripts/compare.py report reports/agents
+    python scripts/compare.py repeat reports/agents --runs 4
     python scripts/compare.py runs runs/digits_mlp_adamw_1 runs/digits_mlp_natural-gradient_1
 
 Exit codes: 0 done, 1 a run failed, 2 what was asked for cannot work, 128 + n stopped by signal n
@@ -18,7 +19,7 @@ from typing import Annotated
 import tyro
 from common.failures import CONFIGURATION, Failure, configuration_errors, plain_warnings
 from comparison.optimizer_options import OptimizerRun, Optimizers
-from comparison.options import AgentRun, Agents, Report, Runs
+from comparison.options import AgentRun, Agents, Digest, Repeat, Report, Runs
 
 from npg.errors import ConfigurationError
 
@@ -26,6 +27,11 @@ SUBCOMMANDS = {
     "agents": (Agents, "Compare agents."),
     "optimizers": (Optimizers, "Compare optimizers."),
     "report": (Report, "Write the page of a comparison anew."),
+    "repeat": (
+        Repeat,
+        "Make runs of a comparison again, and see whether the numbers are the same.",
+    ),
+    "digest": (Digest, "Write the tables of comparisons into a Markdown page."),
     "runs": (Runs, "Draw runs of classify.py in one picture, one colour an optimizer."),
     "agent": (AgentRun, "Make one run of a comparison of agents."),
     "optimizer": (OptimizerRun, "Make one run of a comparison of optimizers."),
@@ -77,6 +83,17 @@ def _run(options: object) -> int:
 
             session.check_page()
             print(session.write_page(options.directory))
+            return 0
+        case Repeat():
+            from comparison import repeat
+
+            return repeat.run(options)
+        case Digest():
+            from comparison import digest, session
+
+            session.check_page()
+            for directory in digest.write(options.page):
+                print(directory)
             return 0
         case Runs():
             from classification import plots

@@ -53,9 +53,9 @@ def run(options: AgentRun) -> int:
         options.output.mkdir(parents=True, exist_ok=True)
     progress = None if options.output is None else options.output / files.PROGRESS
     recorder = Recorder(options.total_timesteps // Recorder.POINTS, progress)
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     model.learn(options.total_timesteps, callback=recorder)
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
     final = evaluate(model, options.env, options.seed, num_envs=EVALUATION_ENVS)
     if options.output is None:
         print(f"{model.num_timesteps:,} steps in {seconds:.1f} s", end=", ")
@@ -69,6 +69,7 @@ def run(options: AgentRun) -> int:
         "preset": preset.file,
         "steps": model.num_timesteps,
         "seconds": round(seconds, 3),
+        "cpu_seconds": round(cpu_seconds, 3),
         "num_envs": model.n_envs,
         "threads": torch.get_num_threads(),
         "curve": recorder.curve,

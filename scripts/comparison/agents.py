@@ -9,7 +9,7 @@ from common.failures import configuration_errors
 
 from comparison import agent_run, files
 from comparison.job import Job, compare_command
-from comparison.names import find
+from comparison.names import Agent, find
 from comparison.options import AgentRun, Agents
 from comparison.presets import preset_for
 from comparison.session import compare
@@ -43,7 +43,9 @@ def plan(options: Agents) -> list[Job]:
     Raises:
         ConfigurationError: If a name, a number or a preset cannot be used.
     """
-    settings.at_least(options, 1, "seeds", "total_timesteps", "jobs")
+    settings.at_least(options, 1, "seeds", "jobs")
+    if options.total_timesteps != "preset":
+        settings.at_least(options, 1, "total_timesteps")
     for option in ("envs", "agents"):
         if not getattr(options, option):
             raise ConfigurationError(f"{option} is empty: name one at least")
@@ -51,20 +53,37 @@ def plan(options: Agents) -> list[Job]:
     env_ids = list(dict.fromkeys(options.envs))
     for env_id in env_ids:
         _check_environment(env_id)
-    for agent, env_id in product(agents, env_ids):
-        if preset_for(agent, env_id, options.preset).file is None:
-            print(
-                f"note: {agent.name} has no preset for {env_id}: it runs with its defaults",
-                file=sys.stderr,
-            )
+    budgets = {
+        (agent.name, env_id): _budget(agent, env_id, options)
+        for agent, env_id in product(agents, env_ids)
+    }
     jobs = []
     for seed, env_id, agent in product(range(options.seeds), env_ids, agents):
-        one = AgentRun(agent.name, env_id, seed, options.total_timesteps, options.preset)
+        steps = budgets[agent.name, env_id]
+        one = AgentRun(agent.name, env_id, seed, steps, options.preset)
         name = files.run_name(agent.name, env_id, seed)
         directory = options.output / files.RUNS / name
         words = [*agent_run.words(one), "--output", directory]
         jobs.append(Job(name, compare_command(*words), directory, agent_run.about(one)))
     return jobs
+
+
+def _budget(agent: Agent, env_id: str, options: Agents) -> int:
+    """Returns the steps of a run, and says if there is no preset to run with."""
+    preset = preset_for(agent, env_id, options.preset)
+    if options.total_timesteps != "preset":
+        if preset.file is None:
+            print(
+                f"note: {agent.name} has no preset for {env_id}: it runs with its defaults",
+                file=sys.stderr,
+            )
+        return options.total_timesteps
+    if preset.total_timesteps is None:
+        raise ConfigurationError(
+            f"total_timesteps=preset: {agent.name} has no preset with a budget for {env_id}; give "
+            "a number of steps, or a --preset file with total_timesteps"
+        )
+    return preset.total_timesteps
 
 
 def _check_environment(env_id: str) -> None:

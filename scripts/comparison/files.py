@@ -28,9 +28,13 @@ def run_name(name: str, task: str, seed: int, *more: object) -> str:
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file under a temporary name first."""
+    """Writes a JSON file under a temporary name first, one line an entry."""
+    lines = (
+        f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
+        for key, value in content.items()
+    )
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        temporary.write_text("{\n " + ",\n ".join(lines) + "\n}\n")
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -10,9 +10,11 @@ from comparison.contest import Contest
 from comparison.curves import SECONDS, STEPS
 from comparison.intervals import Improvement
 from comparison.layout import interval, number
-from comparison.results import FAILED, MISSING, Results, Run
+from comparison.race import race
+from comparison.results import FAILED, MISSING, WHOLE_CORE, Results, Run
 
 NOTE = "note"
+UNEQUAL = 1.1  # rollouts end a little later than budgets
 NAMED = 6  # runs in a sentence; the table has them all
 VERDICTS = {
     "ahead": "{first} is above {second} on {task} with probability {chance}",
@@ -88,6 +90,13 @@ def unfinished(results: Results) -> Iterator[Finding]:
     if diverged:
         text = f"{diverged} of {len(results.runs)} runs diverged, at rates that are too high."
         yield Finding(NOTE, text)
+    waited = [run for run in results.runs if run.finished and run.waited]
+    if waited and results.seconds_count:
+        text = (
+            f"{len(waited)} of {len(results.runs)} runs had less than {WHOLE_CORE:.0%} of a core: "
+            "something else kept the machine busy, and their seconds are too many."
+        )
+        yield Finding(NOTE, text)
     for refused in results.about.get("does_not_apply", ()):
         text = f"{refused['name']} does not apply to {refused['task']}: {refused['reason']}"
         yield Finding(NOTE, text)
@@ -129,20 +138,23 @@ def _sentence(found: Improvement, first: str, second: str, task: str, more: str 
 
 
 def _sooner(results: Results, contest: Contest, first: str, second: str, task: str) -> str:
-    """When both mean learning curves reach the end of the second's."""
-    sides = [[run.curve for run in contest.runs[name, task]] for name in (first, second)]
-    ours, theirs = (curves.over_seeds(side, 2, repetitions=2) for side in sides)
-    if ours is None or theirs is None:
+    """When both mean learning curves reach the end of the second's, and by what budgets."""
+    runs = [contest.runs[name, task] for name in (first, second)]
+    found = race(*runs)
+    if found is None:
         return ""
-    target = float(theirs.mean[-1])
-    aim = f"{second} trains to a mean return of {number(target)}"
-    if not np.isfinite(ours.reaches(target)):
-        return f"{aim}, which {first} does not reach within {number(ours.at[-1])} steps."
-    said = [_within(ours.reaches(target), theirs.reaches(target), "steps")]
-    if results.seconds_count:
-        ours, theirs = (curves.over_seeds(side, 2, seconds=True, repetitions=2) for side in sides)
-        said.append(_within(ours.reaches(target), theirs.reaches(target), "s"))
-    return f"{aim}; {_there(first, said)}."
+    aim = f"{second} trains to a mean return of {number(found.target)}"
+    if np.isfinite(found.steps[0]):
+        said = [_within(*found.steps, "steps")]
+        said += [_within(*found.seconds, "s")] if results.seconds_count else []
+        text = f"{aim}; {_there(first, said)}."
+    else:
+        steps = min(run.steps for run in runs[0])
+        text = f"{aim}, which {first} does not reach within {number(steps)} steps."
+    ours, theirs = (max(run.steps for run in side) for side in runs)
+    if max(ours, theirs) > UNEQUAL * min(ours, theirs):
+        text += f" Budgets: {number(ours)} steps against {number(theirs)}."
+    return text
 
 
 def _there(first: str, said: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -17,8 +18,9 @@ class Agents:
     other class in the manner of Stable-Baselines3 as module:Class."""
     seeds: int = 5
     """Runs of each agent on each environment; their seeds are 0, 1, 2 …"""
-    total_timesteps: int = 100_000
-    """Environment steps of a run, summed over its environments; rounded up to whole rollouts."""
+    total_timesteps: int | Literal["preset"] = 100_000
+    """Environment steps of a run, summed over its environments; rounded up to whole rollouts.
+    `preset` gives every agent the budget of its own preset, which the report names."""
     preset: str | None = None
     """File of settings for all agents, by path or by its name in scripts/presets. None is each
     agent's own: AGENT.yml, and rl-zoo's for the peers (rl_zoo_CLASS.yml)."""
@@ -55,6 +57,29 @@ class Report:
 
     directory: tyro.conf.Positional[Path]
     """Directory of the comparison."""
+
+
+@dataclass
+class Digest:
+    """Which page to bring up to date."""
+
+    page: tyro.conf.Positional[Path]
+    """Markdown; `<!-- comparison: DIRECTORY -->` and `<!-- end -->` mark where the tables of the
+    comparison in DIRECTORY, relative to the page, stand."""
+
+
+@dataclass
+class Repeat:
+    """Which runs to make a second time."""
+
+    directory: tyro.conf.Positional[Path]
+    """Directory of a comparison of agents."""
+    runs: int = 4
+    """How many, drawn from those that finished."""
+    match: str = "*"
+    """Pattern that the names of the runs have to match, as `trpo_Hopper-v5_*`."""
+    jobs: int = 1
+    """Runs at a time."""
 
 
 @dataclass

@@ -27,6 +27,7 @@ class Preset:
         normalize_reward: Whether rewards are.
         arguments: Of the constructor, as they stand in the file.
         policy_kwargs: Of the policy's constructor.
+        total_timesteps: Budget; None if the file has none.
     """
 
     file: str | None = None
@@ -35,6 +36,7 @@ class Preset:
     normalize_reward: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     policy_kwargs: dict[str, Any] = field(default_factory=dict)
+    total_timesteps: int | None = None
 
     def constructor_arguments(self) -> dict[str, Any]:
         """Returns what the constructor takes, schedules made of their names."""
@@ -100,6 +102,7 @@ def preset_for(agent: Agent, env_id: str, file: str | None = None) -> Preset:
         run.normalize_reward,
         arguments,
         {**run.policy_kwargs(), **policy_kwargs},
+        values.get("total_timesteps"),
     )
 
 

@@ -18,6 +18,7 @@ from npg.errors import ConfigurationError
 
 FINISHED, FAILED, MISSING = "finished", "failed", "missing"
 CSV_COLUMNS = ("name", "task", "seed", "rate", "status", "quantity", "steps", "seconds", "value")
+WHOLE_CORE = 0.9  # of the seconds; the system takes its share
 Curve = Sequence[Sequence[float]]
 
 
@@ -35,6 +36,7 @@ class Run:
         error: Last lines of the traceback, or why there is no result.
         command: What repeats the run.
         seconds: Of training alone.
+        cpu_seconds: What the process computed in them; fewer where it had to wait for a core.
         curve: Agents: steps, seconds, mean return of the last training episodes. Optimizers:
             steps, seconds, training loss.
         evaluations: Optimizers: steps, seconds, test loss, test metric.
@@ -55,6 +57,7 @@ class Run:
     preset: str | None = None
     steps: int = 0
     seconds: float = math.nan
+    cpu_seconds: float = math.nan
     num_envs: int | None = None
     threads: int | None = None
     curve: Curve = ()
@@ -71,6 +74,11 @@ class Run:
     def finished(self) -> bool:
         """Whether the run came to its end."""
         return self.status == FINISHED
+
+    @property
+    def waited(self) -> bool:
+        """Whether it had to share its core with others, so that its seconds are too many."""
+        return self.cpu_seconds < WHOLE_CORE * self.seconds
 
     @property
     def diverged(self) -> bool:
@@ -155,12 +163,37 @@ def load(directory: Path) -> Results:
         raise ConfigurationError(f"{path}: kind must be agent or optimizer, got {kind!r}")
     found = {p.parent.name: p for p in sorted((directory / RUNS).glob(f"*/{RESULT}"))}
     planned = list(dict.fromkeys([*about.get("planned", []), *found]))
-    read = {name: _run(name, path) for name, path in found.items()}
+    read = {name: read_run(name, path) for name, path in found.items()}
     runs = [
         read[name] if name in read else _missing(name, directory, kind, list(read.values()))
         for name in planned
     ]
     return Results(kind, about, runs)
+
+
+def read_run(directory: str, path: Path) -> Run:
+    """Reads a run.
+
+    Args:
+        directory: Name of its directory.
+        path: Its result.json.
+
+    Returns:
+        The run, failed if the file cannot be read.
+    """
+    known = {f.name for f in fields(Run)} - {"directory"}
+    try:
+        content = {k: v for k, v in _read(path).items() if k in known}
+        required = {key: content.pop(key) for key in ("name", "task", "seed", "status")}
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"{RESULT} cannot be read: {type(error).__name__}: {error}"
+        return Run(directory, directory, "unknown", None, FAILED, error=reason)
+    # null stands for a number that is none, or for what was not measured.
+    content = {k: v for k, v in content.items() if v is not None or k in ("rate", "preset")}
+    for name in ("curve", "evaluations"):
+        content[name] = [[_number(x) for x in point] for point in content.get(name, ())]
+    content["final"] = [_number(x) for x in content.get("final", ())]
+    return Run(directory, **required, **content)
 
 
 def write_csv(results: Results, path: Path) -> None:
@@ -205,22 +238,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     return content
-
-
-def _run(directory: str, path: Path) -> Run:
-    known = {f.name for f in fields(Run)} - {"directory"}
-    try:
-        content = {k: v for k, v in _read(path).items() if k in known}
-        required = {key: content.pop(key) for key in ("name", "task", "seed", "status")}
-    except (OSError, ValueError, KeyError) as error:
-        reason = f"{RESULT} cannot be read: {type(error).__name__}: {error}"
-        return Run(directory, directory, "unknown", None, FAILED, error=reason)
-    # null stands for a number that is none, or for what was not measured.
-    content = {k: v for k, v in content.items() if v is not None or k in ("rate", "preset")}
-    for name in ("curve", "evaluations"):
-        content[name] = [[_number(x) for x in point] for point in content.get(name, ())]
-    content["final"] = [_number(x) for x in content.get("final", ())]
-    return Run(directory, **required, **content)
 
 
 def _number(value: float | None) -> float:

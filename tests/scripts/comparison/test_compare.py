@@ -130,4 +130,22 @@ def test_an_agent_without_a_preset_is_named(tmp_path, capsys):
     ]
     notes = capsys.readouterr().err.splitlines()
     assert notes[0] == "note: sb3:dqn has no preset for CartPole-v1: it runs with its defaults"
-    assert len(notes) == 2
+    assert len(notes) == 1  # npg has one
+
+
+def test_every_agent_with_the_budget_of_its_preset(tmp_path):
+    from comparison.agents import plan
+    from comparison.options import Agents
+
+    agents = ("trpo", "sb3:a2c")
+    jobs = plan(Agents(("CartPole-v1",), agents, 1, total_timesteps="preset", output=tmp_path))
+    ends = [" ".join(job.command).split(" --output")[0] for job in jobs]
+    assert ends[0].endswith("agent trpo CartPole-v1 --seed 0 --total-timesteps 100000")
+    assert ends[1].endswith("agent sb3:a2c CartPole-v1 --seed 0 --total-timesteps 500000")
+
+
+def test_a_preset_without_a_budget(tmp_path, capsys):
+    said = words(tmp_path / "report", "--total-timesteps", "preset", agents="sb3:dqn")
+    assert main(said) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "total_timesteps=preset: sb3:dqn has no preset with a budget for CartPole-v1" in message

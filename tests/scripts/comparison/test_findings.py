@@ -100,6 +100,19 @@ class TestAgents:
         more = compared(tmp_path, runs)[0].more
         assert "mean return of 100, which a does not reach within 1,000 steps." in more
 
+    def test_unequal_budgets_are_said(self, tmp_path):
+        runs = two([9, 8, 7], [1, 2, 3], climb(200, steps=500), climb(100))
+        assert compared(tmp_path, runs)[0].more.endswith("Budgets: 500 steps against 1,000.")
+        runs = two([9, 8, 7], [1, 2, 3], climb(200, steps=1000), climb(100, steps=1050))
+        assert "Budgets" not in compared(tmp_path / "even", runs)[0].more
+
+    @pytest.mark.parametrize(("cpu", "said"), [(8.9, True), (9.1, False), (None, False)])
+    def test_runs_that_shared_their_core_are_counted(self, cpu, said, tmp_path):
+        runs = two([9, 8, 7], [1, 2, 3])
+        runs["a_E_1"] |= {"seconds": 10.0, "cpu_seconds": cpu}
+        texts = [found.text for found in compared(tmp_path, runs)]
+        assert any("1 of 6 runs had less than 90% of a core" in text for text in texts) is said
+
     def test_failed_and_missing_come_first(self, tmp_path):
         runs = two([1, 2, 3], [4, 5, 6])
         runs["a_E_2"] |= {"status": "failed", "error": "ValueError: broken"}

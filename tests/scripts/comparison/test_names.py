@@ -15,7 +15,7 @@ from npg.errors import ConfigurationError
     ("name", "kind", "ours", "preset"),
     [
         ("trpo", agents.TRPO, True, "trpo.yml"),
-        ("npg", agents.NPG, True, None),
+        ("npg", agents.NPG, True, "npg.yml"),
         ("sb3:ppo", stable_baselines3.PPO, False, "rl_zoo_ppo.yml"),
         ("sb3:SAC", stable_baselines3.SAC, False, None),
         ("sb3-contrib:trpo", sb3_contrib.TRPO, False, "rl_zoo_trpo.yml"),
