@@ -22,7 +22,6 @@ def write(
     results: Results,
     directory: Path,
     repetitions: int = REPETITIONS,
-    target: float | None = None,
 ) -> Path:
     """Writes report.html, results.csv and plots/ into a comparison's directory.
 
@@ -30,8 +29,6 @@ def write(
         results: What ran; complete or not.
         directory: Where to write.
         repetitions: Bootstrap resamples; more give steadier last digits and take longer.
-        target: Optimizers: the test loss whose reaching is timed. None takes the median final
-            loss of the optimizer that ends highest.
 
     Returns:
         The page.
@@ -44,7 +41,7 @@ def write(
         sections = agent_sections.sections(results, of_agents, drawer)
     else:
         of_optimizers = contest.of_optimizers(results, repetitions)
-        sections = optimizer_sections.sections(results, of_optimizers, drawer, target)
+        sections = optimizer_sections.sections(results, of_optimizers, drawer)
     drawn = list(track(sections, "report", total=8, transient=True))
     write_csv(results, directory / CSV)
     page = directory / PAGE

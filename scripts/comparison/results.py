@@ -12,7 +12,7 @@ from typing import Any
 from common.files import replacing
 
 from comparison.files import PROGRESS, RESULT, RUNS
-from comparison.rates import DIVERGED
+from comparison.rates import DIVERGED, TOO_SLOW
 from comparison.record import FILE as COMPARISON
 from npg.errors import ConfigurationError
 
@@ -73,9 +73,10 @@ class Run:
         return self.status == FINISHED
 
     @property
-    def diverged(self) -> bool:
-        """Whether an optimizer's numbers left the finite ones."""
-        return self.error.startswith(DIVERGED)
+    def outcome(self) -> str:
+        """The status, or what an optimizer failed by, for no fault of the program's."""
+        words = (DIVERGED, TOO_SLOW)
+        return next((word for word in words if self.error.startswith(f"{word}: ")), self.status)
 
     @property
     def score(self) -> float:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from common.failures import Failure
-from comparison import files, optimizer_plan, optimizers
+from comparison import files, optimizer_plan, optimizers, session
 from comparison.optimizer_options import Optimizers
 
 
@@ -58,13 +58,26 @@ def test_runs_in_processes_of_their_own(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [("", 0), ("diverged: the training loss is nan at step 3", 0), ("RuntimeError: no root", 1)],
+    [
+        ("", 0),
+        ("diverged: the training loss is nan at step 3", 0),
+        ("too slow: step 1 takes longer than the budget of 5 s", 0),
+        ("RuntimeError: no root", 1),
+    ],
 )
-def test_a_rate_that_diverges_is_no_failure_of_the_comparison(error, code, tmp_path, capsys):
+def test_an_optimizer_that_cannot_is_no_failure_of_the_comparison(error, code, tmp_path, capsys):
     chosen = options(tmp_path)
     pretend(chosen, "", error)
     assert optimizers.run(chosen) == code
     assert ("1 of 2" in capsys.readouterr().out) == bool(error)
+
+
+def test_another_target_is_another_page_of_the_same_comparison(tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "write_page", lambda path: path)
+    pretend(options(tmp_path), "", "")
+    for target in ({}, {"accuracy": 0.9, "loss": 0.2}):
+        assert optimizers.run(options(tmp_path, target=target)) == 0
+        assert json.loads((tmp_path / "comparison.json").read_text())["target"] == target
 
 
 def test_another_budget_is_another_comparison(tmp_path):

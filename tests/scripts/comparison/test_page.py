@@ -16,9 +16,10 @@ from tests.scripts.comparison.synthetic import (
     diverged,
     optimizer_run,
     save,
+    too_slow,
 )
 
-STATUSES = ("finished", "failed", "diverged", "missing")
+STATUSES = ("finished", "failed", "diverged", "too slow", "missing")
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
@@ -97,9 +98,7 @@ class TestBothKinds:
         text = (report / page.PAGE).read_text()
         runs = load(report).runs
         statuses = [row[0] for row in tree.rows if row and row[0] in STATUSES]
-        assert sorted(statuses) == sorted(
-            "diverged" if run.diverged else run.status for run in runs
-        )
+        assert sorted(statuses) == sorted(run.outcome for run in runs)
         for run in runs:
             assert run.command in text
 
@@ -185,19 +184,35 @@ class TestOptimizers:
         rows = Tree((optimizer_report / page.PAGE).read_text()).rows
         spread = [row for row in rows if row[:3] == ["digits-mlp", "adamw", "4"]]
         assert spread[0][3] == "0.001*"
-        assert spread[0][-2:] == ["2 of 8", "0"]
+        assert spread[0][-3:] == ["2 of 8", "0 of 8", "0"]
+
+    def test_too_slow_runs_are_counted(self, optimizer_report):
+        rows = Tree((optimizer_report / page.PAGE).read_text()).rows
+        (spread,) = [row for row in rows if row[:3] == ["digits-autoencoder", "kfac", "4"]]
+        assert spread[-3:] == ["0 of 8", "1 of 8", "0"]
 
     def test_target_may_be_chosen(self, tmp_path):
         runs = {f"r{s}": optimizer_run("a", "T", s, 0.1, [2.0, 1.0]) for s in (0, 1)}
-        path = page.write(load(save(tmp_path, runs)), tmp_path, repetitions=10, target=1.5)
-        assert ["T", "a", "1.5", "2 of 2", "20", "1", "50", "300"] in Tree(path.read_text()).rows
+        results = load(save(tmp_path, runs, target={"loss": 1.5}))
+        text = page.write(results, tmp_path, repetitions=10).read_text()
+        assert ["T", "a", "loss 1.5", "2 of 2", "20", "1", "50", "300"] in Tree(text).rows
+        assert "asked for" in text
 
-    def test_everything_diverged(self, tmp_path):
-        run = optimizer_run("a", "T", 0, 0.1, [1.0])
-        runs = {"a_T_0_0.1": run | diverged(run)}
-        runs["b_T_0_0.1"] = optimizer_run("b", "T", 0, 0.1, [1.0])
+    def test_without_a_target_one_is_chosen(self, optimizer_report):
+        text = (optimizer_report / page.PAGE).read_text()
+        assert "the optimizer that ends highest" in text
+        assert "asked for" not in text
+
+    def test_no_rate_gets_through(self, tmp_path):
+        runs = {f"{name}_T_0_0.1": optimizer_run(name, "T", 0, 0.1, [1.0]) for name in "abc"}
+        runs["a_T_0_0.1"] |= diverged(runs["a_T_0_0.1"])
+        runs["b_T_0_0.1"] |= too_slow(runs["b_T_0_0.1"])
         path = page.write(load(save(tmp_path, runs)), tmp_path, repetitions=10)
-        assert ["T", "a", "1", *"–––––", "1 of 1", "0"] in Tree(path.read_text()).rows
+        rows = Tree(path.read_text()).rows
+        assert ["T", "a", "0", "none: diverged", *"–––––"] in rows
+        assert ["T", "a", "1", *"–––––", "1 of 1", "0 of 1", "0"] in rows
+        assert ["T", "b", "0", "none: too slow", *"–––––"] in rows
+        assert ["T", "b", "1", *"–––––", "0 of 1", "1 of 1", "0"] in rows
 
 
 @pytest.mark.parametrize(
