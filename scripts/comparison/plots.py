@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -159,6 +159,12 @@ class Drawer:
             axes.set_ylim(len(rows) - 0.4, -0.6)
 
         return self._save(name, title, alt, draw, (), height=0.9 + 0.3 * len(rows))
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes the files of pictures, by name."""
+        for name in names:
+            for kind in ("png", "svg"):
+                (self.directory / f"{name}.{kind}").unlink(missing_ok=True)
 
     @staticmethod
     def _line(axes: Axes, line: Line, marker: str) -> None:

@@ -164,6 +164,22 @@ class TestAgents:
         )
         assert first == second
 
+    def test_pictures_that_are_not_on_the_page_any_more_go(self, tmp_path):
+        def pictures(task):
+            run = agent_run("a", task, 0, [7.0])
+            page.write(load(save(tmp_path, {"r": run})), tmp_path, repetitions=10)
+            return {path.name for path in (tmp_path / page.PLOTS).iterdir()}
+
+        of_the_user = {"mine.png", "learning_E_steps.txt"}
+        (tmp_path / page.PLOTS).mkdir()
+        for name in of_the_user:
+            (tmp_path / page.PLOTS / name).write_text("")
+        first, second = pictures("E"), pictures("F")
+        assert of_the_user <= first & second
+        assert "learning_E_steps.png" in first
+        drawn = {name.replace("_E", "_F") for name in first - of_the_user}
+        assert second - of_the_user == drawn
+
     def test_failed_write_leaves_the_old_page(self, tmp_path, monkeypatch):
         results = load(save(tmp_path, {"r": agent_run("a", "E", 0, [1.0])}))
         (tmp_path / page.PAGE).write_text("old")
