@@ -39,9 +39,14 @@ def begin(
 
     Raises:
         ConfigurationError: If the directory holds a comparison of another kind, or with other
-            settings.
+            settings, or one whose comparison.json is damaged.
     """
     earlier = files.read(directory / FILE) or {}
+    if not earlier and (directory / FILE).exists():
+        raise ConfigurationError(
+            f"{directory / FILE}, which says how the runs there were made, cannot be read: restore "
+            "it, or choose another --output"
+        )
     for name, value in {"kind": kind, **settings}.items() if earlier else ():
         if earlier.get(name) != value:
             raise ConfigurationError(

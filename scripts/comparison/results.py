@@ -213,14 +213,14 @@ def _run(directory: str, path: Path) -> Run:
     try:
         content = {k: v for k, v in _read(path).items() if k in known}
         required = {key: content.pop(key) for key in ("name", "task", "seed", "status")}
-    except (OSError, ValueError, KeyError) as error:
+        # null stands for a number that is none, or for what was not measured.
+        content = {k: v for k, v in content.items() if v is not None or k in ("rate", "preset")}
+        for name in ("curve", "evaluations"):
+            content[name] = [[_number(x) for x in point] for point in content.get(name, ())]
+        content["final"] = [_number(x) for x in content.get("final", ())]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{RESULT} cannot be read: {type(error).__name__}: {error}"
         return Run(directory, directory, "unknown", None, FAILED, error=reason)
-    # null stands for a number that is none, or for what was not measured.
-    content = {k: v for k, v in content.items() if v is not None or k in ("rate", "preset")}
-    for name in ("curve", "evaluations"):
-        content[name] = [[_number(x) for x in point] for point in content.get(name, ())]
-    content["final"] = [_number(x) for x in content.get("final", ())]
     return Run(directory, **required, **content)
 
 

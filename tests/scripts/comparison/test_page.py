@@ -153,7 +153,9 @@ class TestAgents:
         assert len(tree.of("script")) == 1
 
     def test_one_run_has_no_intervals(self, tmp_path):
-        path = page.write(load(save(tmp_path, {"r": agent_run("a", "E", 0, [7.0])})), tmp_path)
+        save(tmp_path, {"r": agent_run("a", "E", 0, [7.0])})
+        (tmp_path / "comparison.json").write_text('{"kind": "agent"}')  # and nothing else is known
+        path = page.write(load(tmp_path), tmp_path)
         assert ["E", "a", "1 of 1", "7", "7", "0.000", "100"] in Tree(path.read_text()).rows
 
     def test_same_results_give_the_same_page(self, tmp_path):
