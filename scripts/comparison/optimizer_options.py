@@ -45,9 +45,10 @@ class Optimizers(Training):
     seeds: int = 3
     """Runs at each rate; their seeds are 0, 1, 2 …"""
     target: dict[Quantity, float] = field(default_factory=dict)
-    """What the page says the steps and seconds to, on the test data: quantities and values, such as
-    accuracy 0.97 loss 0.1. On each task the metric counts if it is named, else the loss; where
-    neither is, the loss that all optimizers reached at their best rate. It may change later."""
+    """Test figures that the page gives the steps and seconds to: names and values, such as
+    accuracy 0.97 loss 0.1. A task takes its metric if that is named, else the loss; without either,
+    the loss that all optimizers came to at their best rates. The same command with another target
+    writes the page anew."""
     jobs: int = 1
     """Runs at a time, one thread each. With more than there are cores, seconds are no measure."""
     output: Path = Path("reports/optimizers")
