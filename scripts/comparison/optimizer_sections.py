@@ -203,7 +203,7 @@ def _sensitivity(results: Results, drawer: Drawer) -> Section:
         )
         labels = ("learning rate", "final training loss")
         plot = drawer.lines(
-            f"rates_{slug(task)}", task, alt, lines, labels, "xy", marker="o", span=SPAN
+            f"rates_{slug(task)}", task, alt, lines, labels, "xy", points=True, span=SPAN
         )
         plots += [plot] if plot else []
     columns = [

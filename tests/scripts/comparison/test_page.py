@@ -4,12 +4,13 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from comparison import page
+from comparison import page, plots
 from comparison.intervals import Interval
 from comparison.layout import interval, number
 from comparison.results import load
 from PIL import Image
 
+from npg import optim
 from tests.scripts.comparison.synthetic import (
     SCRIPT,
     agent_run,
@@ -197,6 +198,11 @@ class TestOptimizers:
         tree = Tree((optimizer_report / page.PAGE).read_text())
         heads = {text for row in tree.rows for text in row}
         assert {"seconds to target (not comparable)", "ms a step (not comparable)"} <= heads
+
+    def test_every_optimizer_has_a_line_of_its_own(self):
+        styles = [plots._style(index, points=True) for index, _ in enumerate(optim.names())]
+        for look in ("ls", "marker"):
+            assert len({(style["color"], style[look]) for style in styles}) == len(styles)
 
     def test_diverged_rates_are_counted(self, optimizer_report):
         rows = Tree((optimizer_report / page.PAGE).read_text()).rows
