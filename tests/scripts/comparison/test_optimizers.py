@@ -13,6 +13,12 @@ def options(tmp_path, **changes):
     return Optimizers(**{**given, "rates": 2, "seeds": 1, **changes})
 
 
+@pytest.fixture
+def without_page(monkeypatch):
+    """Drawing takes long, and is tested elsewhere."""
+    monkeypatch.setattr(session, "write_page", lambda path: path)
+
+
 def pretend(chosen, *errors):
     """Writes results of all runs, as if they had been made."""
     jobs, _ = optimizer_plan.plan(chosen)
@@ -56,6 +62,7 @@ def test_runs_in_processes_of_their_own(tmp_path, capsys):
     assert json.loads((tmp_path / "comparison.json").read_text())["does_not_apply"] == [refusal]
 
 
+@pytest.mark.usefixtures("without_page")
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -72,14 +79,15 @@ def test_an_optimizer_that_cannot_is_no_failure_of_the_comparison(error, code, t
     assert ("1 of 2" in capsys.readouterr().out) == bool(error)
 
 
-def test_another_target_is_another_page_of_the_same_comparison(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "write_page", lambda path: path)
+@pytest.mark.usefixtures("without_page")
+def test_another_target_is_another_page_of_the_same_comparison(tmp_path):
     pretend(options(tmp_path), "", "")
     for target in ({}, {"accuracy": 0.9, "loss": 0.2}):
         assert optimizers.run(options(tmp_path, target=target)) == 0
         assert json.loads((tmp_path / "comparison.json").read_text())["target"] == target
 
 
+@pytest.mark.usefixtures("without_page")
 def test_another_budget_is_another_comparison(tmp_path):
     pretend(options(tmp_path), "", "")
     assert optimizers.run(options(tmp_path)) == 0
