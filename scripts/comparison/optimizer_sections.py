@@ -74,7 +74,11 @@ def _scores(results: Results, contest: Contest) -> Section:
         TASK,
         OPTIMIZER,
         Column("runs", "Finished, at the best rate."),
-        Column("best rate", "Of the learning rates tried, the one of the lowest training loss."),
+        Column(
+            "best rate",
+            "Of the learning rates tried, the one of the lowest training loss; where none got "
+            "through, what became of most runs.",
+        ),
         Column("training loss", "Interquartile mean at the end over seeds, on the training set."),
         Column("test loss", "Interquartile mean at the end over seeds."),
         Column("metric", numeric=False),
@@ -100,7 +104,7 @@ def _no_rate(task: str, name: str, results: Results) -> Iterable[list[Cell]]:
     """The row of an optimizer that has runs, but no rate that got through: why not."""
     outcomes = Counter(run.outcome for run in results.planned(name, task))
     if outcomes:
-        why = Cell(f"none: {outcomes.most_common(1)[0][0]}")
+        why = Cell(outcomes.most_common(1)[0][0])
         yield [Cell(task), Cell(name), figure(0), why, *[Cell(NOTHING)] * 5]
 
 
@@ -169,14 +173,15 @@ def _costs(results: Results, contest: Contest, chosen: Mapping[str, Target]) -> 
             "gradients, states of the optimizer, what a step needs. Evaluations do not count.",
         ),
     ]
-    text = []
-    if any(target.asked for target in chosen.values()):
-        text.append("Targets are those that were asked for (--target).")
-    if not all(target.asked for target in chosen.values()):
-        text.append(
-            "The target is the test loss of the median run of the optimizer that ends highest: all "
-            "that got through have reached it."
-        )
+    own = (
+        "the test loss of the median run of the optimizer that ends highest: all that got through "
+        "have reached it."
+    )
+    asked = [target.asked for target in chosen.values()]
+    text = [f"The target is {own}"]
+    if any(asked):
+        text = ["The target is what was asked for."]
+        text += [] if all(asked) else [f"Where nothing was asked for that is measured, it is {own}"]
     if not results.seconds_count:
         text.append(shared_sections.NO_SECONDS)
     return Section("Time and memory", "costs", text, tables=[Table("Costs", columns, rows)])

@@ -233,9 +233,9 @@ class TestOptimizers:
         runs["b_T_0_0.1"] |= too_slow(runs["b_T_0_0.1"])
         path = page.write(load(save(tmp_path, runs)), tmp_path, repetitions=10)
         rows = Tree(path.read_text()).rows
-        assert ["T", "a", "0", "none: diverged", *"–––––"] in rows
+        assert ["T", "a", "0", "diverged", *"–––––"] in rows
         assert ["T", "a", "1", *"–––––", "1 of 1", "0 of 1", "0"] in rows
-        assert ["T", "b", "0", "none: too slow", *"–––––"] in rows
+        assert ["T", "b", "0", "too slow", *"–––––"] in rows
         assert ["T", "b", "1", *"–––––", "0 of 1", "1 of 1", "0"] in rows
 
 
