@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from comparison import intervals
+from comparison.intervals import Interval
 from rich.progress import track
-from rliable import library as rliable
-from rliable import metrics
 
 from benchmarks.curves import draw
 from benchmarks.report import DOCS, Row, show
@@ -74,6 +74,7 @@ STUDIES = {
         steps={"Pendulum-v1": 200_000},
     ),
 }
+REPETITIONS = 10_000  # of the bootstrap
 RUN = Path(__file__).parent / "training_run.py"
 ROOT = Path(__file__).parent.parent.parent
 
@@ -135,22 +136,15 @@ def _compare(
         for library in (study.ours, peer)
     }
     peer_name = study.peers[peer.removesuffix("-retuned")]
-    (ours, our_interval), (theirs, their_interval) = (
-        _interquartile_mean(values) for values in scores.values()
-    )
-    probability = metrics.probability_of_improvement(
-        scores[study.ours][:, None], scores[peer][:, None]
-    )
-    figures = (
-        f"IQM {ours:.0f} [{our_interval[0]:.0f}, {our_interval[1]:.0f}]",
-        f"{peer_name} IQM {theirs:.0f} [{their_interval[0]:.0f}, {their_interval[1]:.0f}]",
-    )
+    ours, theirs = (intervals.interquartile_mean(values, REPETITIONS) for values in scores.values())
+    above = intervals.improvement(*scores.values(), repetitions=REPETITIONS).probability
+    figures = (f"IQM {_rounded(ours)}", f"{peer_name} IQM {_rounded(theirs)}")
     wanted = (">= 1.0", ">= 0.5") if targets else ("", "")
     # Negative returns: the ratio turns over, so that more than 1 is better everywhere.
-    ratio = ours / theirs if theirs > 0 else theirs / ours
+    ratio = ours.value / theirs.value if theirs.value > 0 else theirs.value / ours.value
     return [
         Row(text, *figures, ratio, wanted[0]),
-        Row(f"{text}, probability of improvement", "", "", probability, wanted[1]),
+        Row(f"{text}, probability of improvement", "", "", above.value, wanted[1]),
     ]
 
 
@@ -176,11 +170,5 @@ def _score(path: Path) -> float:
     return float(np.mean(json.loads(path.read_text())["evaluation"]))
 
 
-def _interquartile_mean(scores: np.ndarray) -> tuple[float, np.ndarray]:
-    point, interval = rliable.get_interval_estimates(
-        {"x": scores[:, None]},
-        lambda x: np.array([metrics.aggregate_iqm(x)]),
-        reps=10_000,
-        random_state=np.random.RandomState(0),
-    )
-    return float(point["x"][0]), interval["x"][:, 0]
+def _rounded(estimate: Interval) -> str:
+    return f"{estimate.value:.0f} [{estimate.low:.0f}, {estimate.high:.0f}]"

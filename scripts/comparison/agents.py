@@ -92,6 +92,6 @@ def _check_environment(env_id: str) -> None:
         gym.make(env_id).close()
     except (gym.error.NameNotFound, gym.error.NamespaceNotFound, ModuleNotFoundError) as error:
         raise ConfigurationError(
-            f"there is no environment {env_id!r} ({error}): import the package that registers it, "
-            "by writing 'package:id'"
+            f"there is no environment {env_id!r} ({error}): mend the id in --envs, or write "
+            "'package:id', which imports the package that registers it"
         ) from error

@@ -1,6 +1,6 @@
 """Curves of several seeds brought to common points."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,8 +69,3 @@ def over_seeds(
 def _finite(curve: Curve, y: int) -> np.ndarray:
     points = [row for row in curve if row[y] is not None and np.isfinite(row[y])]
     return np.array(points, dtype=float)
-
-
-def first_at_most(curve: Sequence[Sequence[float]], x: int, y: int, target: float) -> float:
-    """Returns where a curve first falls to a target; infinite if it does not."""
-    return next((float(row[x]) for row in curve if row[y] <= target), np.inf)

@@ -1,17 +1,19 @@
 """What the numbers say, in sentences: the first-named agent or optimizer against each other."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from comparison import curves
 from comparison.contest import Contest
 from comparison.curves import SECONDS, STEPS
 from comparison.intervals import Improvement
 from comparison.layout import interval, number
 from comparison.race import race
+from comparison.rates import DIVERGED, TOO_SLOW
 from comparison.results import FAILED, MISSING, WHOLE_CORE, Results, Run
+from comparison.targets import Target
 
 NOTE = "note"
 UNEQUAL = 1.1  # rollouts end a little later than budgets
@@ -50,13 +52,15 @@ def of_agents(results: Results, contest: Contest) -> list[Finding]:
     ]
 
 
-def of_optimizers(results: Results, contest: Contest, targets: dict[str, float]) -> list[Finding]:
+def of_optimizers(
+    results: Results, contest: Contest, targets: Mapping[str, Target]
+) -> list[Finding]:
     """Says how the first optimizer stands to the others, each at its best rate.
 
     Args:
         results: Of optimizers.
         contest: Of the runs at the best rates.
-        targets: Test loss to reach, by task.
+        targets: What is timed, by task.
 
     Returns:
         The sentences.
@@ -69,15 +73,9 @@ def of_optimizers(results: Results, contest: Contest, targets: dict[str, float])
     return [*unfinished(results), *_standing(contest, details)]
 
 
-def first_reaching(runs: Sequence[Run], x: int, target: float) -> float:
-    """Returns where the median run's test loss first falls to a target; infinite if it does not."""
-    at = [curves.first_at_most(run.evaluations, x, 2, target) for run in runs]
-    return float(np.quantile(at, 0.5, method="higher")) if at else np.inf
-
-
 def unfinished(results: Results) -> Iterator[Finding]:
     """Names failed and missing runs: the rest stands on fewer runs than planned."""
-    failed = [run for run in results.with_status(FAILED) if not run.diverged]
+    failed = [run for run in results.runs if run.outcome == FAILED]
     missing = results.with_status(MISSING)
     are = "is" if len(missing) == 1 else "are"
     for runs, verb in ((failed, "failed"), (missing, f"{are} missing")):
@@ -86,7 +84,7 @@ def unfinished(results: Results) -> Iterator[Finding]:
             named += [f"{len(runs) - NAMED} more"] if len(runs) > NAMED else []
             text = f"{len(runs)} of {len(results.runs)} runs {verb}: {', '.join(named)}."
             yield Finding(NOTE, text)
-    diverged = sum(run.diverged for run in results.runs)
+    diverged = sum(run.outcome == DIVERGED for run in results.runs)
     if diverged:
         text = f"{diverged} of {len(results.runs)} runs diverged, at rates that are too high."
         yield Finding(NOTE, text)
@@ -96,6 +94,10 @@ def unfinished(results: Results) -> Iterator[Finding]:
             f"{len(waited)} of {len(results.runs)} runs had less than {WHOLE_CORE:.0%} of a core: "
             "something else kept the machine busy, and their seconds are too many."
         )
+        yield Finding(NOTE, text)
+    slow = Counter(f"{r.name} on {r.task}" for r in results.runs if r.outcome == TOO_SLOW)
+    for which, count in slow.items():
+        text = f"{which} is too slow: a step takes longer than the budget, in {count} of its runs."
         yield Finding(NOTE, text)
     for refused in results.about.get("does_not_apply", ()):
         text = f"{refused['name']} does not apply to {refused['task']}: {refused['reason']}"
@@ -171,16 +173,16 @@ def _rounded(value: float) -> str:
 
 
 def _cheaper(
-    results: Results, first: str, second: str, sides: Sequence[Sequence[Run]], target: float
+    results: Results, first: str, second: str, sides: Sequence[Sequence[Run]], target: Target
 ) -> str:
     """What the target takes, and a step."""
     axes = [(STEPS, "steps")] + ([(SECONDS, "s")] if results.seconds_count else [])
     said = []
     for x, unit in axes:
-        ours, theirs = (first_reaching(side, x, target) for side in sides)
+        ours, theirs = (target.median(side, x) for side in sides)
         if np.isfinite(ours) and np.isfinite(theirs):
             said.append(_within(ours, theirs, unit))
-    text = f"Test loss {number(target)}: {_there(first, said)}." if said else ""
+    text = f"Test {target}: {_there(first, said)}." if said else ""
     step, their_step = (np.median([run.step_seconds for run in side]) for side in sides)
     if results.seconds_count and np.isfinite([step, their_step]).all() and their_step > 0:
         text += f" A step takes {step / their_step:.2f} times as long as one of {second}."

@@ -1,11 +1,13 @@
 """What compare.py can be told about optimizers. Nothing heavy is imported for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import tyro
 from classification.names import DataName, ModelName
+
+Quantity = Literal["loss", "accuracy", "reconstruction_error"]
 
 
 @dataclass(kw_only=True)
@@ -14,7 +16,7 @@ class Training:
 
     budget_seconds: float | None = None
     """Seconds of training steps after which a run ends, when the step under way has; evaluations do
-    not count."""
+    not count. A step that alone takes longer ends its run as too slow."""
     epochs: int | None = None
     """Passes over the training data after which a run ends. With both, whichever ends first."""
     batch_size: int = 128
@@ -42,13 +44,18 @@ class Optimizers(Training):
     the mean over seeds."""
     seeds: int = 3
     """Runs at each rate; their seeds are 0, 1, 2 …"""
+    target: dict[Quantity, float] = field(default_factory=dict)
+    """Test figures that the page gives the steps and seconds to: names and values, such as
+    accuracy 0.97 loss 0.1. A task takes its metric if that is named, else the loss; without either,
+    the loss that all optimizers came to at their best rates. The same command with another target
+    writes the page anew."""
     jobs: int = 1
     """Runs at a time, one thread each. With more than there are cores, seconds are no measure."""
     output: Path = Path("reports/optimizers")
     """Directory of the comparison. One that was stopped goes on; more optimizers, models, data,
     rates or seeds are added to what is there."""
     retry_failed: bool = False
-    """Make the runs again that failed or diverged earlier."""
+    """Make the runs again that failed, diverged or were too slow earlier."""
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,7 @@
 """The runs of a comparison of optimizers, and what does not apply."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain, product
 
@@ -49,6 +50,7 @@ def plan(options: Optimizers) -> tuple[list[Job], list[Refusal]]:
             raise ConfigurationError(f"{option} is empty: name one at least")
     swept = {name: rates.swept(name, options.rates) for name in _names(options.optimizers)}
     shared = {field.name: getattr(options, field.name) for field in fields(Training)}
+    metrics: set[str] = set()
     applicable: list[OptimizerRun] = []
     refused: list[Refusal] = []
     for data in dict.fromkeys(options.data):
@@ -56,10 +58,12 @@ def plan(options: Optimizers) -> tuple[list[Job], list[Refusal]]:
             OptimizerRun(optimizer=name, data=data, model=model, **shared)
             for model, name in product(dict.fromkeys(options.models), swept)
         ]
-        refusals = list(_refusals(runs))
+        refusals, known = _tried(runs)
+        metrics |= known
         told = {(refusal.name, refusal.task) for refusal in refusals}
         applicable += [run for run in runs if (run.optimizer, run.task) not in told]
         refused += refusals
+    _check_target(options.target, metrics)
     jobs = [
         _job(options, replace(run, rate=rate, seed=seed))
         for seed, run in product(range(options.seeds), applicable)
@@ -74,14 +78,29 @@ def _names(given: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(chain.from_iterable(meant)))
 
 
-def _refusals(runs: Sequence[OptimizerRun]) -> Iterator[Refusal]:
-    """Builds each of some runs on the same data; yields those that cannot be."""
+def _tried(runs: Sequence[OptimizerRun]) -> tuple[list[Refusal], set[str]]:
+    """Builds some runs on the same data: which cannot be, and the metrics of the others."""
     samples = session.load(optimizer_run.for_classify(runs[0]))
+    refusals, metrics = [], set()
     for run in runs:
         try:
-            session.build(optimizer_run.for_classify(run), samples)
+            metrics.add(session.build(optimizer_run.for_classify(run), samples).task.metric)
         except ConfigurationError as error:
-            yield Refusal(run.optimizer, run.task, str(error))
+            refusals.append(Refusal(run.optimizer, run.task, str(error)))
+    return refusals, metrics
+
+
+def _check_target(target: Mapping[str, float], metrics: Collection[str]) -> None:
+    for quantity, value in target.items():
+        if not math.isfinite(value):
+            raise ConfigurationError(f"target {quantity} must be finite, got {value}")
+        if quantity == "accuracy" and not 0 <= value <= 1:
+            raise ConfigurationError(f"target accuracy must be a share from 0 to 1, got {value:g}")
+        if metrics and quantity not in {"loss", *metrics}:
+            raise ConfigurationError(
+                f"target {quantity} is measured on none of the models: name loss or "
+                f"{' or '.join(sorted(metrics))}"
+            )
 
 
 def _job(options: Optimizers, run: OptimizerRun) -> Job:

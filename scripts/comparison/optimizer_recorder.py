@@ -3,6 +3,7 @@
 import math
 import time
 from array import array
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -29,6 +30,9 @@ class Recorder(Loop):
         interrupts: Where signals arrive.
         memory: Of the run, without evaluations.
         file: progress.json, written about once a second; None writes none.
+
+    Attributes:
+        limit: Inside which every step is taken.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Recorder(Loop):
         super().__init__(run, interrupts)
         self.memory = memory
         self.file = file
+        self.limit: AbstractContextManager[object] = nullcontext()
         self.curve: list[tuple[int, float, float]] = []
         self.evaluations: list[tuple[int, float, float, float]] = []
         self.final_loss: float | None = None
@@ -88,6 +93,10 @@ class Recorder(Loop):
             "final": [self.evaluations[-1][-1]] if finished else [],
             "final_loss": self.final_loss,
         }
+
+    def _step(self, share: float) -> None:
+        with self.limit:
+            super()._step(share)
 
     def _after_step(self) -> None:
         progress, share = self.run.progress, min(self.run.share, 1.0)

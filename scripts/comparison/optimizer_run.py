@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 import traceback
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from comparison import files, process, rates
 from comparison.optimizer_options import OptimizerRun, Training
 from comparison.optimizer_recorder import Recorder
+from comparison.process import TimeLimit
 from npg.errors import ConfigurationError, NumericalError
 
 THREADS = 1
@@ -88,7 +90,8 @@ def for_classify(options: OptimizerRun) -> classification.Options:
 def run(options: OptimizerRun) -> int:
     """Trains and writes result.json, or prints the end without a directory.
 
-    A run that diverged has its curve, too.
+    A run that diverged has its curve, too. One whose step lasts longer than the budget of seconds
+    ends this process, with a result that says so.
 
     Args:
         options: Of the run.
@@ -108,10 +111,34 @@ def run(options: OptimizerRun) -> int:
         if options.rate is None:
             options = dataclasses.replace(options, rate=rates.default(options.optimizer))
         recorder = _prepare(options, interrupts)
+    if options.budget_seconds is not None:
+        recorder.limit = _limit(options, recorder)
     with interrupts:
         failure = _failure(recorder)
     if interrupts.received is not None:
         return 128 + interrupts.received
+    _tell(options, recorder, failure)
+    return 1 if failure else 0
+
+
+def _limit(options: OptimizerRun, recorder: Recorder) -> TimeLimit:
+    """Returns what ends a run whose step lasts longer than the budget, which no run doubles thus.
+
+    That step is none: it has no loss, and the parameters are in the middle of it.
+    """
+    budget = options.budget_seconds
+
+    def last_words() -> None:
+        step = recorder.run.progress.step + 1
+        reason = f"step {step:,} takes longer than the budget of {budget:g} s"
+        _tell(options, recorder, f"{rates.TOO_SLOW}: {reason}")
+        sys.stdout.flush()
+
+    return TimeLimit(budget, last_words)
+
+
+def _tell(options: OptimizerRun, recorder: Recorder, failure: str) -> None:
+    """Writes result.json, or prints the end without a directory."""
     result = {
         **about(options),
         "status": "failed" if failure else "finished",
@@ -124,7 +151,6 @@ def run(options: OptimizerRun) -> int:
     else:
         files.write(options.output / files.RESULT, result)
         (options.output / files.PROGRESS).unlink(missing_ok=True)
-    return 1 if failure else 0
 
 
 def _prepare(options: OptimizerRun, interrupts: Interrupts) -> Recorder:
@@ -153,7 +179,7 @@ def _failure(recorder: Recorder) -> str:
     try:
         recorder.record()
     except NumericalError as error:
-        return f"{rates.DIVERGED}{error}"
+        return f"{rates.DIVERGED}: {error}"
     except Exception:
         return "\n".join(traceback.format_exc().splitlines()[-LAST_LINES:])
     return ""

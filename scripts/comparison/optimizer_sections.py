@@ -1,67 +1,43 @@
 """The report of a comparison of optimizers."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 
-from comparison import curves, findings, intervals, rates, shared_sections
+from comparison import curves, findings, intervals, rates, shared_sections, targets
 from comparison.agent_sections import ends, slug
 from comparison.contest import Contest
 from comparison.curves import SECONDS, STEPS
-from comparison.findings import first_reaching
 from comparison.layout import NOTHING, Cell, Column, Section, Table, estimate, figure, number
 from comparison.plots import Drawer, Line
+from comparison.rates import DIVERGED, TOO_SLOW
 from comparison.results import FAILED, Results, Run
 from comparison.shared_sections import seconds_label
+from comparison.targets import Target
 
 SPAN = 1000  # of losses that are worth seeing, highest to lowest
 TASK, OPTIMIZER = Column("task", numeric=False), Column("optimizer", numeric=False)
 
 
-def targets(contest: Contest, wanted: float | None = None) -> dict[str, float]:
-    """Chooses the test loss whose reaching is timed.
-
-    Args:
-        contest: Of the runs at the best rates.
-        wanted: The same for all tasks; None takes the worst optimizer's median final loss, which
-            every optimizer that did not diverge has reached.
-
-    Returns:
-        The target of each task, infinite where all diverged.
-    """
-    if wanted is not None:
-        return dict.fromkeys(contest.tasks, wanted)
-    losses = {
-        task: [
-            np.quantile([r.test_loss for r in runs], 0.5, method="higher")
-            for name in contest.names
-            if (runs := contest.runs[name, task])
-        ]
-        for task in contest.tasks
-    }
-    return {t: max(filter(np.isfinite, ls), default=np.inf) for t, ls in losses.items()}
-
-
-def sections(
-    results: Results, contest: Contest, drawer: Drawer, target: float | None = None
-) -> Iterable[Section]:
+def sections(results: Results, contest: Contest, drawer: Drawer) -> Iterable[Section]:
     """Gives the report's sections, one by one, since the pictures take their time.
 
     Args:
         results: Of optimizers.
         contest: Of the runs at the best rates.
         drawer: Of pictures.
-        target: Test loss whose reaching is timed; None chooses one.
 
     Yields:
         The sections from top to bottom.
     """
-    chosen = targets(contest, target)
+    chosen = targets.choose(contest, results.about.get("target") or {})
     found = findings.of_optimizers(results, contest, chosen)
     yield Section("Findings", "findings", findings=found)
     yield _scores(results, contest)
     yield _progress(results, contest, drawer)
-    yield _costs(results, contest, chosen, target is None)
+    yield _costs(results, contest, chosen)
     yield _sensitivity(results, drawer)
     yield shared_sections.improvements(contest, "task")
     yield shared_sections.runs(results)
@@ -75,7 +51,11 @@ def _pairs(contest: Contest) -> list[tuple[str, str, Sequence[Run]]]:
 
 def _scores(results: Results, contest: Contest) -> Section:
     rows = []
-    for task, name, runs in _pairs(contest):
+    for task, name in product(contest.tasks, contest.names):
+        runs = contest.runs[name, task]
+        if not runs:
+            rows += _no_rate(task, name, results)
+            continue
         raw, normalised = contest.summary(name, task) or (None, None)
         rows.append(
             [
@@ -94,7 +74,11 @@ def _scores(results: Results, contest: Contest) -> Section:
         TASK,
         OPTIMIZER,
         Column("runs", "Finished, at the best rate."),
-        Column("best rate", "Of the learning rates tried, the one of the lowest training loss."),
+        Column(
+            "best rate",
+            "Of the learning rates tried, the one of the lowest training loss; where none got "
+            "through, what became of most runs.",
+        ),
         Column("training loss", "Interquartile mean at the end over seeds, on the training set."),
         Column("test loss", "Interquartile mean at the end over seeds."),
         Column("metric", numeric=False),
@@ -114,6 +98,14 @@ def _scores(results: Results, contest: Contest) -> Section:
         text.append("Metrics differ between tasks and are not averaged.")
     table = Table("At the best rate", columns, rows)
     return Section("Results", "scores", text, tables=[table])
+
+
+def _no_rate(task: str, name: str, results: Results) -> Iterable[list[Cell]]:
+    """The row of an optimizer that has runs, but no rate that got through: why not."""
+    outcomes = Counter(run.outcome for run in results.planned(name, task))
+    if outcomes:
+        why = Cell(outcomes.most_common(1)[0][0])
+        yield [Cell(task), Cell(name), figure(0), why, *[Cell(NOTHING)] * 5]
 
 
 def _progress(results: Results, contest: Contest, drawer: Drawer) -> Section:
@@ -150,21 +142,19 @@ def _lines(contest: Contest, task: str, x: int, y: int | None) -> list[Line]:
     return lines
 
 
-def _costs(
-    results: Results, contest: Contest, chosen: Mapping[str, float], automatic: bool
-) -> Section:
+def _costs(results: Results, contest: Contest, chosen: Mapping[str, Target]) -> Section:
     rows = []
     for task, name, runs in _pairs(contest):
-        reached = [curves.first_at_most(r.evaluations, STEPS, 2, chosen[task]) for r in runs]
-        count = int(np.isfinite(reached).sum())
+        target = chosen[task]
+        count = sum(np.isfinite(target.first(run, STEPS)) for run in runs)
         rows.append(
             [
                 Cell(task),
                 Cell(name),
-                figure(chosen[task]),
+                Cell(str(target), target.value),
                 Cell(f"{count} of {len(runs)}", count),
-                figure(first_reaching(runs, STEPS, chosen[task])),
-                figure(first_reaching(runs, SECONDS, chosen[task])),
+                figure(target.median(runs, STEPS)),
+                figure(target.median(runs, SECONDS)),
                 figure(1000 * float(np.median([run.step_seconds for run in runs]))),
                 figure(float(np.median([run.peak_memory_mb for run in runs]))),
             ]
@@ -172,19 +162,26 @@ def _costs(
     columns = [
         TASK,
         OPTIMIZER,
-        Column("target", "Test loss."),
+        Column("target", "On the test data.", numeric=False),
         Column("reached", "Runs that came to it."),
         Column("steps to target", "Of the median run; ∞ if less than half of the runs came to it."),
         Column(seconds_label(results, "seconds to target"), "Likewise, of training alone."),
         Column(seconds_label(results, "ms a step"), "Median."),
-        Column("peak memory / MB", "Of model, optimizer and steps, above libraries and data."),
+        Column(
+            "peak MB in steps",
+            "The most in memory during training steps, beyond libraries and data: model, "
+            "gradients, states of the optimizer, what a step needs. Evaluations do not count.",
+        ),
     ]
-    text = [
-        "The target is the test loss of the median run of the optimizer that ends highest: all "
-        "that did not diverge have reached it."
-        if automatic
-        else "The target is a test loss that was asked for."
-    ]
+    own = (
+        "the test loss of the median run of the optimizer that ends highest: all that got through "
+        "have reached it."
+    )
+    asked = [target.asked for target in chosen.values()]
+    text = [f"The target is {own}"]
+    if any(asked):
+        text = ["The target is what was asked for."]
+        text += [] if all(asked) else [f"Where nothing was asked for that is measured, it is {own}"]
     if not results.seconds_count:
         text.append(shared_sections.NO_SECONDS)
     return Section("Time and memory", "costs", text, tables=[Table("Costs", columns, rows)])
@@ -211,7 +208,7 @@ def _sensitivity(results: Results, drawer: Drawer) -> Section:
         )
         labels = ("learning rate", "final training loss")
         plot = drawer.lines(
-            f"rates_{slug(task)}", task, alt, lines, labels, "xy", marker="o", span=SPAN
+            f"rates_{slug(task)}", task, alt, lines, labels, "xy", points=True, span=SPAN
         )
         plots += [plot] if plot else []
     columns = [
@@ -224,11 +221,12 @@ def _sensitivity(results: Results, drawer: Drawer) -> Section:
         Column("worst"),
         Column("worst / best"),
         Column("diverged", "Runs whose loss was no finite number any more."),
+        Column("too slow", "Runs with a step longer than the budget of seconds, which ends them."),
         Column("failed", "Otherwise."),
     ]
     text = [
-        "Median over seeds at every rate, and the range around it. A rate at which a run diverged "
-        f"or failed is not drawn, and the axis ends at {SPAN:,} times the lowest loss."
+        "Median over seeds at every rate, and the range around it. A rate at which a run diverged, "
+        f"was too slow or failed is not drawn, and the axis ends at {SPAN:,} times the lowest loss."
     ]
     table = Table("Spread over learning rates", columns, rows)
     return Section("Learning-rate sensitivity", "rates", text, plots=plots, tables=[table])
@@ -238,10 +236,13 @@ def _spread(
     task: str, name: str, runs: Sequence[Run], losses: Mapping[float | None, float]
 ) -> list[Cell]:
     through = {rate: loss for rate, loss in losses.items() if np.isfinite(loss)}
-    diverged = sum(run.diverged for run in runs)
+    outcomes = Counter(run.outcome for run in runs)
     counts = [
-        Cell(f"{diverged} of {len(runs)}", diverged),
-        figure(sum(run.status == FAILED for run in runs) - diverged),
+        *(
+            Cell(f"{outcomes[word]} of {len(runs)}", outcomes[word])
+            for word in (DIVERGED, TOO_SLOW)
+        ),
+        figure(outcomes[FAILED]),
     ]
     about = [Cell(task), Cell(name), figure(len(losses))]
     if not through:

@@ -14,7 +14,8 @@ from comparison.job import Job
 NOTE = (
     "rate: that of the lowest loss on the training set at the end, the mean over seeds; * it is "
     "the first or last one tried. ±: deviation over seeds. spread: highest such mean over the "
-    "lowest, of the rates that got through. ms: of a step, median. failed: diverged ones included."
+    "lowest, of the rates that got through. ms: of a step, median. MB: most in memory "
+    "during steps, beyond libraries and data. failed: diverged and too slow ones included."
 )
 
 

@@ -11,7 +11,7 @@ from comparison import optimizer_summary
 from comparison.job import Job
 from comparison.optimizer_options import Optimizers
 from comparison.optimizer_plan import plan
-from comparison.rates import DIVERGED
+from comparison.rates import DIVERGED, TOO_SLOW
 from comparison.session import compare
 from npg.errors import ConfigurationError
 
@@ -23,7 +23,8 @@ def run(options: Optimizers) -> int:
         options: Of the comparison.
 
     Returns:
-        The exit code: 0, 1 if a run failed otherwise than by diverging, 128 + n after signal n.
+        The exit code: 0, 1 if a run failed otherwise than by diverging or by steps longer than the
+        budget, 128 + n after signal n.
 
     Raises:
         Failure: If the configuration cannot work.
@@ -47,9 +48,10 @@ def run(options: Optimizers) -> int:
             "test metric",
             options.retry_failed,
             [asdict(refusal) for refusal in refused],
+            {"target": options.target},
         )
     optimizer_summary.show(jobs, Console())
-    return 0 if code == 1 and _only_diverged(jobs) else code
+    return 0 if code == 1 and _no_fault(jobs) else code
 
 
 def _budget(options: Optimizers) -> str:
@@ -61,8 +63,8 @@ def _budget(options: Optimizers) -> str:
     return ", at most ".join(budget)
 
 
-def _only_diverged(jobs: Sequence[Job]) -> bool:
-    """Says whether the runs that failed did what too high a rate makes any optimizer do."""
+def _no_fault(jobs: Sequence[Job]) -> bool:
+    """Says whether the runs that failed did so by a rate that is too high, or steps too long."""
     results = [job.result() or {} for job in jobs]
     failures = [result["error"] for result in results if result.get("status") == "failed"]
-    return all(failure.startswith(DIVERGED) for failure in failures)
+    return all(failure.startswith((f"{DIVERGED}: ", f"{TOO_SLOW}: ")) for failure in failures)

@@ -1,5 +1,6 @@
 """The report: one HTML file that needs nothing else, its pictures, and all numbers as CSV."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,16 +23,15 @@ def write(
     results: Results,
     directory: Path,
     repetitions: int = REPETITIONS,
-    target: float | None = None,
 ) -> Path:
     """Writes report.html, results.csv and plots/ into a comparison's directory.
+
+    Pictures that are only on the page that was there before go; what else is in plots/ stays.
 
     Args:
         results: What ran; complete or not.
         directory: Where to write.
         repetitions: Bootstrap resamples; more give steadier last digits and take longer.
-        target: Optimizers: the test loss whose reaching is timed. None takes the median final
-            loss of the optimizer that ends highest.
 
     Returns:
         The page.
@@ -44,13 +44,20 @@ def write(
         sections = agent_sections.sections(results, of_agents, drawer)
     else:
         of_optimizers = contest.of_optimizers(results, repetitions)
-        sections = optimizer_sections.sections(results, of_optimizers, drawer, target)
+        sections = optimizer_sections.sections(results, of_optimizers, drawer)
     drawn = list(track(sections, "report", total=8, transient=True))
     write_csv(results, directory / CSV)
-    page = directory / PAGE
+    page, text = directory / PAGE, _rendered(results, drawn, repetitions)
+    before = page.read_text(encoding="utf-8", errors="replace") if page.exists() else ""
     with replacing(page) as temporary:
-        temporary.write_text(_rendered(results, drawn, repetitions), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+        drawer.remove(_pictures(before) - _pictures(text))  # while the old page still names them
     return page
+
+
+def _pictures(page: str) -> set[str]:
+    """Returns the names of a page's pictures."""
+    return set(re.findall(r'<figure id="plot-([\w.+-]+)">', page))
 
 
 def _nothing_finished(results: Results) -> list[Section]:

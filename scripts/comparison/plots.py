@@ -2,10 +2,11 @@
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -18,7 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
 WIDTH, HEIGHT = 4.8, 3.0  # inches of the axes; the legend comes below
-DASHES = ("-", "--", ":", "-.")
+# A colour, and a dash and a marker, tell 35 lines apart: as many as there are optimizers.
+DASHES = ("-", "--", ":", "-.", (0, (7, 1.5, 1, 1.5, 1, 1.5)))
+MARKERS = "os^Dv"
 LEGEND_CHARACTERS = 74  # that fit beside each other
 # Colours of the page, which has a light and a dark scheme, instead of those of the files.
 VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", GREY: "var(--grey)"} | {
@@ -81,7 +84,7 @@ class Drawer:
         lines: Sequence[Line],
         labels: tuple[str, str],
         log: str = "",
-        marker: str = "",
+        points: bool = False,
         engineering: bool = False,
         span: float = np.inf,
     ) -> Plot | None:
@@ -94,7 +97,7 @@ class Drawer:
             lines: What to draw.
             labels: Of both axes.
             log: Which axes are logarithmic: "", "x", "y" or "xy".
-            marker: Of the points.
+            points: Whether they are marked.
             engineering: Whether x counts thousands and millions.
             span: Highest to lowest value shown of y, at most, where it is logarithmic.
 
@@ -120,9 +123,10 @@ class Drawer:
                 if np.isfinite(span):
                     axes.set_ylim(shown.min() / 1.2, shown.max() * 1.2)
             for line in lines:
-                self._line(axes, line, marker)
+                self._line(axes, line, points)
 
-        return self._save(name, title, alt, draw, [(x.label, x.index) for x in lines])
+        legend = [(line.label, line.index) for line in lines]
+        return self._save(name, title, alt, draw, legend, points=points)
 
     def intervals(
         self,
@@ -160,13 +164,18 @@ class Drawer:
 
         return self._save(name, title, alt, draw, (), height=0.9 + 0.3 * len(rows))
 
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes the files of pictures, by name."""
+        for name in names:
+            for kind in ("png", "svg"):
+                (self.directory / f"{name}.{kind}").unlink(missing_ok=True)
+
     @staticmethod
-    def _line(axes: Axes, line: Line, marker: str) -> None:
-        colour = COLOURS[line.index % len(COLOURS)]
+    def _line(axes: Axes, line: Line, points: bool) -> None:
+        style = _style(line.index, points or len(line.x) == 1)
+        colour = style["color"]
         y = line.y.reshape(len(line.x), -1)
-        dash = DASHES[line.index // len(COLOURS) % len(DASHES)]
-        marker = marker or ("o" if len(line.x) == 1 else "")
-        axes.plot(line.x, y[:, 0], dash, color=colour, lw=1.6, marker=marker, ms=4)
+        axes.plot(line.x, y[:, 0], lw=1.6, **style)
         if y.shape[1] == 3 and np.isfinite(y).any(axis=0).all():
             axes.fill_between(line.x, y[:, 1], y[:, 2], color=colour, alpha=0.15, lw=0)
         if line.bound is not None:
@@ -180,6 +189,7 @@ class Drawer:
         draw: Callable[[Axes], None],
         legend: Sequence[tuple[str, int]],
         height: float = HEIGHT,
+        points: bool = False,
     ) -> Plot:
         columns = 1
         if legend:
@@ -194,7 +204,7 @@ class Drawer:
             label.set_parse_math(False)
         axes.set_title(title, loc="left", weight="bold", color=INK, size=10, parse_math=False)
         if legend:
-            _legend(drawn, legend, columns)
+            _legend(drawn, legend, columns, points)
         picture.save(drawn, self.directory / f"{name}.png")
         drawn.set_layout_engine("none")  # it has found the places
         content = _svg(drawn, name)
@@ -211,13 +221,19 @@ def _plain_decades(axis: Axis, values: np.ndarray) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _legend(drawn: Figure, entries: Sequence[tuple[str, int]], columns: int) -> None:
-    handles = [
-        mpl.lines.Line2D(
-            [], [], color=COLOURS[i % len(COLOURS)], ls=DASHES[i // len(COLOURS) % len(DASHES)]
-        )
-        for _, i in entries
-    ]
+def _style(index: int, points: bool) -> dict[str, Any]:
+    """Returns how a line is drawn, by its place among all."""
+    group = index // len(COLOURS)
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "ls": DASHES[group % len(DASHES)],
+        "marker": MARKERS[group % len(MARKERS)] if points else "",
+        "ms": 4,
+    }
+
+
+def _legend(drawn: Figure, entries: Sequence[tuple[str, int]], columns: int, points: bool) -> None:
+    handles = [mpl.lines.Line2D([], [], **_style(index, points)) for _, index in entries]
     shown = drawn.legend(
         handles,
         [label for label, _ in entries],
@@ -226,7 +242,7 @@ def _legend(drawn: Figure, entries: Sequence[tuple[str, int]], columns: int) -> 
         frameon=False,
         fontsize=8.5,
         labelcolor=INK,
-        handlelength=1.6,
+        handlelength=2.4,
         columnspacing=1.4,
     )
     for text in shown.get_texts():

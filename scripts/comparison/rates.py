@@ -9,7 +9,9 @@ from torch import nn
 
 from npg import optim
 
-DIVERGED = "diverged: "  # begins the error of a run whose numbers left the finite ones
+# Begin the error of a run that failed for no fault of the program's, before a colon.
+DIVERGED = "diverged"  # the numbers left the finite ones
+TOO_SLOW = "too slow"  # a step takes longer than the budget
 FACTOR = 3.0
 DIGITS = 3  # the rate in a run's name, in its command and in its result is the same number
 

@@ -23,6 +23,7 @@ def begin(
     settings: Mapping[str, Any],
     planned: Sequence[str],
     refused: Sequence[Mapping[str, str]] = (),
+    for_page: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes comparison.json, or adds runs to the comparison that is there.
 
@@ -34,12 +35,18 @@ def begin(
         settings: What all runs share, "steps" for instance, and what may not change therefore.
         planned: Names of the runs.
         refused: Name, task and reason of what does not apply and is not run.
+        for_page: What the page is told besides; it may change.
 
     Raises:
         ConfigurationError: If the directory holds a comparison of another kind, or with other
-            settings.
+            settings, or one whose comparison.json is damaged.
     """
     earlier = files.read(directory / FILE) or {}
+    if not earlier and (directory / FILE).exists():
+        raise ConfigurationError(
+            f"{directory / FILE}, which says how the runs there were made, cannot be read: restore "
+            "it, or choose another --output"
+        )
     for name, value in {"kind": kind, **settings}.items() if earlier else ():
         if earlier.get(name) != value:
             raise ConfigurationError(
@@ -60,6 +67,7 @@ def begin(
         "threads": 1,
         "wall_clock_counts": honest_clock,
         **settings,
+        **(for_page or {}),
         "planned": list(dict.fromkeys([*earlier.get("planned", []), *planned])),
         "does_not_apply": [*known, *(refusal for refusal in refused if refusal not in known)],
     }

@@ -12,7 +12,7 @@ from typing import Any
 from common.files import replacing
 
 from comparison.files import PROGRESS, RESULT, RUNS
-from comparison.rates import DIVERGED
+from comparison.rates import DIVERGED, TOO_SLOW
 from comparison.record import FILE as COMPARISON
 from npg.errors import ConfigurationError
 
@@ -81,9 +81,10 @@ class Run:
         return self.cpu_seconds < WHOLE_CORE * self.seconds
 
     @property
-    def diverged(self) -> bool:
-        """Whether an optimizer's numbers left the finite ones."""
-        return self.error.startswith(DIVERGED)
+    def outcome(self) -> str:
+        """The status, or what an optimizer failed by, for no fault of the program's."""
+        words = (DIVERGED, TOO_SLOW)
+        return next((word for word in words if self.error.startswith(f"{word}: ")), self.status)
 
     @property
     def score(self) -> float:
@@ -185,14 +186,14 @@ def read_run(directory: str, path: Path) -> Run:
     try:
         content = {k: v for k, v in _read(path).items() if k in known}
         required = {key: content.pop(key) for key in ("name", "task", "seed", "status")}
-    except (OSError, ValueError, KeyError) as error:
+        # null stands for a number that is none, or for what was not measured.
+        content = {k: v for k, v in content.items() if v is not None or k in ("rate", "preset")}
+        for name in ("curve", "evaluations"):
+            content[name] = [[_number(x) for x in point] for point in content.get(name, ())]
+        content["final"] = [_number(x) for x in content.get("final", ())]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{RESULT} cannot be read: {type(error).__name__}: {error}"
         return Run(directory, directory, "unknown", None, FAILED, error=reason)
-    # null stands for a number that is none, or for what was not measured.
-    content = {k: v for k, v in content.items() if v is not None or k in ("rate", "preset")}
-    for name in ("curve", "evaluations"):
-        content[name] = [[_number(x) for x in point] for point in content.get(name, ())]
-    content["final"] = [_number(x) for x in content.get("final", ())]
     return Run(directory, **required, **content)
 
 

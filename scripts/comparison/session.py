@@ -24,6 +24,7 @@ def compare(
     score: str,
     retry_failed: bool = False,
     refused: Sequence[Mapping[str, str]] = (),
+    for_page: Mapping[str, Any] | None = None,
 ) -> int:
     """Makes the runs that are missing, and the page of all.
 
@@ -36,6 +37,7 @@ def compare(
         score: What the table calls the runs' score.
         retry_failed: Makes runs again that failed earlier.
         refused: Name, task and reason of what does not apply and is not run.
+        for_page: What the page is told besides; it may change when a comparison is continued.
 
     Returns:
         The exit code: 0, or 1 if a run failed, or 128 + n after signal n.
@@ -47,7 +49,8 @@ def compare(
     again = command("compare.py", *sys.argv[1:])
     check_page()
     with locked(directory):
-        record.begin(directory, kind, again, at_once, settings, [job.name for job in jobs], refused)
+        planned = [job.name for job in jobs]
+        record.begin(directory, kind, again, at_once, settings, planned, refused, for_page)
         table = LiveTable(jobs, f"{len(jobs)} runs, {at_once} at a time", score)
         outcome = run_all(jobs, at_once, table, retry_failed)
         places: dict[str, object] = {

@@ -20,7 +20,7 @@ from comparison.results import Results, Run
 # In comparison.json; what remains are settings that all runs share.
 SHOWN_ELSEWHERE = {
     *("kind", "command", "started", "machine", "versions", "jobs", "threads"),
-    *("wall_clock_counts", "planned", "does_not_apply"),
+    *("wall_clock_counts", "planned", "does_not_apply", "target"),
 }
 STATUS_KEYS = {"failed": 0, "missing": 1, "finished": 2}
 NO_SECONDS = (
@@ -98,7 +98,7 @@ def runs(results: Results) -> Section:
     rows = [
         [
             Cell(
-                "diverged" if run.diverged else run.status,
+                run.outcome,
                 STATUS_KEYS.get(run.status, 3),
                 run.status,
             ),

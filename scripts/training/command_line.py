@@ -81,8 +81,14 @@ def read_presets(file: Path) -> dict[str, dict[str, Any]]:
         raise ConfigurationError(f"there is no preset file {file}")
     try:
         presets: dict[str, dict[str, Any]] = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    for env, preset in presets.items() if isinstance(presets, dict) else [(file.stem, presets)]:
+        if not isinstance(preset, dict) or not isinstance(preset.get("arguments") or {}, dict):
+            raise ConfigurationError(
+                f"{file}: {env} must name settings and their values, arguments likewise, as in "
+                "'CartPole-v1: {num_envs: 8, arguments: {n_steps: 256}}'"
+            )
     return presets
 
 

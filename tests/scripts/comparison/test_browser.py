@@ -106,6 +106,12 @@ class TestPage:
             f".every(e => e.getBoundingClientRect().right <= {width})"
         )
 
+    def test_numbers_stand_beside_names_on_a_narrow_screen(self, browser, optimizer_report):
+        show(browser, optimizer_report, width=400)
+        for section in ("scores", "rates"):
+            best = find(browser, f"#{section} tbody tr td:nth-child(4)")
+            assert all(cell.rect["x"] + cell.rect["width"] < 400 for cell in best)
+
     def test_details_fold(self, shown):
         run = find(shown, "#runs td details")[0]
         command = run.find_element("css selector", "pre")

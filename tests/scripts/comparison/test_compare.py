@@ -3,6 +3,7 @@
 import json
 import sys
 
+import gymnasium as gym
 import pytest
 from compare import main
 from comparison import record, session
@@ -91,11 +92,15 @@ def test_a_page_of_what_is_no_comparison(tmp_path, capsys):
     [
         (["--seeds", "0"], "seeds must be at least 1, got 0"),
         (["--jobs", "0"], "jobs must be at least 1, got 0"),
+        (["--jobs", "-1"], "jobs must be at least 1, got -1"),
         (["--total-timesteps", "0"], "total_timesteps must be at least 1"),
         (["--agents", "trpo", "sb3:tpro"], "there is no agent 'sb3:tpro': sb3 has"),
         (["--agents"], "agents is empty"),
         (["--agents", "nowhere_at_all:PPO"], "No module named 'nowhere_at_all'"),
         (["--envs", "CartPole-v1", "Carpole-v1"], "there is no environment 'Carpole-v1'"),
+        (["--envs", "Carpole-v1"], "mend the id in --envs, or write 'package:id'"),
+        (["--envs", "CartPole-v9"], "Environment version `v9` for environment `CartPole`"),
+        (["--envs", "Cart Pole"], "Malformed environment ID: Cart Pole"),
         (["--envs", "nowhere_at_all:X-v0"], "there is no environment 'nowhere_at_all:X-v0'"),
         (["--preset", "nowhere.yml"], "no preset file"),
         (["--agents", "sb3:ppo", "--preset", "rl_zoo_trpo.yml"], "sb3:ppo does not take"),
@@ -106,6 +111,43 @@ def test_what_cannot_work_is_said_before_anything_runs(tmp_path, capsys, more, m
     assert main([*words(output), *more]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ("{num_envz: 2}", "CartPole-v1: unknown num_envz"),
+        ("{arguments: {n_stepz: 2}}", "CartPole-v1: trpo does not take n_stepz"),
+        ("5", "CartPole-v1 must name settings and their values"),
+        ("{arguments: 5}", "CartPole-v1 must name settings and their values"),
+        ("[1, 2", "is not YAML"),
+    ],
+)
+def test_a_preset_file_that_says_something_else(tmp_path, capsys, preset, message):
+    (tmp_path / "mine.yml").write_text(f"CartPole-v1: {preset}")
+    assert main(words(tmp_path / "report", "--preset", tmp_path / "mine.yml")) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert message in said
+    assert str(tmp_path / "mine.yml") in said or "mine.yml, CartPole-v1" in said
+    assert not (tmp_path / "report").exists()
+
+
+def test_simulators_that_are_not_installed(tmp_path, capsys, monkeypatch):
+    def make(env_id):
+        raise gym.error.DependencyNotInstalled("MuJoCo is not installed")
+
+    monkeypatch.setattr(gym, "make", make)
+    assert main(words(tmp_path / "report", envs="Hopper-v5")) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == "error: MuJoCo is not installed; here: pip install .[mujoco]"
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_output_that_is_a_file(tmp_path, capsys, place):
+    (tmp_path / "file").write_text("kept")
+    assert main(words(tmp_path / place)) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_a_second_comparison_in_the_directory(tmp_path, capsys):

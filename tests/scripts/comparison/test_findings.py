@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from comparison import contest, findings, optimizer_sections
+from comparison import contest, findings
 from comparison.contest import Scale
 from comparison.results import load
+from comparison.targets import Target, choose
 
-from tests.scripts.comparison.synthetic import agent_run, diverged, optimizer_run, save
+from tests.scripts.comparison.synthetic import agent_run, diverged, optimizer_run, save, too_slow
 
 FEW = 100  # bootstrap resamples
 
@@ -168,22 +169,43 @@ class TestOptimizers:
         chosen = contest.of_optimizers(results, FEW).runs["a", "T"]
         assert {run.rate for run in chosen} == {0.01}
 
-    def test_target_is_the_worst_of_the_final_losses(self, tmp_path):
+    def test_without_a_target_it_is_the_worst_of_the_final_losses(self, tmp_path):
         runs = rates("a", {0.1: [[1.0, 0.5], [1.0, 0.6], [1.0, 0.4]]})
         runs |= rates("b", {0.1: [[2.0, 1.0]] * 3})
         runs |= rates("c", {0.1: [[3.0]] * 3})
         for seed in range(3):
             runs[f"c_T_{seed}_0.1"] |= diverged(runs[f"c_T_{seed}_0.1"])
         found = contest.of_optimizers(load(save(tmp_path, runs)), FEW)
-        assert optimizer_sections.targets(found) == {"T": 1.0}
-        assert optimizer_sections.targets(found, 0.7) == {"T": 0.7}
+        assert choose(found, {}) == {"T": Target(1.0)}
+
+    def test_target_is_the_metric_that_is_named_or_else_the_loss(self, tmp_path):
+        runs = rates("a", {0.1: [[1.0]]})
+        runs |= rates("a", {0.1: [[5.0]]}, task="R", larger_is_better=False)
+        runs["a_R_0_0.1"]["metric"] = "reconstruction_error"
+        found = contest.of_optimizers(load(save(tmp_path, runs)), FEW)
+        accuracy, error = {"accuracy": 0.95}, {"reconstruction_error": 2.0}
+        larger = Target(0.95, "accuracy", larger_is_better=True, asked=True)
+        smaller = Target(2.0, "reconstruction_error", asked=True)
+        assert choose(found, accuracy | error) == {"T": larger, "R": smaller}
+        assert choose(found, accuracy) == {"T": larger, "R": Target(5.0)}
+        loss = Target(0.7, asked=True)
+        assert choose(found, accuracy | {"loss": 0.7}) == {"T": larger, "R": loss}
+
+    def test_where_a_run_comes_to_a_metric(self, tmp_path):
+        run = optimizer_run("a", "T", 0, 0.1, [1.0])
+        run["evaluations"] = [[0, 0.0, 2.0, 0.1], [10, 0.5, 1.0, 0.8], [20, 1.0, 1.5, 0.9]]
+        (loaded,) = load(save(tmp_path, {"a_T_0_0.1": run})).runs
+        assert Target(0.8, "accuracy", larger_is_better=True).first(loaded, 0) == 10
+        assert Target(0.85, "accuracy", larger_is_better=True).first(loaded, 1) == 1.0
+        assert Target(0.95, "accuracy", larger_is_better=True).first(loaded, 0) == float("inf")
+        assert Target(0.5, "reconstruction_error").first(loaded, 0) == 0
 
     def test_time_to_target_and_step_time(self, tmp_path):
         runs = rates("a", {0.1: [[1.0, 0.5]] * 3}, step_seconds=0.1)
         runs |= rates("b", {0.1: [[2.0, 1.5, 1.2, 1.0]] * 3}, step_seconds=0.05)
         results = load(save(tmp_path, runs))
         found = contest.of_optimizers(results, FEW)
-        (said,) = findings.of_optimizers(results, found, optimizer_sections.targets(found))
+        (said,) = findings.of_optimizers(results, found, choose(found, {}))
         assert "Test loss 1: a gets there in 10 steps against 40 (0.25 times)" in said.more
         assert "and 0.5 s against 2 (0.25 times)." in said.more
         assert "A step takes 2.00 times as long as one of b." in said.more
@@ -200,24 +222,29 @@ class TestOptimizers:
         }
         results = load(save(tmp_path, runs))
         found = contest.of_optimizers(results, FEW)
-        (said,) = findings.of_optimizers(results, found, {"T": 1.0})
+        (said,) = findings.of_optimizers(results, found, {"T": Target(1.0)})
         assert said.verdict == verdict
         best = found.normalised("b" if larger else "a")[0]
         assert best.max() == 1
 
-    def test_diverged_and_refused_are_noted(self, tmp_path):
-        runs = rates("a", {0.1: [[1.0]], 1.0: [[2.0]]})
+    def test_diverged_too_slow_and_refused_are_noted(self, tmp_path):
+        runs = rates("a", {0.1: [[1.0]], 0.3: [[2.0]], 0.9: [[2.0]], 1.0: [[2.0]]})
         runs["a_T_0_1.0"] |= diverged(runs["a_T_0_1.0"])
+        for rate in (0.3, 0.9):
+            runs[f"a_T_0_{rate}"] |= too_slow(runs[f"a_T_0_{rate}"])
         refused = [{"name": "b", "task": "T", "reason": "b needs a closure"}]
         results = load(save(tmp_path, runs, does_not_apply=refused))
-        said = findings.of_optimizers(results, contest.of_optimizers(results, FEW), {"T": 1.0})
+        said = findings.of_optimizers(
+            results, contest.of_optimizers(results, FEW), {"T": Target(1.0)}
+        )
         assert [finding.text for finding in said] == [
-            "1 of 2 runs diverged, at rates that are too high.",
+            "1 of 4 runs diverged, at rates that are too high.",
+            "a on T is too slow: a step takes longer than the budget, in 2 of its runs.",
             "b does not apply to T: b needs a closure",
         ]
 
     def test_median_run_decides(self, tmp_path):
         runs = rates("a", {0.1: [[0.5], [2.0, 0.5], [2.0]]})
         (side,) = contest.of_optimizers(load(save(tmp_path, runs)), FEW).runs.values()
-        assert findings.first_reaching(side, 0, 1.0) == 20
-        assert findings.first_reaching(side, 0, 0.1) == float("inf")
+        assert Target(1.0).median(side, 0) == 20
+        assert Target(0.1).median(side, 0) == float("inf")

@@ -4,13 +4,19 @@ import json
 
 import pytest
 from common.failures import Failure
-from comparison import files, optimizer_plan, optimizers
+from comparison import files, optimizer_plan, optimizers, session
 from comparison.optimizer_options import Optimizers
 
 
 def options(tmp_path, **changes):
     given = {"optimizers": ("sgd",), "models": ("linear",), "epochs": 1, "output": tmp_path}
     return Optimizers(**{**given, "rates": 2, "seeds": 1, **changes})
+
+
+@pytest.fixture
+def without_page(monkeypatch):
+    """Drawing takes long, and is tested elsewhere."""
+    monkeypatch.setattr(session, "write_page", lambda path: path)
 
 
 def pretend(chosen, *errors):
@@ -56,17 +62,32 @@ def test_runs_in_processes_of_their_own(tmp_path, capsys):
     assert json.loads((tmp_path / "comparison.json").read_text())["does_not_apply"] == [refusal]
 
 
+@pytest.mark.usefixtures("without_page")
 @pytest.mark.parametrize(
     ("error", "code"),
-    [("", 0), ("diverged: the training loss is nan at step 3", 0), ("RuntimeError: no root", 1)],
+    [
+        ("", 0),
+        ("diverged: the training loss is nan at step 3", 0),
+        ("too slow: step 1 takes longer than the budget of 5 s", 0),
+        ("RuntimeError: no root", 1),
+    ],
 )
-def test_a_rate_that_diverges_is_no_failure_of_the_comparison(error, code, tmp_path, capsys):
+def test_an_optimizer_that_cannot_is_no_failure_of_the_comparison(error, code, tmp_path, capsys):
     chosen = options(tmp_path)
     pretend(chosen, "", error)
     assert optimizers.run(chosen) == code
     assert ("1 of 2" in capsys.readouterr().out) == bool(error)
 
 
+@pytest.mark.usefixtures("without_page")
+def test_another_target_is_another_page_of_the_same_comparison(tmp_path):
+    pretend(options(tmp_path), "", "")
+    for target in ({}, {"accuracy": 0.9, "loss": 0.2}):
+        assert optimizers.run(options(tmp_path, target=target)) == 0
+        assert json.loads((tmp_path / "comparison.json").read_text())["target"] == target
+
+
+@pytest.mark.usefixtures("without_page")
 def test_another_budget_is_another_comparison(tmp_path):
     pretend(options(tmp_path), "", "")
     assert optimizers.run(options(tmp_path)) == 0

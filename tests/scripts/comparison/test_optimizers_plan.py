@@ -95,6 +95,12 @@ def test_all_are_all(tmp_path):
         ({"epochs": None}, "nothing says when a run ends: give --budget-seconds"),
         ({"budget_seconds": 0.0}, "budget_seconds must be positive and finite, got 0"),
         ({"budget_seconds": float("nan")}, "budget_seconds must be positive and finite, got nan"),
+        ({"target": {"accuracy": 97.0}}, "target accuracy must be a share from 0 to 1, got 97"),
+        ({"target": {"loss": float("nan")}}, "target loss must be finite, got nan"),
+        (
+            {"target": {"reconstruction_error": 0.1}},
+            "target reconstruction_error is measured on none of the models: name loss or accuracy",
+        ),
         ({"batch_size": -1}, "batch_size must not be negative, got -1"),
         ({"batch_size": 2000}, "batch_size must be at most the 1,438 training samples"),
         ({"data": ("digits", "fashion-mnist")}, "fashion-mnist needs its files: --data-dir"),

@@ -2,10 +2,14 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
+import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -96,6 +100,7 @@ def test_what_else_a_result_says(finished):
 
 def test_seconds_of_steps_end_a_run_and_the_curve_is_thinned(tmp_path, monkeypatch):
     monkeypatch.setattr(optimizer_recorder, "SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr(optimizer_run, "_limit", lambda *_: nullcontext())  # of the true clock
     # Half a millisecond from one look at the clock to the next: a step, whatever the machine does.
     clock = itertools.count()
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(clock) / 2000))
@@ -144,6 +149,43 @@ def test_an_optimizer_that_raises_in_the_middle(tmp_path, monkeypatch):
     assert result["status"] == "failed"
     assert result["error"].endswith("RuntimeError: the factor has no root")
     assert len(result["curve"]) == result["steps"] == 3
+
+
+@pytest.mark.parametrize("told", ["result", "words"])
+def test_a_step_longer_than_the_budget_ends_the_process(tmp_path, monkeypatch, told):
+    """In the middle of it: what was done before is in the result."""
+    step, steps = torch.optim.Adam.step, itertools.count(1)
+
+    def slow(self, closure=None):
+        if next(steps) == 4:
+            time.sleep(60)
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", slow)
+    monkeypatch.setattr(optimizer_run, "_load_libraries", lambda: None)  # would take a step, too
+    place = tmp_path / "run" if told == "result" else None
+    chosen = options(tmp_path, epochs=None, budget_seconds=0.4, output=place)
+
+    def run():
+        os.dup2(os.open(tmp_path / "said", os.O_CREAT | os.O_WRONLY), 1)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        optimizer_run.run(chosen)
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    child.join(30)
+    assert child.exitcode == 1
+    error = "too slow: step 4 takes longer than the budget of 0.4 s"
+    if told == "words":
+        assert re.fullmatch(
+            rf"3 steps in 0\.\d s, then failed: {error}\n", (tmp_path / "said").read_text()
+        )
+        return
+    result = result_of(tmp_path / "run")
+    assert (result["status"], result["error"], result["steps"]) == ("failed", error, 3)
+    assert result["curve"][-1][0] == 3
+    assert result["final"] == []
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"result.json"}
 
 
 def test_a_signal_ends_a_run_without_a_result(tmp_path):

@@ -4,21 +4,23 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from comparison import page
+from comparison import page, plots
 from comparison.intervals import Interval
 from comparison.layout import interval, number
 from comparison.results import load
 from PIL import Image
 
+from npg import optim
 from tests.scripts.comparison.synthetic import (
     SCRIPT,
     agent_run,
     diverged,
     optimizer_run,
     save,
+    too_slow,
 )
 
-STATUSES = ("finished", "failed", "diverged", "missing")
+STATUSES = ("finished", "failed", "diverged", "too slow", "missing")
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
@@ -97,9 +99,7 @@ class TestBothKinds:
         text = (report / page.PAGE).read_text()
         runs = load(report).runs
         statuses = [row[0] for row in tree.rows if row and row[0] in STATUSES]
-        assert sorted(statuses) == sorted(
-            "diverged" if run.diverged else run.status for run in runs
-        )
+        assert sorted(statuses) == sorted(run.outcome for run in runs)
         for run in runs:
             assert run.command in text
 
@@ -154,7 +154,9 @@ class TestAgents:
         assert len(tree.of("script")) == 1
 
     def test_one_run_has_no_intervals(self, tmp_path):
-        path = page.write(load(save(tmp_path, {"r": agent_run("a", "E", 0, [7.0])})), tmp_path)
+        save(tmp_path, {"r": agent_run("a", "E", 0, [7.0])})
+        (tmp_path / "comparison.json").write_text('{"kind": "agent"}')  # and nothing else is known
+        path = page.write(load(tmp_path), tmp_path)
         assert ["E", "a", "1 of 1", "7", "7", "0.000", "100"] in Tree(path.read_text()).rows
 
     def test_same_results_give_the_same_page(self, tmp_path):
@@ -164,6 +166,22 @@ class TestAgents:
             page.write(results, tmp_path / name, repetitions=50).read_text() for name in "ab"
         )
         assert first == second
+
+    def test_pictures_that_are_not_on_the_page_any_more_go(self, tmp_path):
+        def pictures(task):
+            run = agent_run("a", task, 0, [7.0])
+            page.write(load(save(tmp_path, {"r": run})), tmp_path, repetitions=10)
+            return {path.name for path in (tmp_path / page.PLOTS).iterdir()}
+
+        of_the_user = {"mine.png", "learning_E_steps.txt"}
+        (tmp_path / page.PLOTS).mkdir()
+        for name in of_the_user:
+            (tmp_path / page.PLOTS / name).write_text("")
+        first, second = pictures("E"), pictures("F")
+        assert of_the_user <= first & second
+        assert "learning_E_steps.png" in first
+        drawn = {name.replace("_E", "_F") for name in first - of_the_user}
+        assert second - of_the_user == drawn
 
     def test_failed_write_leaves_the_old_page(self, tmp_path, monkeypatch):
         results = load(save(tmp_path, {"r": agent_run("a", "E", 0, [1.0])}))
@@ -181,23 +199,44 @@ class TestOptimizers:
         heads = {text for row in tree.rows for text in row}
         assert {"seconds to target (not comparable)", "ms a step (not comparable)"} <= heads
 
+    def test_every_optimizer_has_a_line_of_its_own(self):
+        styles = [plots._style(index, points=True) for index, _ in enumerate(optim.names())]
+        for look in ("ls", "marker"):
+            assert len({(style["color"], style[look]) for style in styles}) == len(styles)
+
     def test_diverged_rates_are_counted(self, optimizer_report):
         rows = Tree((optimizer_report / page.PAGE).read_text()).rows
         spread = [row for row in rows if row[:3] == ["digits-mlp", "adamw", "4"]]
         assert spread[0][3] == "0.001*"
-        assert spread[0][-2:] == ["2 of 8", "0"]
+        assert spread[0][-3:] == ["2 of 8", "0 of 8", "0"]
+
+    def test_too_slow_runs_are_counted(self, optimizer_report):
+        rows = Tree((optimizer_report / page.PAGE).read_text()).rows
+        (spread,) = [row for row in rows if row[:3] == ["digits-autoencoder", "kfac", "4"]]
+        assert spread[-3:] == ["0 of 8", "1 of 8", "0"]
 
     def test_target_may_be_chosen(self, tmp_path):
         runs = {f"r{s}": optimizer_run("a", "T", s, 0.1, [2.0, 1.0]) for s in (0, 1)}
-        path = page.write(load(save(tmp_path, runs)), tmp_path, repetitions=10, target=1.5)
-        assert ["T", "a", "1.5", "2 of 2", "20", "1", "50", "300"] in Tree(path.read_text()).rows
+        results = load(save(tmp_path, runs, target={"loss": 1.5}))
+        text = page.write(results, tmp_path, repetitions=10).read_text()
+        assert ["T", "a", "loss 1.5", "2 of 2", "20", "1", "50", "300"] in Tree(text).rows
+        assert "asked for" in text
 
-    def test_everything_diverged(self, tmp_path):
-        run = optimizer_run("a", "T", 0, 0.1, [1.0])
-        runs = {"a_T_0_0.1": run | diverged(run)}
-        runs["b_T_0_0.1"] = optimizer_run("b", "T", 0, 0.1, [1.0])
+    def test_without_a_target_one_is_chosen(self, optimizer_report):
+        text = (optimizer_report / page.PAGE).read_text()
+        assert "the optimizer that ends highest" in text
+        assert "asked for" not in text
+
+    def test_no_rate_gets_through(self, tmp_path):
+        runs = {f"{name}_T_0_0.1": optimizer_run(name, "T", 0, 0.1, [1.0]) for name in "abc"}
+        runs["a_T_0_0.1"] |= diverged(runs["a_T_0_0.1"])
+        runs["b_T_0_0.1"] |= too_slow(runs["b_T_0_0.1"])
         path = page.write(load(save(tmp_path, runs)), tmp_path, repetitions=10)
-        assert ["T", "a", "1", *"–––––", "1 of 1", "0"] in Tree(path.read_text()).rows
+        rows = Tree(path.read_text()).rows
+        assert ["T", "a", "0", "diverged", *"–––––"] in rows
+        assert ["T", "a", "1", *"–––––", "1 of 1", "0 of 1", "0"] in rows
+        assert ["T", "b", "0", "too slow", *"–––––"] in rows
+        assert ["T", "b", "1", *"–––––", "0 of 1", "1 of 1", "0"] in rows
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,20 @@ def test_another_budget_needs_another_directory(tmp_path):
     assert json.loads((tmp_path / "comparison.json").read_text())["steps"] == 100
 
 
+@pytest.mark.parametrize("content", ["", '{"kind": "ag', "[]", "\x00\xff"])
+def test_a_damaged_record_is_not_written_over(tmp_path, content):
+    (tmp_path / "comparison.json").write_text(content)
+    with pytest.raises(ConfigurationError, match=r"cannot be read: restore it, or .*--output"):
+        begin(tmp_path)
+    assert (tmp_path / "comparison.json").read_text() == content
+
+
+def test_a_record_of_an_older_format_says_too_little_to_go_on(tmp_path):
+    (tmp_path / "comparison.json").write_text('{"kind": "agent"}')
+    with pytest.raises(ConfigurationError, match=r"with steps None, this one has 100.*--output"):
+        begin(tmp_path)
+
+
 def test_seconds_count_only_where_every_run_had_a_core(tmp_path):
     cores = os.cpu_count()
     assert begin(tmp_path, at_once=cores)["wall_clock_counts"] is True

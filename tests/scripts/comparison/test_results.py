@@ -59,6 +59,13 @@ class TestLoad:
         assert [run.status for run in found.runs] == ["finished", "failed"]
         assert "cannot be read" in found.runs[1].error
 
+    @pytest.mark.parametrize("damage", [{"curve": 5}, {"curve": [[1, "x"]]}, {"final": [[1]]}])
+    def test_a_result_of_another_form_is_a_failed_run(self, tmp_path, damage):
+        run = agent_run("a", "E", 0, [1.0]) | damage
+        loaded = load(save(tmp_path, {"a_E_0": run})).runs[0]
+        assert loaded.status == "failed"
+        assert "result.json cannot be read: " in loaded.error
+
     def test_run_that_nobody_planned_is_there_too(self, tmp_path):
         save(tmp_path, {"a_E_0": agent_run("a", "E", 0, [1.0])})
         (tmp_path / "comparison.json").write_text(json.dumps(about("agent", [])))
