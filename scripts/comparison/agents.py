@@ -2,6 +2,7 @@
 
 import sys
 from itertools import product
+from pathlib import Path
 
 import gymnasium as gym
 from common import settings
@@ -24,10 +25,9 @@ def run(options: Agents) -> int:
         jobs,
         options.output,
         "agent",
-        options.jobs,
+        options.execution,
         {"steps": options.total_timesteps, "preset": options.preset},
         "return",
-        options.retry_failed,
     )
 
 
@@ -43,7 +43,8 @@ def plan(options: Agents) -> list[Job]:
     Raises:
         ConfigurationError: If a name, a number or a preset cannot be used.
     """
-    settings.at_least(options, 1, "seeds", "total_timesteps", "jobs")
+    settings.at_least(options, 1, "seeds", "total_timesteps")
+    settings.at_least(options.execution, 1, "jobs")
     for option in ("envs", "agents"):
         if not getattr(options, option):
             raise ConfigurationError(f"{option} is empty: name one at least")
@@ -57,13 +58,14 @@ def plan(options: Agents) -> list[Job]:
                 f"note: {agent.name} has no preset for {env_id}: it runs with its defaults",
                 file=sys.stderr,
             )
+    inputs = [options.preset] if options.preset and Path(options.preset).is_file() else []
     jobs = []
     for seed, env_id, agent in product(range(options.seeds), env_ids, agents):
         one = AgentRun(agent.name, env_id, seed, options.total_timesteps, options.preset)
         name = files.run_name(agent.name, env_id, seed)
         directory = options.output / files.RUNS / name
         words = [*agent_run.words(one), "--output", directory]
-        jobs.append(Job(name, compare_command(*words), directory, agent_run.about(one)))
+        jobs.append(Job(name, compare_command(*words), directory, agent_run.about(one), inputs))
     return jobs
 
 

@@ -1,11 +1,13 @@
 """What compare.py can be told about optimizers. Nothing heavy is imported for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import tyro
 from classification.names import DataName, ModelName
+
+from comparison.execution_options import Execution
 
 
 @dataclass(kw_only=True)
@@ -42,13 +44,11 @@ class Optimizers(Training):
     the mean over seeds."""
     seeds: int = 3
     """Runs at each rate; their seeds are 0, 1, 2 …"""
-    jobs: int = 1
-    """Runs at a time, one thread each. With more than there are cores, seconds are no measure."""
     output: Path = Path("reports/optimizers")
     """Directory of the comparison. One that was stopped goes on; more optimizers, models, data,
     rates or seeds are added to what is there."""
-    retry_failed: bool = False
-    """Make the runs again that failed or diverged earlier."""
+    execution: tyro.conf.OmitArgPrefixes[Execution] = field(default_factory=Execution)
+    """Where the runs are made, and how many at a time."""
 
 
 @dataclass(kw_only=True)

@@ -1,17 +1,18 @@
-"""A run's own process: its end with the comparison, and what it says meanwhile."""
+"""A run's own process, and its end with the one that started it."""
 
 import os
+import signal
 import threading
 import time
 
-PARENT = "NPG_COMPARISON"  # the comparison's process, in a run's environment
+PARENT = "NPG_COMPARISON"  # the process that started a run, in the run's environment
 SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def end_with_parent() -> None:
-    """Ends this process soon after the comparison that started it, however that ended.
+    """Ends this process, and all that it started, soon after the one that started it.
 
-    The comparison may have been killed, and the next one makes the run again.
+    That may have been killed, and the next comparison makes the run again.
     """
     parent = os.environ.get(PARENT)
     if parent is None:  # started by hand
@@ -20,6 +21,6 @@ def end_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == int(parent):
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        os._exit(1)
+        os.killpg(0, signal.SIGKILL)  # its group is its own: see backends/process.py
 
     threading.Thread(target=watch, daemon=True).start()

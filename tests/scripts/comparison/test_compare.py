@@ -6,6 +6,7 @@ import sys
 import pytest
 from compare import main
 from comparison import record, session
+from comparison.execution_options import Execution
 
 from tests.scripts.comparison import fake
 
@@ -72,7 +73,9 @@ def test_an_environment_that_breaks_in_one_seed(tmp_path, monkeypatch, capsys):
 
 
 def test_the_page_of_a_failed_run(tmp_path, capsys):
-    record.begin(tmp_path, "agent", "command", 1, {"steps": 100}, ["fake_task_0", "fake_task_1"])
+    record.begin(
+        tmp_path, "agent", "command", Execution(), {"steps": 100}, ["fake_task_0", "fake_task_1"]
+    )
     fake.run([fake.job(tmp_path, 1, "raise ValueError('the simulator broke')")])
     assert main(["report", str(tmp_path)]) == 0
     assert str(tmp_path / "report.html") in "".join(capsys.readouterr().out.split())

@@ -5,14 +5,16 @@ import os
 
 import pytest
 from comparison import record
+from comparison.execution_options import Execution
 from comparison.lock import locked
 
 from npg.errors import ConfigurationError
 
 
-def begin(directory, at_once=1, planned=("a_x_0",), **settings):
+def begin(directory, at_once=1, planned=("a_x_0",), backend="local", **settings):
     settings = {"steps": 100, **settings}
-    record.begin(directory, "agent", "command", at_once, settings, planned)
+    execution = Execution(jobs=at_once, backend=backend)
+    record.begin(directory, "agent", "command", execution, settings, planned)
     return json.loads((directory / "comparison.json").read_text())
 
 

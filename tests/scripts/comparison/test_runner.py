@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from comparison import runner
 
-from tests.scripts.comparison.fake import FINISH, job, run, wait_for
+from tests.scripts.comparison.fake import FINISH, is_alive, job, run, wait_for
 
 ROOT = Path(__file__).parents[3]
 CRASH = (
@@ -32,16 +32,6 @@ COUNT = FINISH + "\nwith open(directory.parent.parent / 'log', 'a') as log: log.
 
 def results(jobs):
     return [one.result() for one in jobs]
-
-
-def is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    # One that was orphaned may wait for an init process that does not collect it.
-    stat = Path(f"/proc/{process}/stat")
-    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 def test_every_run_is_made_once_on_one_thread(tmp_path):
