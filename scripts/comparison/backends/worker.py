@@ -32,30 +32,35 @@ class Seen:
 
 
 class Worker:
-    """An actor of Ray, which makes one run in a temporary directory.
+    """An actor of Ray, which makes one run after another, each in a temporary directory."""
 
-    Args:
-        order: For the run.
-    """
-
-    def __init__(self, order: Order) -> None:
+    def __init__(self) -> None:
         self._machine = machine.here()
         self._node = ray.get_runtime_context().get_node_id()
+
+    def start(self, order: Order) -> Seen:
+        """Starts a run; returns a look at it."""
+        self._ended: Seen | None = None
         self._temporary = tempfile.TemporaryDirectory(prefix="npg-run-", ignore_cleanup_errors=True)
         self._directory = Path(self._temporary.name)
         command = at_home(order, self._directory)
         place = ROOT / order.working_directory
         self._process = Process(command, self._directory, place if place.is_dir() else ROOT)
+        return self.look()
 
     def look(self) -> Seen:
-        """Returns how far the run is. One that has ended leaves nothing on this machine."""
+        """Returns how far the run is. One that has ended leaves nothing on this machine's disk."""
+        if self._ended is not None:
+            return self._ended
         exit_code = self._process.exit_code
         names = [files.PROGRESS] if exit_code is None else [files.RESULT, files.PROGRESS, files.LOG]
         paths = [path for path in map(self._directory.joinpath, names) if path.is_file()]
         content = {path.name: path.read_bytes() for path in paths}
+        seen = Seen(exit_code, content, self._node, self._machine)
         if exit_code is not None:
             self._temporary.cleanup()
-        return Seen(exit_code, content, self._node, self._machine)
+            self._ended = seen
+        return seen
 
     def interrupt(self) -> None:
         """Asks the run to end, with all that it started."""

@@ -134,3 +134,15 @@ def test_an_agent_without_a_preset_is_named(tmp_path, capsys):
     notes = capsys.readouterr().err.splitlines()
     assert notes[0] == "note: sb3:dqn has no preset for CartPole-v1: it runs with its defaults"
     assert len(notes) == 2
+
+
+def test_a_file_of_settings_goes_along_to_other_machines(tmp_path):
+    from comparison.agents import plan
+    from comparison.options import Agents
+
+    preset = tmp_path / "mine.yml"
+    preset.write_text("CartPole-v1: {arguments: {n_steps: 64}}\n")
+    for given, inputs in ((str(preset), [str(preset)]), ("trpo.yml", []), (None, [])):
+        (job,) = plan(Agents(("CartPole-v1",), ("trpo",), seeds=1, preset=given))
+        assert job.inputs == inputs
+        assert set(inputs) <= set(job.command)

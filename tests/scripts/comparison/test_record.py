@@ -57,6 +57,11 @@ def test_seconds_count_only_where_every_run_had_a_core(tmp_path):
     assert begin(tmp_path, at_once=cores)["wall_clock_counts"] is False
 
 
+def test_a_cluster_may_have_more_cores_than_this_machine(tmp_path):
+    written = begin(tmp_path, at_once=os.cpu_count() + 1, backend="ray")
+    assert (written["backend"], written["wall_clock_counts"]) == ("ray", True)
+
+
 def test_two_comparisons_in_one_directory(tmp_path):
     """A lock of the same process counts, too: it belongs to the open file."""
     with (

@@ -39,6 +39,8 @@ def test_every_run_is_made_once_on_one_thread(tmp_path):
     outcome, text = run(jobs)
     assert outcome.exit_code == 0
     assert [result["threads"] for result in results(jobs)] == ["1"] * 3
+    for result in results(jobs):
+        assert (result["machine"]["cores"], result["machine"]["at_once"]) == (os.cpu_count(), 2)
     assert not (jobs[0].directory / "log.txt").exists()  # it had nothing to say
     more = [*jobs, job(tmp_path, 3, COUNT)]
     outcome, text = run(more)
@@ -58,6 +60,7 @@ def test_a_crash_is_recorded_and_harms_nobody(tmp_path):
     assert failed["status"] == "failed"
     assert failed["error"] == "step 40 went wrong"
     assert (failed["name"], failed["task"], failed["seed"]) == ("fake", "task", 1)
+    assert failed["machine"] == first["machine"]
     assert "fake_task_1 failed" in text
 
 
