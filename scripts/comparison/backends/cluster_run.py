@@ -43,8 +43,8 @@ class ClusterRun:
         """Returns how it ended; None while it runs or waits for a machine."""
         if time.monotonic() < self._next_look:
             return None
+        self._workers.retire(SECONDS_IDLE)
         try:
-            self._workers.retire(SECONDS_IDLE)
             if not ray.wait([self._answer], timeout=0)[0]:
                 return None
             seen = ray.get(self._answer)

@@ -41,7 +41,8 @@ class Worker:
     def start(self, order: Order) -> Seen:
         """Starts a run; returns a look at it."""
         self._ended: Seen | None = None
-        self._temporary = tempfile.TemporaryDirectory(prefix="npg-run-", ignore_cleanup_errors=True)
+        # Below what Ray has unpacked: it removes that some day, should this process be killed.
+        self._temporary = tempfile.TemporaryDirectory(dir=ROOT, ignore_cleanup_errors=True)
         self._directory = Path(self._temporary.name)
         command = at_home(order, self._directory)
         place = ROOT / order.working_directory

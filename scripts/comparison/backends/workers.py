@@ -1,9 +1,11 @@
 """The actors of Ray that make a comparison's runs, one core each."""
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from comparison.backends.worker import Worker
 
@@ -33,7 +35,8 @@ class Workers:
         until = time.monotonic() - after
         for since, worker in self._idle:
             if since <= until:
-                ray.kill(worker)
+                with suppress(RayError):  # it may be lost
+                    ray.kill(worker)
         self._idle = [idle for idle in self._idle if idle[0] > until]
 
     def allowed_on(self, name: str) -> int:
