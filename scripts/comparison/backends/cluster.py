@@ -55,8 +55,8 @@ def connected(address: str | None, at_once: int) -> Iterator["Cluster"]:
         except Exception as error:  # Ray has no common class for what can go wrong here
             where = "on this machine" if address in (None, "auto") else f"at {address}"
             raise ConfigurationError(
-                f"no Ray cluster can be had {where} ({first_line(error)}): see what `ray status` says "
-                "there, and whether it asks for a token (RAY_AUTH_MODE)"
+                f"no Ray cluster can be had {where} ({first_line(error)}): see what `ray status` "
+                "says there, and whether it asks for a token (RAY_AUTH_MODE)"
             ) from error
         try:
             yield Cluster(at_once)
