@@ -2,6 +2,7 @@
 
 import sys
 from itertools import product
+from pathlib import Path
 
 import gymnasium as gym
 from common import settings
@@ -24,10 +25,9 @@ def run(options: Agents) -> int:
         jobs,
         options.output,
         "agent",
-        options.jobs,
+        options.execution,
         {"steps": options.total_timesteps, "preset": options.preset},
         "return",
-        options.retry_failed,
     )
 
 
@@ -43,7 +43,8 @@ def plan(options: Agents) -> list[Job]:
     Raises:
         ConfigurationError: If a name, a number or a preset cannot be used.
     """
-    settings.at_least(options, 1, "seeds", "jobs")
+    settings.at_least(options, 1, "seeds")
+    settings.at_least(options.execution, 1, "jobs")
     if options.total_timesteps != "preset":
         settings.at_least(options, 1, "total_timesteps")
     for option in ("envs", "agents"):
@@ -57,6 +58,7 @@ def plan(options: Agents) -> list[Job]:
         (agent.name, env_id): _budget(agent, env_id, options)
         for agent, env_id in product(agents, env_ids)
     }
+    inputs = [options.preset] if options.preset and Path(options.preset).is_file() else []
     jobs = []
     for seed, env_id, agent in product(range(options.seeds), env_ids, agents):
         steps = budgets[agent.name, env_id]
@@ -64,7 +66,7 @@ def plan(options: Agents) -> list[Job]:
         name = files.run_name(agent.name, env_id, seed)
         directory = options.output / files.RUNS / name
         words = [*agent_run.words(one), "--output", directory]
-        jobs.append(Job(name, compare_command(*words), directory, agent_run.about(one)))
+        jobs.append(Job(name, compare_command(*words), directory, agent_run.about(one), inputs))
     return jobs
 
 

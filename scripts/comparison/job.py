@@ -1,7 +1,7 @@
 """A run of a comparison, as the runner and the table know it."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ class Job:
             meanwhile, and ends with another exit code than 0 if it fails.
         directory: Of the run.
         about: What result.json says that is known before: kind, name, task, seed, command.
+        inputs: Words of the command that name files, which another machine needs, too.
     """
 
     name: str
     command: list[str]
     directory: Path
     about: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Sequence[str] = ()
 
     def result(self) -> dict[str, Any] | None:
         """Returns what the run gave; None if it has not ended."""

@@ -7,6 +7,8 @@ from typing import Literal
 import tyro
 from classification.names import DataName, ModelName
 
+from comparison.execution_options import Execution
+
 Quantity = Literal["loss", "accuracy", "reconstruction_error"]
 
 
@@ -49,13 +51,11 @@ class Optimizers(Training):
     accuracy 0.97 loss 0.1. A task takes its metric if that is named, else the loss; without either,
     the loss that all optimizers came to at their best rates. The same command with another target
     writes the page anew."""
-    jobs: int = 1
-    """Runs at a time, one thread each. With more than there are cores, seconds are no measure."""
     output: Path = Path("reports/optimizers")
     """Directory of the comparison. One that was stopped goes on; more optimizers, models, data,
     rates or seeds are added to what is there."""
-    retry_failed: bool = False
-    """Make the runs again that failed, diverged or were too slow earlier."""
+    execution: tyro.conf.OmitArgPrefixes[Execution] = field(default_factory=Execution)
+    """Where the runs are made, and how many at a time."""
 
 
 @dataclass(kw_only=True)

@@ -44,7 +44,8 @@ def plan(options: Optimizers) -> tuple[list[Job], list[Refusal]]:
         ConfigurationError: If a name or a number cannot be used, or data are missing.
     """
     optimizer_run.check(options)
-    settings.at_least(options, 1, "rates", "seeds", "jobs")
+    settings.at_least(options, 1, "rates", "seeds")
+    settings.at_least(options.execution, 1, "jobs")
     for option in ("data", "models", "optimizers"):
         if not getattr(options, option):
             raise ConfigurationError(f"{option} is empty: name one at least")

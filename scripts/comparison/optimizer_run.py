@@ -19,7 +19,7 @@ from torch import nn
 from comparison import files, process, rates
 from comparison.optimizer_options import OptimizerRun, Training
 from comparison.optimizer_recorder import Recorder
-from comparison.process import TimeLimit
+from comparison.time_limit import TimeLimit
 from npg.errors import ConfigurationError, NumericalError
 
 THREADS = 1

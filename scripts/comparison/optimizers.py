@@ -39,14 +39,13 @@ def run(options: Optimizers) -> int:
             jobs,
             options.output,
             "optimizer",
-            options.jobs,
+            options.execution,
             {
                 "budget": _budget(options),
                 "batch_size": options.batch_size,
                 "schedule": options.schedule,
             },
             "test metric",
-            options.retry_failed,
             [asdict(refusal) for refusal in refused],
             {"target": options.target},
         )

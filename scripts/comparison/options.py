@@ -1,10 +1,12 @@
 """What compare.py can be told about agents. Nothing heavy is imported for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import tyro
+
+from comparison.execution_options import Execution
 
 
 @dataclass
@@ -24,13 +26,11 @@ class Agents:
     preset: str | None = None
     """File of settings for all agents, by path or by its name in scripts/presets. None is each
     agent's own: AGENT.yml, and rl-zoo's for the peers (rl_zoo_CLASS.yml)."""
-    jobs: int = 1
-    """Runs at a time, one thread each. With more than there are cores, seconds are no measure."""
     output: Path = Path("reports/agents")
     """Directory of the comparison. One that was stopped goes on; more agents, environments or seeds
     are added to what is there."""
-    retry_failed: bool = False
-    """Make the runs again that failed earlier."""
+    execution: tyro.conf.OmitArgPrefixes[Execution] = field(default_factory=Execution)
+    """Where the runs are made, and how many at a time."""
 
 
 @dataclass

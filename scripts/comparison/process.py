@@ -1,19 +1,18 @@
-"""A run's own process: its end with the comparison, or when something in it lasts too long."""
+"""A run's own process, and its end with the one that started it."""
 
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable
-from types import TracebackType
 
-PARENT = "NPG_COMPARISON"  # the comparison's process, in a run's environment
+PARENT = "NPG_COMPARISON"  # the process that started a run, in the run's environment
 SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def end_with_parent() -> None:
-    """Ends this process soon after the comparison that started it, however that ended.
+    """Ends this process, and all that it started, soon after the one that started it.
 
-    The comparison may have been killed, and the next one makes the run again.
+    That may have been killed, and the next comparison makes the run again.
     """
     parent = os.environ.get(PARENT)
     if parent is None:  # started by hand
@@ -22,49 +21,6 @@ def end_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == int(parent):
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        os._exit(1)
+        os.killpg(0, signal.SIGKILL)  # its group is its own: see backends/process.py
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-class TimeLimit:
-    """Ends this process, exit code 1, if what is done inside the context lasts too long.
-
-    A thread watches: a signal would wait until the library call is over that takes the time, which
-    may be a factorisation of minutes. What was interrupted cannot be gone on with, hence the end.
-
-    Args:
-        seconds: How long it may last, each time; that it is over is seen a tenth later at most.
-        last_words: Called before the end, in the watching thread.
-    """
-
-    def __init__(self, seconds: float, last_words: Callable[[], None]) -> None:
-        self.seconds = seconds
-        self._last_words = last_words
-        self._began: float | None = None
-        self._lock = threading.Lock()  # what ends just in time has not lasted too long
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._began = time.perf_counter()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._lock:
-            self._began = None
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(min(self.seconds / 10, SECONDS_BETWEEN_LOOKS))
-            with self._lock:
-                if self._began is None or time.perf_counter() - self._began <= self.seconds:
-                    continue
-                try:
-                    self._last_words()
-                finally:
-                    os._exit(1)

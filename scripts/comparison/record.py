@@ -1,6 +1,5 @@
 """comparison.json: what is compared, by which command, on which machine."""
 
-import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,8 @@ from typing import Any
 
 from common.run_directory import versions
 
-from comparison import files
+from comparison import files, machine
+from comparison.execution_options import Execution
 from npg.errors import ConfigurationError
 
 FILE = "comparison.json"
@@ -19,7 +19,7 @@ def begin(
     directory: Path,
     kind: str,
     command: str,
-    at_once: int,
+    execution: Execution,
     settings: Mapping[str, Any],
     planned: Sequence[str],
     refused: Sequence[Mapping[str, str]] = (),
@@ -31,7 +31,7 @@ def begin(
         directory: Of the comparison, locked.
         kind: "agent" or "optimizer".
         command: What the user typed.
-        at_once: Processes at a time.
+        execution: Where the runs are made, and how many at a time.
         settings: What all runs share, "steps" for instance, and what may not change therefore.
         planned: Names of the runs.
         refused: Name, task and reason of what does not apply and is not run.
@@ -53,17 +53,20 @@ def begin(
                 f"{directory} holds a comparison with {name} {earlier.get(name)}, this one has "
                 f"{value}: choose another --output, or compare with the same"
             )
-    cores = os.cpu_count() or 1
+    here = machine.here()
     has_results = any(directory.glob(f"{files.RUNS}/*/{files.RESULT}"))
-    honest_clock = at_once <= cores and (not has_results or earlier.get("wall_clock_counts", True))
+    # On a cluster each run says how crowded its machine was: see Results.seconds_count.
+    enough = execution.backend == "ray" or execution.jobs <= here["cores"]
+    honest_clock = enough and (not has_results or earlier.get("wall_clock_counts", True))
     known = earlier.get("does_not_apply", [])
     record = {
         "kind": kind,
         "command": command,
         "started": earlier.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
-        "machine": {"cores": cores, "cpu": _processor(), "python": platform.python_version()},
+        "machine": {**here, "python": platform.python_version()},
         "versions": versions(),
-        "jobs": at_once,
+        "backend": execution.backend,
+        "jobs": execution.jobs,
         "threads": 1,
         "wall_clock_counts": honest_clock,
         **settings,
@@ -72,13 +75,3 @@ def begin(
         "does_not_apply": [*known, *(refusal for refusal in refused if refusal not in known)],
     }
     files.write(directory / FILE, record)
-
-
-def _processor() -> str:
-    """Returns the processor's name where the system tells it, else its architecture."""
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -10,6 +10,7 @@ from common.failures import configuration_errors
 from rich.console import Console
 
 from comparison import files, results
+from comparison.backends.local import Local
 from comparison.job import Job, compare_command
 from comparison.options import Repeat
 from comparison.results import Run
@@ -25,7 +26,7 @@ def run(options: Repeat) -> int:
     with tempfile.TemporaryDirectory() as directory:
         jobs = [_job(run, Path(directory)) for run in chosen]
         table = LiveTable(jobs, f"{len(jobs)} runs once more, {options.jobs} at a time", "return")
-        outcome = run_all(jobs, options.jobs, table)
+        outcome = run_all(jobs, Local(options.jobs), options.jobs, table)
         if outcome.interrupted is not None:
             return outcome.exit_code
         again = {job.name: results.read_run(job.name, job.directory / files.RESULT) for job in jobs}

@@ -35,6 +35,8 @@ class Run:
         rate: Learning rate of an optimizer; None for its default.
         error: Last lines of the traceback, or why there is no result.
         command: What repeats the run.
+        machine: Where it ran: `cpu`, `cores`, and runs `at_once` there at most; empty if that was
+            not noted.
         seconds: Of training alone.
         cpu_seconds: What the process computed in them; fewer where it had to wait for a core.
         curve: Agents: steps, seconds, mean return of the last training episodes. Optimizers:
@@ -60,6 +62,7 @@ class Run:
     cpu_seconds: float = math.nan
     num_envs: int | None = None
     threads: int | None = None
+    machine: Mapping[str, Any] = field(default_factory=dict)
     curve: Curve = ()
     final: Sequence[float] = ()
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
@@ -123,8 +126,11 @@ class Results:
 
     @property
     def seconds_count(self) -> bool:
-        """Whether every run had the cores that its threads want, so that seconds compare."""
-        return bool(self.about.get("wall_clock_counts", False))
+        """Whether all runs had the same processor and the cores they want: seconds compare."""
+        machines = [run.machine for run in self.runs if run.finished and run.machine]
+        alike = len({machine.get("cpu") for machine in machines}) <= 1
+        free = all(machine.get("at_once", 1) <= machine.get("cores", 1) for machine in machines)
+        return bool(self.about.get("wall_clock_counts", False)) and alike and free
 
     def select(self, name: str, task: str) -> list[Run]:
         """Returns the finished runs of one name on one task."""

@@ -1,24 +1,19 @@
-"""Runs in processes of their own: at most so many at once, each on one thread."""
+"""The runs of a comparison: at most so many at once, each recorded however it ends."""
 
-import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from common.interrupts import Interrupts
 
 from comparison import files
+from comparison.backends.backend import Backend, Ending, Run
 from comparison.job import Job
-from comparison.process import PARENT
 from comparison.table import LiveTable
 
-ONE_THREAD = dict.fromkeys(
-    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
-)
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_TO_END = 5.0
 LAST_LINES = 12  # of a crashed run's output
@@ -46,6 +41,7 @@ class Outcome:
 
 def run_all(
     jobs: Sequence[Job],
+    backend: Backend,
     at_once: int,
     table: LiveTable,
     retry_failed: bool = False,
@@ -58,18 +54,19 @@ def run_all(
 
     Args:
         jobs: The runs.
-        at_once: Processes at a time.
+        backend: Makes them.
+        at_once: Runs at a time.
         table: Shown meanwhile.
         retry_failed: Makes runs again that failed earlier; else they stay as they are.
 
     Returns:
         How it ended.
     """
-    running: dict[Job, subprocess.Popen[bytes]] = {}
+    running: dict[Job, Run] = {}
     with Interrupts() as interrupts, table:
         waiting = []
         for job in reversed(jobs):
-            if _has_ended(job, retry_failed):
+            if _has_ended(job.result(), retry_failed):
                 table.ended(job, earlier=True)
             else:
                 waiting.append(job)
@@ -77,83 +74,75 @@ def run_all(
             while (waiting or running) and interrupts.received is None:
                 while waiting and len(running) < at_once:
                     job = waiting.pop()
-                    running[job] = _start(job)
+                    running[job] = _start(job, backend)
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-                for job in [job for job, process in running.items() if process.poll() is not None]:
-                    _record(job, running.pop(job).returncode)
-                    table.ended(job)
+                for job, run in list(running.items()):
+                    ending = run.ending()
+                    if ending is not None:
+                        _record(job, ending, run.machine)
+                        del running[job]
+                        table.ended(job)
                 table.show(set(running))
         finally:
             _end(running)
             for job in running:
                 table.ended(job)
             table.show(set())
-    return Outcome([job.name for job in jobs if _status(job) == "failed"], interrupts.received)
+    failed = [job.name for job in jobs if (job.result() or {}).get("status") == "failed"]
+    return Outcome(failed, interrupts.received)
 
 
-def _status(job: Job) -> str | None:
-    result = job.result()
-    return None if result is None else result.get("status")
-
-
-def _has_ended(job: Job, retry_failed: bool) -> bool:
-    status = _status(job)
+def _has_ended(result: Mapping[str, Any] | None, retry_failed: bool = False) -> bool:
+    status = None if result is None else result.get("status")
     return status == "finished" or (status == "failed" and not retry_failed)
 
 
-def _start(job: Job) -> subprocess.Popen[bytes]:
-    """Starts a process; what a killed one left behind goes."""
+def _start(job: Job, backend: Backend) -> Run:
+    """Starts a run; what a killed one left behind goes."""
     shutil.rmtree(job.directory, ignore_errors=True)
     job.directory.mkdir(parents=True)
-    environment = os.environ | ONE_THREAD | {PARENT: str(os.getpid())}
-    with open(job.directory / files.LOG, "wb") as log:
-        return subprocess.Popen(
-            job.command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others
-        )
+    return backend.start(job)
 
 
-def _record(job: Job, exit_code: int) -> None:
-    """Writes result.json for a process that did not."""
+def _record(job: Job, ending: Ending, machine: Mapping[str, Any]) -> None:
+    """Completes result.json, or writes it for a run that did not."""
+    result = job.result()
     log = job.directory / files.LOG
-    lines = log.read_text(errors="replace").rstrip().splitlines()
+    lines = log.read_text(errors="replace").rstrip().splitlines() if log.exists() else []
     if not lines:
-        log.unlink()
-    if _has_ended(job, retry_failed=False):
-        return
-    how = f"ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit {exit_code}"
-    progress = job.progress()
-    files.write(
-        job.directory / files.RESULT,
-        {
-            **job.about,
+        log.unlink(missing_ok=True)
+    if result is None or not _has_ended(result):
+        progress = job.progress()
+        result = {
             "status": "failed",
-            "error": "\n".join(lines[-LAST_LINES:]) or f"the process said nothing ({how})",
-            "exit_code": exit_code,
+            "error": ending.lost or "\n".join(lines[-LAST_LINES:]) or _in_words(ending),
+            "exit_code": ending.exit_code,
             "steps": progress.get("steps", 0),
             "seconds": progress.get("seconds", 0.0),
-        },
-    )
+        }
+    _complete(job, result, machine)
 
 
-def _end(running: Mapping[Job, subprocess.Popen[bytes]]) -> None:
-    """Ends processes and all that they started, and removes what they had not finished."""
-    for process in running.values():
-        _signal(process, signal.SIGTERM)
+def _complete(job: Job, result: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
+    """Says where a run was made, and its command in the words of this machine."""
+    files.write(job.directory / files.RESULT, {**result, **job.about, "machine": machine})
+
+
+def _in_words(ending: Ending) -> str:
+    code = ending.exit_code or 0
+    how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+    return f"the process said nothing ({how})"
+
+
+def _end(running: Mapping[Job, Run]) -> None:
+    """Ends runs and all that they started, and removes what they had not finished."""
+    for run in running.values():
+        run.interrupt()
     deadline = time.monotonic() + SECONDS_TO_END
-    for job, process in running.items():
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(max(deadline - time.monotonic(), 0))
-        _signal(process, signal.SIGKILL)
-        process.wait()
-        if not _has_ended(job, retry_failed=False):
+    for job, run in running.items():
+        run.end(deadline)
+        result = job.result()
+        if result is not None and _has_ended(result):
+            _complete(job, result, run.machine)
+        else:
             shutil.rmtree(job.directory, ignore_errors=True)
-
-
-def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)

@@ -7,7 +7,8 @@ from typing import Any
 
 from common.report import command, print_places
 
-from comparison import files, record
+from comparison import backends, files, record
+from comparison.execution_options import Execution
 from comparison.job import Job
 from comparison.lock import locked
 from comparison.runner import run_all
@@ -19,10 +20,9 @@ def compare(
     jobs: Sequence[Job],
     directory: Path,
     kind: str,
-    at_once: int,
+    execution: Execution,
     settings: Mapping[str, Any],
     score: str,
-    retry_failed: bool = False,
     refused: Sequence[Mapping[str, str]] = (),
     for_page: Mapping[str, Any] | None = None,
 ) -> int:
@@ -32,10 +32,9 @@ def compare(
         jobs: The runs.
         directory: Of the comparison; made if it is not there, continued if it is.
         kind: "agent" or "optimizer".
-        at_once: Processes at a time.
+        execution: Where the runs are made, and how many at a time.
         settings: What all runs share, and what a continued comparison may not change.
         score: What the table calls the runs' score.
-        retry_failed: Makes runs again that failed earlier.
         refused: Name, task and reason of what does not apply and is not run.
         for_page: What the page is told besides; it may change when a comparison is continued.
 
@@ -44,15 +43,15 @@ def compare(
 
     Raises:
         ConfigurationError: If another comparison works in the directory, or one with other
-            settings is kept there.
+            settings is kept there, or the backend cannot be had.
     """
     again = command("compare.py", *sys.argv[1:])
     check_page()
-    with locked(directory):
+    with backends.opened(execution) as backend, locked(directory):
         planned = [job.name for job in jobs]
-        record.begin(directory, kind, again, at_once, settings, planned, refused, for_page)
-        table = LiveTable(jobs, f"{len(jobs)} runs, {at_once} at a time", score)
-        outcome = run_all(jobs, at_once, table, retry_failed)
+        record.begin(directory, kind, again, execution, settings, planned, refused, for_page)
+        table = LiveTable(jobs, f"{len(jobs)} runs, {execution.jobs} at a time", score)
+        outcome = run_all(jobs, backend, execution.jobs, table, execution.retry_failed)
         places: dict[str, object] = {
             "report": write_page(directory),
             "runs": directory / files.RUNS,

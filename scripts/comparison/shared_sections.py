@@ -1,6 +1,7 @@
 """Parts that the reports of agents and of optimizers share: who beats whom, runs, settings."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from comparison.contest import Contest
@@ -24,8 +25,8 @@ SHOWN_ELSEWHERE = {
 }
 STATUS_KEYS = {"failed": 0, "missing": 1, "finished": 2}
 NO_SECONDS = (
-    "Seconds are not comparable here: more threads ran at a time than the machine has cores "
-    "(jobs × threads > cores)."
+    "Seconds are not comparable here: more threads ran at a time than a machine has cores "
+    "(jobs × threads > cores), or the runs had different processors."
 )
 
 
@@ -162,6 +163,7 @@ def _circumstances(results: Results) -> Table:
         "jobs at a time": about.get("jobs"),
         "threads a job": about.get("threads"),
         **about.get("machine", {}),
+        "processors of the runs": _processors(results),
         **about.get("versions", {}),
     }
     rows = [
@@ -171,6 +173,13 @@ def _circumstances(results: Results) -> Table:
     ]
     columns = [Column("what", numeric=False), Column("value", numeric=False)]
     return Table("Machine, versions, budget", columns, rows)
+
+
+def _processors(results: Results) -> str:
+    """Names the processors if there are several, with the runs on each."""
+    counted = Counter(run.machine["cpu"] for run in results.runs if "cpu" in run.machine)
+    named = (f"{processor} ({number(runs)} runs)" for processor, runs in counted.items())
+    return ", ".join(named) if len(counted) > 1 else ""
 
 
 def _rate(run: Run) -> Cell:

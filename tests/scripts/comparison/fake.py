@@ -1,12 +1,15 @@
 """Runs of a comparison that take no time to start."""
 
 import io
+import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from comparison import files
+from comparison.backends.backend import Backend
+from comparison.backends.local import Local
 from comparison.job import Job
 from comparison.runner import Outcome, run_all
 from comparison.table import LiveTable
@@ -31,14 +34,19 @@ def job(directory: Path, seed: int, code: str = FINISH) -> Job:
 
 
 def run(
-    jobs: list[Job], at_once: int = 2, terminal: bool = False, **options
+    jobs: list[Job],
+    at_once: int = 2,
+    terminal: bool = False,
+    backend: Backend | None = None,
+    **options,
 ) -> tuple[Outcome, str]:
-    """Makes the runs; returns how that ended, and what was drawn."""
+    """Makes the runs, locally if nothing else is said; returns how that ended, what was drawn."""
     text = io.StringIO()
-    console = Console(file=text, force_terminal=terminal, width=120)
-    return run_all(jobs, at_once, LiveTable(jobs, "title", "return", console), **options), (
-        text.getvalue()
+    table = LiveTable(
+        jobs, "title", "return", Console(file=text, force_terminal=terminal, width=120)
     )
+    outcome = run_all(jobs, backend or Local(at_once), at_once, table, **options)
+    return outcome, text.getvalue()
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
@@ -47,3 +55,14 @@ def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
+
+
+def is_alive(process: int) -> bool:
+    """Says whether a process runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # One that was orphaned may wait for an init process that does not collect it.
+    stat = Path(f"/proc/{process}/stat")
+    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")

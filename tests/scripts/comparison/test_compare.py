@@ -7,6 +7,7 @@ import gymnasium as gym
 import pytest
 from compare import main
 from comparison import record, session
+from comparison.execution_options import Execution
 
 from tests.scripts.comparison import fake
 
@@ -73,7 +74,9 @@ def test_an_environment_that_breaks_in_one_seed(tmp_path, monkeypatch, capsys):
 
 
 def test_the_page_of_a_failed_run(tmp_path, capsys):
-    record.begin(tmp_path, "agent", "command", 1, {"steps": 100}, ["fake_task_0", "fake_task_1"])
+    record.begin(
+        tmp_path, "agent", "command", Execution(), {"steps": 100}, ["fake_task_0", "fake_task_1"]
+    )
     fake.run([fake.job(tmp_path, 1, "raise ValueError('the simulator broke')")])
     assert main(["report", str(tmp_path)]) == 0
     assert str(tmp_path / "report.html") in "".join(capsys.readouterr().out.split())
@@ -191,3 +194,15 @@ def test_a_preset_without_a_budget(tmp_path, capsys):
     assert main(said) == 2
     message = " ".join(capsys.readouterr().err.split())
     assert "total_timesteps=preset: sb3:dqn has no preset with a budget for CartPole-v1" in message
+
+
+def test_a_file_of_settings_goes_along_to_other_machines(tmp_path):
+    from comparison.agents import plan
+    from comparison.options import Agents
+
+    preset = tmp_path / "mine.yml"
+    preset.write_text("CartPole-v1: {arguments: {n_steps: 64}}\n")
+    for given, inputs in ((str(preset), [str(preset)]), ("trpo.yml", []), (None, [])):
+        (job,) = plan(Agents(("CartPole-v1",), ("trpo",), seeds=1, preset=given))
+        assert job.inputs == inputs
+        assert set(inputs) <= set(job.command)

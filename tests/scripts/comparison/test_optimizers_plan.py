@@ -3,6 +3,7 @@
 import pytest
 import tyro
 from comparison import optimizer_plan
+from comparison.execution_options import Execution
 from comparison.optimizer_options import OptimizerRun, Optimizers
 
 from npg import optim
@@ -90,7 +91,7 @@ def test_all_are_all(tmp_path):
         ({"models": ()}, "models is empty"),
         ({"rates": 0}, "rates must be at least 1, got 0"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
-        ({"jobs": 0}, "jobs must be at least 1, got 0"),
+        ({"execution": Execution(jobs=0)}, "jobs must be at least 1, got 0"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"epochs": None}, "nothing says when a run ends: give --budget-seconds"),
         ({"budget_seconds": 0.0}, "budget_seconds must be positive and finite, got 0"),

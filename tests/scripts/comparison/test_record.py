@@ -5,14 +5,16 @@ import os
 
 import pytest
 from comparison import record
+from comparison.execution_options import Execution
 from comparison.lock import locked
 
 from npg.errors import ConfigurationError
 
 
-def begin(directory, at_once=1, planned=("a_x_0",), **settings):
+def begin(directory, at_once=1, planned=("a_x_0",), backend="local", **settings):
     settings = {"steps": 100, **settings}
-    record.begin(directory, "agent", "command", at_once, settings, planned)
+    execution = Execution(jobs=at_once, backend=backend)
+    record.begin(directory, "agent", "command", execution, settings, planned)
     return json.loads((directory / "comparison.json").read_text())
 
 
@@ -67,6 +69,11 @@ def test_seconds_count_only_where_every_run_had_a_core(tmp_path):
     begin(tmp_path, at_once=cores + 1)
     finish(tmp_path)
     assert begin(tmp_path, at_once=cores)["wall_clock_counts"] is False
+
+
+def test_a_cluster_may_have_more_cores_than_this_machine(tmp_path):
+    written = begin(tmp_path, at_once=os.cpu_count() + 1, backend="ray")
+    assert (written["backend"], written["wall_clock_counts"]) == ("ray", True)
 
 
 def test_two_comparisons_in_one_directory(tmp_path):

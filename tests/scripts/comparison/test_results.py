@@ -77,6 +77,26 @@ class TestLoad:
         assert loaded.preset is None
         assert loaded.curve[0][2] != loaded.curve[0][2]
 
+    @pytest.mark.parametrize(
+        ("second", "counts"),
+        [
+            ({"cpu": "A", "cores": 8, "at_once": 2}, True),  # a larger machine of the same kind
+            ({"cpu": "A", "cores": 2, "at_once": 3}, False),
+            ({"cpu": "B", "cores": 4, "at_once": 4}, False),
+            ({}, True),  # made before that was noted
+        ],
+    )
+    def test_seconds_count_on_like_machines_with_a_core_for_each_run(
+        self, tmp_path, second, counts
+    ):
+        machines = ({"cpu": "A", "cores": 4, "at_once": 4}, second)
+        made = {
+            f"a_E_{seed}": agent_run("a", "E", seed, [1.0], machine=machine)
+            for seed, machine in enumerate(machines)
+        }
+        assert load(save(tmp_path, made)).seconds_count is counts
+        assert load(save(tmp_path, made, wall_clock_counts=False)).seconds_count is False
+
     @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"kind": "cars"}'])
     def test_no_comparison(self, tmp_path, content):
         if content is not None:

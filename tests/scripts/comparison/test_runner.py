@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from comparison import runner
 
-from tests.scripts.comparison.fake import FINISH, job, run, wait_for
+from tests.scripts.comparison.fake import FINISH, is_alive, job, run, wait_for
 
 ROOT = Path(__file__).parents[3]
 CRASH = (
@@ -34,21 +34,13 @@ def results(jobs):
     return [one.result() for one in jobs]
 
 
-def is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    # One that was orphaned may wait for an init process that does not collect it.
-    stat = Path(f"/proc/{process}/stat")
-    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
-
-
 def test_every_run_is_made_once_on_one_thread(tmp_path):
     jobs = [job(tmp_path, seed, COUNT) for seed in range(3)]
     outcome, text = run(jobs)
     assert outcome.exit_code == 0
     assert [result["threads"] for result in results(jobs)] == ["1"] * 3
+    for result in results(jobs):
+        assert (result["machine"]["cores"], result["machine"]["at_once"]) == (os.cpu_count(), 2)
     assert not (jobs[0].directory / "log.txt").exists()  # it had nothing to say
     more = [*jobs, job(tmp_path, 3, COUNT)]
     outcome, text = run(more)
@@ -68,6 +60,7 @@ def test_a_crash_is_recorded_and_harms_nobody(tmp_path):
     assert failed["status"] == "failed"
     assert failed["error"] == "step 40 went wrong"
     assert (failed["name"], failed["task"], failed["seed"]) == ("fake", "task", 1)
+    assert failed["machine"] == first["machine"]
     assert "fake_task_1 failed" in text
 
 

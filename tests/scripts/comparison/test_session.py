@@ -8,6 +8,7 @@ import threading
 import comparison
 import pytest
 from comparison import session
+from comparison.execution_options import Execution
 
 from npg.errors import ConfigurationError
 from tests.scripts.comparison.fake import FINISH, job, wait_for
@@ -25,7 +26,7 @@ def pages(monkeypatch):
 
 def compare(directory, *codes):
     jobs = [job(directory, seed, code) for seed, code in enumerate(codes)]
-    return session.compare(jobs, directory, "agent", 1, {"steps": 100}, "return")
+    return session.compare(jobs, directory, "agent", Execution(), {"steps": 100}, "return")
 
 
 def test_what_is_said_at_the_end(tmp_path, pages, capsys, monkeypatch):
