@@ -14,6 +14,7 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pi
 wait = pytest.importorskip("selenium.webdriver.support.wait")
 
 WIDTHS = [1280, 400]
+PATIENCE = 30  # seconds; a busy machine draws later
 REPORTS = ["agent_report", "optimizer_report"]
 
 
@@ -47,6 +48,8 @@ def show(browser, directory, width=1280, scheme="light"):
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.get((directory / page.PAGE).as_uri())
+    # A busy machine may answer before it has read the page to its end, where the settings stand.
+    wait.WebDriverWait(browser, PATIENCE).until(lambda _: find(browser, "#settings"))
     return browser
 
 
@@ -82,8 +85,9 @@ class TestPage:
         shown.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
         plots = find(shown, "figure svg")
         assert len(plots) > 5
+        patience = wait.WebDriverWait(shown, PATIENCE)
         for plot in plots:
-            assert plot.is_displayed()
+            assert patience.until(lambda _, plot=plot: plot.is_displayed())
             assert plot.size["width"] > 200
             assert plot.size["height"] > 60
             assert plot.accessible_name
@@ -116,7 +120,7 @@ class TestPage:
         run = find(shown, "#runs td details")[0]
         command = run.find_element("css selector", "pre")
         assert not command.is_displayed()
-        patience = wait.WebDriverWait(shown, 10)  # a busy machine draws later
+        patience = wait.WebDriverWait(shown, PATIENCE)
         press(shown, run.find_element("css selector", "summary"))
         assert patience.until(lambda _: command.is_displayed())
         assert "python scripts/" in command.text
