@@ -1,6 +1,7 @@
 """Collecting a rollout at little more than the environments' own cost."""
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,8 +65,7 @@ def collect(
     if policy.training or actor is None or critic is None:  # plain layers have one mode
         policy.set_training_mode(False)
     rollout_buffer.reset()
-    explores = model.use_sde
-    if explores:
+    if model.use_sde:
         policy.reset_noise(env.num_envs)
     callback.on_rollout_start()
 
@@ -87,16 +87,14 @@ def collect(
 
     # A step of CartPole takes 10 µs, a store into an array 0.2: what can wait is not in this loop.
     sample = None if mirror is None else mirror.sample
+    draw_noise = policy.reset_noise if mirror is None else partial(reset_noise, policy)
     new_obs = model._last_obs
     starts_of[0], starts_of[1:] = model._last_episode_starts, False
     n_steps = 0
     while n_steps < n_rollout_steps:
         row = store_observation(n_steps, new_obs)
-        if explores and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
-            if mirror is None:
-                policy.reset_noise(num_envs)
-            else:
-                reset_noise(policy, num_envs)
+        if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
+            draw_noise(num_envs)
         if sample is not None:
             actions = sample(n_steps, row)
         else:
