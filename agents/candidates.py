@@ -8,7 +8,7 @@ an action, or, where its operations cannot be batched so, through one call per e
 import copy
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +19,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from agents.acting import Mirror, MirroredLayers, mirrored_layers
+from agents.acting import mirrored_layers
+from agents.mirrors import Mirror, MirroredLayers, row_affine
 from agents.rollout import Observations
 
 # Vector steps whose noise is drawn at once, where candidates sample their actions.
@@ -89,7 +90,7 @@ class CandidateMirror(Mirror):
 
     def _layers(self) -> list[tuple[Any, ...]]:
         return [
-            (_affine(self._rows(linear.weight), self._rows(linear.bias), output), after, output)
+            (row_affine(self._rows(linear.weight), self._rows(linear.bias), output), after, output)
             for (linear, after), output in zip(self.linear, self.outputs, strict=True)
         ]
 
@@ -99,20 +100,6 @@ class CandidateMirror(Mirror):
             return self.stacked.get(id(parameter))
         own = parameter.detach().cpu().numpy()
         return np.broadcast_to(own, (len(self.flat), *own.shape))
-
-
-def _affine(
-    weights: np.ndarray, biases: np.ndarray | None, output: np.ndarray
-) -> Callable[[np.ndarray, np.ndarray], None]:
-    """(x, out) ↦ W_b x_b + b_b for every row b; ``out`` is always ``output``."""
-    columns = output[:, :, None]
-
-    def affine(x: np.ndarray, out: np.ndarray) -> None:
-        np.matmul(weights, x[:, :, None], out=columns)
-        if biases is not None:
-            out += biases
-
-    return affine
 
 
 def _side_by_side(observations: Observed) -> np.ndarray:
@@ -241,6 +228,6 @@ def candidate_actor(
         What acts; no row has parameters yet.
     """
     layers = mirrored_layers(policy, space)
-    if layers is None:
+    if layers is None or policy.use_sde:  # candidates have no exploration matrices
         return CandidateModules(policy, num_envs, parameters, deterministic)
     return CandidateMirror(policy, layers, num_envs, parameters, deterministic)

@@ -1,15 +1,19 @@
 """Collecting a rollout at little more than the environments' own cost."""
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.acting import bounding, mirror_of, mirrored
+from agents.exploration import reset_noise
 from agents.parameter_watch import ParameterWatch
 from agents.plain_heads import head_of
 from agents.plain_networks import (
@@ -21,6 +25,7 @@ from agents.plain_networks import (
 from agents.predictions import in_chunks, rows, stacked, values_of
 from agents.rollout import (
     DictRollout,
+    Observations,
     Rollout,
     flat_actions,
     flat_observations,
@@ -82,16 +87,17 @@ def collect(
 
     # A step of CartPole takes 10 µs, a store into an array 0.2: what can wait is not in this loop.
     sample = None if mirror is None else mirror.sample
+    draw_noise = policy.reset_noise if mirror is None else partial(reset_noise, policy)
     new_obs = model._last_obs
     starts_of[0], starts_of[1:] = model._last_episode_starts, False
     n_steps = 0
     while n_steps < n_rollout_steps:
         row = store_observation(n_steps, new_obs)
+        if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
+            draw_noise(num_envs)
         if sample is not None:
             actions = sample(n_steps, row)
         else:
-            if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
-                policy.reset_noise(num_envs)
             with torch.no_grad():
                 obs_tensor = obs_as_tensor(new_obs, model.device)
                 action_tensor, values, log_probs = policy(obs_tensor)
@@ -165,13 +171,22 @@ def _evaluate(
     shape = (stop - start, rollout.n_envs)
     values = values_of(policy, observations, critic)
     rollout.values[start:stop] = values.cpu().numpy().reshape(shape)
-    log_probs, first, head = [], 0, head_of(policy)
+    log_probs, first = [], 0
     for piece in in_chunks(observations):
         last = first + rows(piece)
-        output = output_of(actor, plain_features(policy, piece))
-        log_probs.append(head.log_probs(output, actions[first:last]))
+        log_probs.append(_log_probs(policy, actor, piece, actions[first:last]))
         first = last
     rollout.log_probs[start:stop] = torch.cat(log_probs).cpu().numpy().reshape(shape)
+
+
+def _log_probs(
+    policy: ActorCriticPolicy, actor: Layers, observations: Observations, actions: torch.Tensor
+) -> torch.Tensor:
+    features = plain_features(policy, observations)
+    if isinstance(policy.action_dist, StateDependentNoiseDistribution):  # its deviations have φ(s)
+        latent = output_of(actor[:-1], features)
+        return policy._get_action_dist_from_latent(latent).log_prob(actions)
+    return head_of(policy).log_probs(output_of(actor, features), actions)
 
 
 def _check_values(values: torch.Tensor, what: str, places: list[tuple[int, int]]) -> None:

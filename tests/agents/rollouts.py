@@ -1,8 +1,12 @@
 """Agents up to the end of a rollout, before any update."""
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from tests.agents.helpers import DISCRETE, VECTOR, Toy, small, vector_env
+
+# What a rollout holds beside observations, actions and rewards.
+COLUMNS = ("values", "log_probs", "advantages", "returns", "episode_starts")
 
 
 class Silent(BaseCallback):
@@ -26,3 +30,10 @@ def prepared(agent, **settings):
     _, callback = model._setup_learn(64)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
     return model
+
+
+def start(model, env) -> None:
+    """Puts environments and agent to one and the same beginning."""
+    env.seed(7)
+    model._last_obs = env.reset()
+    model._last_episode_starts = np.ones(env.num_envs, dtype=bool)

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from agents import TRPO, acting
-from agents.acting import Mirror, mirrored_layers
+from agents.acting import mirrored_layers
+from agents.mirrors import Mirror
 from agents.rollout import batch
 from tests.agents.helpers import (
     ACTIONS,

@@ -8,19 +8,14 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from agents import TRPO
 from agents.acting import mirrored_layers
 from tests.agents.helpers import (
-    BOX,
     DISCRETE,
     IMAGE,
     VECTOR,
     SharedMlp,
     SmallCnn,
-    Toy,
     agent_of,
-    small,
-    vector_env,
 )
 
 
@@ -108,11 +103,6 @@ def test_a_changed_policy_acts_by_itself(change) -> None:
     model = agent_of()
     assert mirrored_layers(model.policy, VECTOR) is not None
     change(model.policy)
-    assert mirrored_layers(model.policy, VECTOR) is None
-
-
-def test_gsde_acts_by_itself() -> None:
-    model = small(TRPO, vector_env(lambda: Toy(VECTOR, BOX)), use_sde=True)
     assert mirrored_layers(model.policy, VECTOR) is None
 
 

@@ -8,6 +8,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
 
 from agents import TRPO, predictions
 from agents.acting import mirrored_layers
@@ -27,9 +28,7 @@ from tests.agents.helpers import (
     small,
     vector_env,
 )
-from tests.agents.rollouts import Silent, collect
-
-COLUMNS = ("values", "log_probs", "advantages", "returns", "episode_starts")
+from tests.agents.rollouts import COLUMNS, Silent, collect, start
 
 
 def sb3_rollout(model, env, actions: np.ndarray | None) -> RolloutBuffer:
@@ -61,13 +60,6 @@ def sb3_rollout(model, env, actions: np.ndarray | None) -> RolloutBuffer:
     finally:
         policy.__dict__.pop("forward", None)
     return buffer
-
-
-def start(model, env) -> None:
-    """Puts environments and agent to one and the same beginning."""
-    env.seed(7)
-    model._last_obs = env.reset()
-    model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
 
 
 def assert_same_rollout(ours: Rollout, theirs: RolloutBuffer, gamma_values: bool) -> None:
@@ -109,8 +101,14 @@ def test_mirrored_rollouts_are_those_of_sb3(observations, actions: str, count: i
 @pytest.mark.parametrize(
     ("observations", "actions", "policy", "policy_kwargs", "settings"),
     [
-        (VECTOR, BOX, "MlpPolicy", {}, {"use_sde": True}),
-        (VECTOR, BOX, "MlpPolicy", {}, {"use_sde": True, "sde_sample_freq": 5}),
+        (VECTOR, BOX, "MlpPolicy", {"activation_fn": nn.ELU}, {"use_sde": True}),
+        (
+            VECTOR,
+            BOX,
+            "MlpPolicy",
+            {"activation_fn": nn.ELU},
+            {"use_sde": True, "sde_sample_freq": 5},
+        ),
         (IMAGE, DISCRETE, "CnnPolicy", {"features_extractor_class": SmallCnn}, {}),
         (VECTOR, BOX, "MlpPolicy", {"features_extractor_class": SharedMlp}, {}),
         (VECTOR, BOX, "MlpPolicy", {"features_extractor_class": BatchNorm}, {}),
@@ -119,7 +117,7 @@ def test_mirrored_rollouts_are_those_of_sb3(observations, actions: str, count: i
             VECTOR,
             BOX,
             "MlpPolicy",
-            {"squash_output": True, "log_std_init": -1.0},
+            {"activation_fn": nn.LeakyReLU, "squash_output": True, "log_std_init": -1.0},
             {"use_sde": True},
         ),
     ],

@@ -1,0 +1,164 @@
+"""gSDE through the NumPy twin: Stable-Baselines3's rollouts, draw for draw."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+
+from agents import A2C, TRPO
+from agents.acting import mirrored_layers
+from agents.exploration import reset_noise
+from tests.agents.helpers import BOX, DICTIONARY, MATRIX, VECTOR, Toy, small, vector_env
+from tests.agents.rollouts import COLUMNS, Silent, collect, start
+
+VARIANTS = {
+    "plain": {},
+    "one deviation a feature": {"full_std": False},
+    "expln": {"use_expln": True, "log_std_init": 0.5},
+    "squashed": {"squash_output": True, "log_std_init": -1.0},
+    "no hidden layer": {"net_arch": []},
+    "relu": {"net_arch": {"pi": [5, 17, 6], "vf": [4]}, "activation_fn": nn.ReLU},
+}
+
+
+def model_of(observations=VECTOR, actions=BOX, count: int = 2, freq: int = 5, **policy_kwargs):
+    env = vector_env(lambda: Toy(observations, actions), count)
+    policy = "MultiInputPolicy" if isinstance(observations, spaces.Dict) else "MlpPolicy"
+    settings = {"use_sde": True, "sde_sample_freq": freq}
+    kwargs = {"ortho_init": False, **policy_kwargs}
+    model = small(TRPO, env, policy, policy_kwargs=kwargs, **settings)
+    with torch.no_grad():  # every deviation is its own
+        model.policy.log_std.add_(0.5 * torch.randn_like(model.policy.log_std))
+    return model
+
+
+def both(model, callback: type[BaseCallback] = Silent) -> list[dict[str, np.ndarray]]:
+    """The columns of our rollout, and of the policy's own forward in the same loop."""
+    rollouts = []
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    for mirrored in (True, False):
+        model.policy.load_state_dict(before)
+        model._setup_learn(0)
+        start(model, model.env)
+        torch.manual_seed(3)
+        if not mirrored:  # a patched method sends every step through SB3's forward
+            model.policy.forward = model.policy.forward
+        assert (mirrored_layers(model.policy, model.observation_space) is not None) == mirrored
+        assert collect(model, callback())
+        model.policy.__dict__.pop("forward", None)
+        buffer = model.rollout_buffer
+        rollouts.append(
+            {name: getattr(buffer, name).copy() for name in (*COLUMNS, "actions", "rewards")}
+            | {"next draw": torch.rand(3).numpy()}
+        )
+    return rollouts
+
+
+def assert_same(rollouts: list[dict[str, np.ndarray]]) -> None:
+    ours, theirs = rollouts
+    for name, column in theirs.items():
+        np.testing.assert_allclose(ours[name], column, rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rollouts_are_those_of_the_policy_itself(variant: str, count: int) -> None:
+    assert_same(both(model_of(count=count, **VARIANTS[variant])))
+
+
+@pytest.mark.parametrize("freq", [-1, 1, 64])
+@pytest.mark.parametrize("observations", [VECTOR, DICTIONARY], ids=["vector", "dict"])
+def test_matrices_are_drawn_when_sb3_draws_them(observations, freq: int) -> None:
+    assert_same(both(model_of(observations, MATRIX, freq=freq)))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_sb3s_own_loop_draws_the_same_actions(count: int) -> None:
+    model = model_of(count=count)
+    ours, _ = both(model)
+    model._setup_learn(0)
+    start(model, model.env)
+    torch.manual_seed(3)
+    callback = Silent()
+    callback.init_callback(model)
+    seen = []
+    model.rollout_buffer.add = lambda _o, actions, *rest: seen.append(actions)
+    model.rollout_buffer.compute_returns_and_advantage = lambda **_: None
+    OnPolicyAlgorithm.collect_rollouts(model, model.env, callback, model.rollout_buffer, 64)
+    np.testing.assert_allclose(ours["actions"], np.stack(seen), rtol=1e-5, atol=1e-6)
+
+
+class Interfering(BaseCallback):
+    """Moves the mean, the deviations and the matrices, each in the middle of a rollout."""
+
+    def _on_step(self) -> bool:
+        policy = self.model.policy
+        with torch.no_grad():
+            if self.n_calls == 12:
+                policy.action_net.bias.add_(3.0)
+            if self.n_calls == 23:  # what was drawn from the old deviations stays until step 25
+                policy.log_std.add_(1.0)
+            if self.n_calls == 41:
+                policy.reset_noise(self.model.n_envs)
+            if self.n_calls == 52:
+                policy.reset_noise(1)
+        return True
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_callbacks_change_in_the_middle_is_followed(count: int) -> None:
+    rollouts = both(model_of(count=count), Interfering)
+    assert_same(rollouts)
+    actions = rollouts[0]["actions"]
+    assert actions[12:23].mean() > actions[:12].mean() + 1
+    assert actions[25:41].std() > 1.5 * actions[12:23].std()
+
+
+@pytest.mark.parametrize("policy_kwargs", [{}, {"full_std": False}, {"use_expln": True}])
+def test_noise_is_reset_to_sb3s_numbers(policy_kwargs) -> None:
+    policy = model_of(**policy_kwargs).policy
+    drawn = []
+    for reset in (lambda: reset_noise(policy, 3), lambda: policy.reset_noise(3)):
+        torch.manual_seed(0)
+        reset()
+        distribution = policy.action_dist
+        matrices = distribution.exploration_mat, distribution.exploration_matrices
+        drawn.append([*(matrix.detach().clone() for matrix in matrices), torch.rand(2)])
+    torch.testing.assert_close(*drawn, rtol=0, atol=0)
+
+
+def overridden(name: str, method) -> type[ActorCriticPolicy]:
+    return type("Custom", (ActorCriticPolicy,), {name: method})
+
+
+class OtherNoise(StateDependentNoiseDistribution):
+    def get_noise(self, latent_sde: torch.Tensor) -> torch.Tensor:
+        return 2 * super().get_noise(latent_sde)
+
+
+def test_other_noise_is_the_policys_own() -> None:
+    def twice(self, n_envs: int = 1) -> None:
+        ActorCriticPolicy.reset_noise(self, n_envs)
+        self.action_dist.exploration_matrices = 2 * self.action_dist.exploration_matrices
+
+    env = vector_env(lambda: Toy(VECTOR, BOX))
+    model = small(TRPO, env, overridden("reset_noise", twice), use_sde=True)
+    assert mirrored_layers(model.policy, VECTOR) is None
+    model = model_of()
+    assert mirrored_layers(model.policy, VECTOR) is not None
+    model.policy.action_dist.__class__ = OtherNoise
+    assert mirrored_layers(model.policy, VECTOR) is None
+
+
+def test_learning_goes_on_from_the_twin() -> None:
+    """A policy whose noise was drawn here predicts, is copied, and has finite updates."""
+    env = vector_env(lambda: Toy(VECTOR, BOX), 2)
+    model = small(A2C, env, use_sde=True, sde_sample_freq=4).learn(256)
+    assert model.policy.action_dist.exploration_mat.grad_fn is None
+    action, _ = model.predict(env.reset(), deterministic=False)
+    assert np.isfinite(action).all()
