@@ -13,7 +13,8 @@ from comparison import agent_sections, contest, findings, optimizer_sections, sh
 from comparison.intervals import REPETITIONS
 from comparison.layout import Section
 from comparison.plots import Drawer
-from comparison.results import FAILED, MISSING, Results, write_csv
+from comparison.results import FAILED, MISSING, Results
+from comparison.tidy import write_csv
 
 PAGE, CSV, PLOTS = "report.html", "results.csv", "plots"
 TEMPLATES = Path(__file__).parent / "templates"

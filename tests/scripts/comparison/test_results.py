@@ -1,20 +1,13 @@
 """Comparisons are read whole, with what failed and what is missing."""
 
-import csv
 import json
 
 import pytest
 from comparison import results
-from comparison.results import CSV_COLUMNS, load, write_csv
+from comparison.results import load
 
 from npg.errors import ConfigurationError
 from tests.scripts.comparison.synthetic import about, agent_run, agents, optimizer_run, save
-
-
-def rows(directory):
-    write_csv(load(directory), directory / "results.csv")
-    with (directory / "results.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 class TestLoad:
@@ -103,37 +96,3 @@ class TestLoad:
             (tmp_path / "comparison.json").write_text(content)
         with pytest.raises(ConfigurationError, match=r"comparison\.json"):
             load(tmp_path)
-
-
-class TestCsv:
-    def test_one_row_a_quantity_and_point(self, tmp_path):
-        run = agent_run("a", "E", 0, [3.0, 4.0], diagnostics={"kl": [[50, 0.25]], "kl_bound": 1})
-        table = rows(save(tmp_path, {"a_E_0": run}))
-        assert tuple(table[0]) == CSV_COLUMNS
-        found = [(r["quantity"], r["steps"], r["seconds"], r["value"]) for r in table]
-        assert found == [
-            ("training_return", "100.0", "1.0", "0.0"),
-            ("training_return", "200.0", "2.0", "10.0"),
-            ("final_return", "200", "2.0", "3.0"),
-            ("final_return", "200", "2.0", "4.0"),
-            ("kl", "50", "", "0.25"),
-        ]
-
-    def test_optimizers_have_their_rate(self, tmp_path):
-        table = rows(save(tmp_path, {"x": optimizer_run("kfac", "digits-mlp", 0, 0.1, [2.0, 1.0])}))
-        assert {row["rate"] for row in table} == {"0.1"}
-        losses = [float(r["value"]) for r in table if r["quantity"] == "test_loss"]
-        assert losses == [2.0, 1.0]
-        quantities = {row["quantity"] for row in table}
-        assert quantities >= {"training_loss", "test_accuracy", "accuracy", "step_seconds"}
-
-    def test_no_run_is_lost(self, tmp_path):
-        table = rows(agents(tmp_path))
-        runs = {(row["name"], row["task"], row["seed"]) for row in table}
-        assert len(runs) == 40
-        lost = [row for row in table if row["status"] != "finished"]
-        assert [row["quantity"] for row in lost] == ["", ""]
-
-    def test_nothing_else_is_left_behind(self, tmp_path):
-        rows(save(tmp_path, {"a": agent_run("a", "E", 0, [1.0])}))
-        assert {p.name for p in tmp_path.iterdir()} == {"comparison.json", "runs", "results.csv"}
