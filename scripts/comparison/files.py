@@ -1,7 +1,9 @@
 """The files of a comparison: a directory per run, each file whole or not there."""
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from common.files import replacing
 
 RUNS = "runs"
 RESULT = "result.json"
+DAMAGED = f"{RESULT}.damaged"  # what somebody made of one; a run made again leaves it
 PROGRESS = "progress.json"
 LOG = "log.txt"
 
@@ -44,3 +47,30 @@ def read(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def set_aside(directory: Path) -> Path:
+    """Renames a run's result.json, in the place of one that was set aside earlier.
+
+    Args:
+        directory: Of the run.
+
+    Returns:
+        What it is called now.
+    """
+    damaged = directory / DAMAGED
+    os.replace(directory / RESULT, damaged)
+    return damaged
+
+
+def clear(directory: Path) -> None:
+    """Empties the directory of a run, but for what was set aside.
+
+    Args:
+        directory: Of the run; nothing happens where there is none.
+    """
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != DAMAGED:
+            path.unlink(missing_ok=True)

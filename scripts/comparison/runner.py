@@ -1,9 +1,9 @@
 """The runs of a comparison: at most so many at once, each recorded however it ends."""
 
-import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,9 @@ def run_all(
 ) -> Outcome:
     """Makes the runs that have no result yet.
 
-    A run that fails is recorded as failed, and the others go on. On Ctrl-C or SIGTERM the running
-    ones end and leave nothing; what has finished stays. The same call later makes what is missing.
+    A run that fails is recorded as failed, and the others go on. A damaged result.json is set
+    aside, which is said, and its run made again. On Ctrl-C or SIGTERM the running ones end and
+    leave nothing; what has finished stays. The same call later makes what is missing.
     The directory has to be locked: :func:`comparison.session.compare` does that, and all around it.
 
     Args:
@@ -74,7 +75,7 @@ def run_all(
             while (waiting or running) and interrupts.received is None:
                 while waiting and len(running) < at_once:
                     job = waiting.pop()
-                    running[job] = _start(job, backend)
+                    running[job] = _start(job, backend, table)
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 for job, run in list(running.items()):
                     ending = run.ending()
@@ -97,10 +98,13 @@ def _has_ended(result: Mapping[str, Any] | None, retry_failed: bool = False) -> 
     return status == "finished" or (status == "failed" and not retry_failed)
 
 
-def _start(job: Job, backend: Backend) -> Run:
+def _start(job: Job, backend: Backend, table: LiveTable) -> Run:
     """Starts a run; what a killed one left behind goes."""
-    shutil.rmtree(job.directory, ignore_errors=True)
-    job.directory.mkdir(parents=True)
+    if (job.directory / files.RESULT).exists() and not _has_ended(job.result()):
+        kept = files.set_aside(job.directory)
+        table.say(f"{job.name} is made again: its {files.RESULT} was damaged; it is kept as {kept}")
+    files.clear(job.directory)
+    job.directory.mkdir(parents=True, exist_ok=True)
     return backend.start(job)
 
 
@@ -145,4 +149,6 @@ def _end(running: Mapping[Job, Run]) -> None:
         if result is not None and _has_ended(result):
             _complete(job, result, run.machine)
         else:
-            shutil.rmtree(job.directory, ignore_errors=True)
+            files.clear(job.directory)
+            with suppress(OSError):  # something was set aside there
+                job.directory.rmdir()

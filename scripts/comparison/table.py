@@ -72,6 +72,10 @@ class LiveTable:
             score = f", {_mean([fmean(result['final'])])}" if result.get("final") else ""
             self.console.print(f"{done}: {job.name} {result['status']}{score}")
 
+    def say(self, words: str) -> None:
+        """Prints a line, above the table on a terminal."""
+        self.console.print(words, markup=False, highlight=False, soft_wrap=True)
+
     def show(self, running: Collection[Job]) -> None:
         """Draws the table, if that is due.
 

@@ -13,6 +13,7 @@ from common.failures import TRAINING, Failure
 from common.files import replacing
 from ray.exceptions import RayError, RuntimeEnvSetupError
 
+from comparison import files
 from comparison.backends.backend import Ending
 from comparison.backends.order import Order
 from comparison.backends.worker import Seen
@@ -108,8 +109,7 @@ class ClusterRun:
             file=sys.stderr,
         )
         self.machine = {}
-        for path in self._job.directory.iterdir():
-            path.unlink()
+        files.clear(self._job.directory)
         self._start()
         return None
 

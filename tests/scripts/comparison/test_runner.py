@@ -97,16 +97,55 @@ sys.exit(3)
     assert (results(jobs)[0]["steps"], results(jobs)[0]["seconds"]) == (70, 1.5)
 
 
-@pytest.mark.parametrize("result", [None, "", '{"status": "fini', "[]"])
-def test_what_a_killed_process_left_is_made_again(tmp_path, result):
+def test_what_a_killed_process_left_is_made_again(tmp_path):
     jobs = [job(tmp_path, 0)]
     jobs[0].directory.mkdir(parents=True)
     (jobs[0].directory / "progress.json").write_text('{"steps": 7')
     (jobs[0].directory / ".result.json.77.tmp").write_text('{"status"')
-    if result is not None:
-        (jobs[0].directory / "result.json").write_text(result)
     assert run(jobs)[0].exit_code == 0
     assert [path.name for path in jobs[0].directory.iterdir()] == ["result.json"]
+
+
+def damage(job, content):
+    job.directory.mkdir(parents=True)
+    (job.directory / "result.json").write_bytes(content)
+    (job.directory / "log.txt").write_text("of the earlier run")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"status": "fini', b"[]", b"{}", b"\x00\xff"], ids=repr)
+def test_a_damaged_result_is_kept_beside_the_new_one(tmp_path, content):
+    one = job(tmp_path, 0)
+    damage(one, content)
+    outcome, text = run([one])
+    assert outcome.exit_code == 0
+    assert one.result()["status"] == "finished"
+    kept = one.directory / "result.json.damaged"
+    assert f"fake_task_0 is made again: its result.json was damaged; it is kept as {kept}" in text
+    assert kept.read_bytes() == content
+    assert {path.name for path in one.directory.iterdir()} == {"result.json", kept.name}
+    assert "damaged" not in run([one])[1]  # said once
+    broken = job(tmp_path, 0, CRASH.replace("'1'", "'0'"))
+    (one.directory / "result.json").unlink()
+    run([broken])
+    run([job(tmp_path, 0)], retry_failed=True)  # what failed goes, what was damaged stays
+    assert {path.name for path in one.directory.iterdir()} == {"result.json", kept.name}
+
+
+@pytest.mark.usefixtures("default_interrupts")
+def test_a_damaged_result_outlives_an_interruption(tmp_path):
+    one = job(tmp_path, 0, SLEEP)
+    damage(one, b"half")
+
+    def interrupt():
+        wait_for((tmp_path / "pid0").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert run([one])[0].exit_code == 130
+    thread.join()
+    (kept,) = one.directory.iterdir()
+    assert (kept.name, kept.read_bytes()) == ("result.json.damaged", b"half")
 
 
 @pytest.mark.parametrize("code", [SLEEP, STUBBORN], ids=["willing", "stubborn"])
