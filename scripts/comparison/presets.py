@@ -1,6 +1,7 @@
 """Settings of a run from a preset file, for any class in the manner of Stable-Baselines3."""
 
 import inspect
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def preset_for(agent: Agent, env_id: str, file: str | None = None) -> Preset:
 
     Raises:
         ConfigurationError: If the file has no entry for the environment, or one that the class
-            cannot take.
+            cannot take, or one whose budget is no number of steps.
     """
     path = agent.preset_file if file is None else _found(file)
     if path is None:
@@ -102,12 +103,28 @@ def preset_for(agent: Agent, env_id: str, file: str | None = None) -> Preset:
         run.normalize_reward,
         arguments,
         {**run.policy_kwargs(), **policy_kwargs},
-        values.get("total_timesteps"),
+        _budget(values.get("total_timesteps"), source),
     )
 
 
 def _found(file: str) -> Path:
     return Path(file) if Path(file).is_file() else PRESETS / file
+
+
+def _budget(value: Any, source: str) -> int | None:
+    """Returns a number of steps, also one that YAML takes for a real number or a string."""
+    number = value
+    if isinstance(value, str):  # YAML 1.1 reads 1e5 as one
+        with suppress(ValueError):
+            number = float(value)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if number is None or (type(number) is int and number >= 1):  # a bool is an int, too
+        return number
+    raise ConfigurationError(
+        f"{source}: total_timesteps must be a whole number of at least 1, got {value!r}: write "
+        "'total_timesteps: 100000', or leave it out"
+    )
 
 
 def _value(value: Any) -> Any:

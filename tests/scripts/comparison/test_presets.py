@@ -109,3 +109,31 @@ def test_a_preset_for_both_sides():
 def test_presets_that_do_not_fit(agent, env_id, file, message):
     with pytest.raises(ConfigurationError, match=message):
         preset_for(find(agent), env_id, file)
+
+
+def preset_with_budget(tmp_path, budget):
+    file = tmp_path / "mine.yml"
+    file.write_text(f"CartPole-v1: {{total_timesteps: {budget}}}\n")
+    return preset_for(find("trpo"), "CartPole-v1", str(file))
+
+
+@pytest.mark.parametrize(
+    ("written", "steps"),
+    [
+        *[("1e5", 100_000), ("1.0e+5", 100_000), ("2.5e3", 2500), ("'300'", 300)],
+        *[("5000.0", 5000), ("1_000", 1000), ("1", 1), ("", None), ("null", None)],
+    ],
+)
+def test_a_budget_is_a_whole_number_however_yaml_reads_it(tmp_path, written, steps):
+    budget = preset_with_budget(tmp_path, written).total_timesteps
+    assert (budget, type(budget)) == (steps, type(steps))
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["true", "0", "-3", "abc", "1000.5", "'1000.5'", ".inf", ".nan", "'nan'", "[1000]", "{a: 1}"],
+)
+def test_what_is_no_budget(tmp_path, written):
+    message = r"mine\.yml, CartPole-v1: total_timesteps must be a whole.*write 'total_timesteps: 1"
+    with pytest.raises(ConfigurationError, match=message):
+        preset_with_budget(tmp_path, written)
