@@ -17,11 +17,12 @@ class Job:
 
     Attributes:
         name: Of the run; see :func:`comparison.files.run_name`.
-        command: What the process runs. It writes result.json when it has finished, progress.json
-            meanwhile, and ends with another exit code than 0 if it fails.
+        command: What the process runs; it names the directory after --output. It writes result.json
+            when it has finished, progress.json meanwhile, and ends with another exit code than 0 if
+            it fails.
         directory: Of the run.
         about: What result.json says that is known before: kind, name, task, seed, command.
-        inputs: Words of the command that name files, which another machine needs, too.
+        inputs: Words of the command after --preset that name files, which another machine needs.
     """
 
     name: str

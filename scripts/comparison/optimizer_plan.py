@@ -51,6 +51,8 @@ def plan(options: Optimizers) -> tuple[list[Job], list[Refusal]]:
             raise ConfigurationError(f"{option} is empty: name one at least")
     swept = {name: rates.swept(name, options.rates) for name in _names(options.optimizers)}
     shared = {field.name: getattr(options, field.name) for field in fields(Training)}
+    if options.data_dir is not None:  # another machine starts elsewhere
+        shared["data_dir"] = options.data_dir.absolute()
     metrics: set[str] = set()
     applicable: list[OptimizerRun] = []
     refused: list[Refusal] = []

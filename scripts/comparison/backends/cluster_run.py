@@ -123,9 +123,7 @@ def _order(job: Job) -> Order:
     here = Path.cwd()
     return Order(
         job.command,
-        sys.executable,
         str(ROOT),
-        str(job.directory),
         str(here.relative_to(ROOT)) if here.is_relative_to(ROOT) else ".",
         {name: Path(name).read_bytes() for name in job.inputs},
     )

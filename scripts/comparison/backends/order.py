@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from common import ROOT
@@ -13,18 +14,14 @@ class Order:
     """A run, in the words of the machine that asks for it.
 
     Attributes:
-        command: What to run.
-        interpreter: What Python is called there.
+        command: What to run: interpreter, script, and what the script is told.
         root: Where the project lies there.
-        directory: Where the command is told to write.
         working_directory: Where it would run, relative to the project.
         inputs: What is in the files that the command names.
     """
 
     command: Sequence[str]
-    interpreter: str
     root: str
-    directory: str
     working_directory: str = "."
     inputs: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -35,14 +32,26 @@ def at_home(order: Order, directory: Path) -> list[str]:
     Args:
         order: For the run.
         directory: To write into.
+
+    Returns:
+        The command, of which only the program, --preset and --output are other words here: what
+        else looks like a path may be a name, or a path on every machine.
     """
-    words = {order.interpreter: sys.executable, order.directory: str(directory)}
+    inputs = {}
     for name, content in order.inputs.items():
         path = directory / "inputs" / Path(name).name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
-        words[name] = str(path)
-    return [words[word] if word in words else _moved(word, order.root) for word in order.command]
+        inputs[name] = str(path)
+    _, script, *told = order.command
+    here = [sys.executable, _moved(script, order.root)]
+    for option, word in pairwise(["", *told]):
+        if option == "--output":
+            word = str(directory)
+        elif option == "--preset":
+            word = inputs.get(word, word)
+        here.append(word)
+    return here
 
 
 def _moved(word: str, root: str) -> str:

@@ -25,11 +25,15 @@ result = {"name": "fake", "task": "task", "seed": seed, "status": "finished", "f
 """
 
 
+# Another machine puts its own directory after --output, as in the commands of compare.py.
+WITHOUT_OPTION = "import sys; sys.argv.remove('--output')\n"
+
+
 def job(directory: Path, seed: int, code: str = FINISH) -> Job:
     """Makes a run of a program, which is told its directory and seed."""
     name = files.run_name("fake", "task", seed)
     place = directory / files.RUNS / name
-    command = [sys.executable, "-S", "-c", code, str(place), str(seed)]
+    command = [sys.executable, "-S", "-c", WITHOUT_OPTION + code, "--output", str(place), str(seed)]
     return Job(name, command, place, {"name": "fake", "task": "task", "seed": seed, "command": "x"})
 
 

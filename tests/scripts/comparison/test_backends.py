@@ -59,11 +59,8 @@ def test_a_port_that_cannot_be():
 def test_a_command_in_the_words_of_another_machine(tmp_path):
     order = Order(
         command=["/their/python", "/their/npg/scripts/compare.py", "agent", "trpo", "CartPole-v1",
-                 "--preset", "../mine.yml", "--rate", "0.1", "--output", "reports/runs/x",
-                 "--data-dir", "/data"],
-        interpreter="/their/python",
+                 "--preset", "../mine.yml", "--rate", "0.1", "--output", "reports/runs/x"],
         root="/their/npg",
-        directory="reports/runs/x",
         inputs={"../mine.yml": b"{}"},
     )  # fmt: skip
     here = at_home(order, tmp_path)
@@ -71,9 +68,27 @@ def test_a_command_in_the_words_of_another_machine(tmp_path):
     assert here == [
         *[sys.executable, str(ROOT / "scripts" / "compare.py"), "agent", "trpo", "CartPole-v1"],
         *["--preset", str(preset), "--rate", "0.1", "--output", str(tmp_path)],
-        *["--data-dir", "/data"],
     ]
     assert preset.read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("words", "translated"),
+    [
+        # What lies below their project, and is not sent, is a path on every machine.
+        (["optimizer", "--data-dir", "/their/npg/data"], {}),
+        # A file or a directory may be called like anything.
+        (["agent", "trpo", "trpo", "--preset", "trpo"], {6: "inputs/trpo"}),
+        (["agent", "out", "CartPole-v1", "--output", "out"], {6: "."}),
+        (["agent", "/their/python", "CartPole-v1", "--preset", "trpo.yml"], {}),
+    ],
+)
+def test_only_what_another_machine_has_elsewhere_is_translated(tmp_path, words, translated):
+    order = Order(["/their/python", "script", *words], "/their/npg", inputs={"trpo": b"{}"})
+    expected = [sys.executable, "script", *words]
+    for index, path in translated.items():
+        expected[index] = str(tmp_path / path)
+    assert at_home(order, tmp_path) == expected
 
 
 def test_what_is_sent_of_the_project(tmp_path):

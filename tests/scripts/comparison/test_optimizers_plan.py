@@ -1,5 +1,7 @@
 """What a comparison of optimizers is going to run, and what it refuses."""
 
+from pathlib import Path
+
 import pytest
 import tyro
 from comparison import optimizer_plan
@@ -56,6 +58,14 @@ def test_the_command_of_a_run_says_all_of_it(tmp_path):
         "compare.py optimizer sgd digits mlp --rate 0.05 --seed 2 --budget-seconds 1.5 --epochs 1 "
         "--batch-size 32 --schedule cosine"
     )
+
+
+def test_the_data_are_named_for_every_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chosen = options(tmp_path, data_dir=Path("../data"), models=("linear",), rates=1)
+    job = optimizer_plan.plan(chosen)[0][0]
+    assert job.command[job.command.index("--data-dir") + 1] == f"{tmp_path}/../data"
+    assert f"--data-dir {tmp_path}/../data" in job.about["command"]
 
 
 def test_a_matrix_over_all_parameters_does_not_apply_to_a_large_model(tmp_path):
