@@ -11,7 +11,7 @@ import ray
 from common import ROOT
 from common.failures import TRAINING, Failure
 from common.files import replacing
-from ray.exceptions import RayError, RuntimeEnvSetupError
+from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 
 from comparison import files
 from comparison.backends.backend import Ending
@@ -29,7 +29,8 @@ TRIES = 3  # of a run whose workers are lost
 class ClusterRun:
     """A run on a machine of a cluster; see :class:`comparison.backends.backend.Run`.
 
-    One whose worker is lost, with its machine or without, is made again elsewhere.
+    One whose worker is lost, with its machine or without, is made again elsewhere; one that a
+    worker cannot start or look at, since the disk is full for instance, has failed.
     """
 
     def __init__(self, job: Job, workers: Workers) -> None:
@@ -49,6 +50,8 @@ class ClusterRun:
             if not ray.wait([self._answer], timeout=0)[0]:
                 return None
             seen = ray.get(self._answer)
+        except RayTaskError as error:
+            return self._refused(error)
         except RayError as error:
             return self._lost(error)
         except ConnectionError as error:
@@ -98,8 +101,15 @@ class ClusterRun:
             with replacing(self._job.directory / name) as temporary:
                 temporary.write_bytes(content)
 
+    def _refused(self, error: RayTaskError) -> Ending:
+        """Says what the worker raised, which ends with it."""
+        with suppress(RayError, ConnectionError):
+            ray.kill(self._worker)
+        return Ending(None, f"its worker cannot make it: {str(error).strip().splitlines()[-1]}")
+
     def _lost(self, error: RayError) -> Ending | None:
         """Makes the run again, if it was not too often."""
+        self._workers.retire(after=0)  # those on the same machine are lost, too
         with suppress(RayError, ConnectionError):
             ray.kill(self._worker)  # it may be out of reach only
         if self._tries == TRIES or isinstance(error, RuntimeEnvSetupError):

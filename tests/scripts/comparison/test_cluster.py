@@ -98,6 +98,17 @@ def test_runs_on_two_machines(tmp_path, backend):
         assert not Path(place).exists()
 
 
+def test_a_run_that_cannot_be_started(tmp_path, backend, capfd):
+    """It is not made again: its worker was not lost."""
+    jobs = make(tmp_path, NOTE + FINISH, NOTE + FINISH)
+    jobs[0].command.append("\0")  # which no process can be told
+    outcome, _ = run(jobs, backend=backend)
+    assert outcome.failed == ["fake_task_0"]
+    assert jobs[0].result()["error"] == "its worker cannot make it: ValueError: embedded null byte"
+    assert jobs[1].result()["status"] == "finished"
+    assert "lost" not in capfd.readouterr().err
+
+
 def test_a_worker_that_is_killed(tmp_path, backend, capfd):
     """Its run is made again, and the other one does not notice."""
     jobs = make(tmp_path, KILL_ONE_WORKER, NOTE + FINISH)
