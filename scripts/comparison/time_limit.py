@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from types import TracebackType
 
@@ -48,5 +49,7 @@ class TimeLimit:
                     continue
                 try:
                     self._last_words()
+                except BaseException:
+                    traceback.print_exc()  # the end would swallow it
                 finally:
                     os._exit(1)
