@@ -77,7 +77,7 @@ def _scores(results: Results, contest: Contest) -> Section:
         Column(
             "best rate",
             "Of the learning rates tried, the one of the lowest training loss; where none got "
-            "through, what became of most runs.",
+            "through with every seed, what became of most runs that did not finish.",
         ),
         Column("training loss", "Interquartile mean at the end over seeds, on the training set."),
         Column("test loss", "Interquartile mean at the end over seeds."),
@@ -102,10 +102,11 @@ def _scores(results: Results, contest: Contest) -> Section:
 
 def _no_rate(task: str, name: str, results: Results) -> Iterable[list[Cell]]:
     """The row of an optimizer that has runs, but no rate that got through: why not."""
-    outcomes = Counter(run.outcome for run in results.planned(name, task))
-    if outcomes:
-        why = Cell(outcomes.most_common(1)[0][0])
-        yield [Cell(task), Cell(name), figure(0), why, *[Cell(NOTHING)] * 5]
+    runs = results.planned(name, task)
+    outcomes = Counter(run.outcome for run in runs if not run.finished)
+    if runs:
+        why = outcomes.most_common(1)[0][0] if outcomes else NOTHING
+        yield [Cell(task), Cell(name), figure(0), Cell(why), *[Cell(NOTHING)] * 5]
 
 
 def _progress(results: Results, contest: Contest, drawer: Drawer) -> Section:

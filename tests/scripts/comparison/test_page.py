@@ -238,6 +238,16 @@ class TestOptimizers:
         assert ["T", "b", "0", "too slow", *"–––––"] in rows
         assert ["T", "b", "1", *"–––––", "0 of 1", "1 of 1", "0"] in rows
 
+    def test_one_seed_does_not_get_through(self, tmp_path):
+        """What it failed by is the reason, not how the others ended."""
+        runs = {f"a_T_{s}_0.1": optimizer_run("a", "T", s, 0.1, [1.0]) for s in range(3)}
+        runs["a_T_1_0.1"] |= diverged(runs["a_T_1_0.1"])
+        runs["b_T_0_0.1"] = optimizer_run("b", "T", 0, 0.1, [1.0], final_loss=None)
+        path = page.write(load(save(tmp_path, runs)), tmp_path, repetitions=10)
+        rows = Tree(path.read_text()).rows
+        assert ["T", "a", "0", "diverged", *"–––––"] in rows
+        assert ["T", "b", "0", "–", *"–––––"] in rows
+
 
 @pytest.mark.parametrize(
     ("value", "text"),
