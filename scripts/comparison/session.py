@@ -47,11 +47,13 @@ def compare(
     """
     again = command("compare.py", *sys.argv[1:])
     check_page()
-    with backends.opened(execution) as backend, locked(directory):
+    opened = backends.opened(execution)
+    with locked(directory):
         planned = [job.name for job in jobs]
         record.begin(directory, kind, again, execution, settings, planned, refused, for_page)
         table = LiveTable(jobs, f"{len(jobs)} runs, {execution.jobs} at a time", score)
-        outcome = run_all(jobs, backend, execution.jobs, table, execution.retry_failed)
+        with opened as backend:  # a cluster takes long to start, and ends before the page is drawn
+            outcome = run_all(jobs, backend, execution.jobs, table, execution.retry_failed)
         places: dict[str, object] = {
             "report": write_page(directory),
             "runs": directory / files.RUNS,

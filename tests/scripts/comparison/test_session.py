@@ -4,11 +4,14 @@ import os
 import signal
 import sys
 import threading
+from contextlib import contextmanager
 
 import comparison
 import pytest
-from comparison import session
+from comparison import record, session
+from comparison.backends.local import Local
 from comparison.execution_options import Execution
+from comparison.lock import locked
 
 from npg.errors import ConfigurationError
 from tests.scripts.comparison.fake import FINISH, job, wait_for
@@ -56,6 +59,28 @@ def test_how_to_go_on_after_ctrl_c(tmp_path, pages, capsys, monkeypatch):
     assert "continue with" in text
     assert pages == [tmp_path]  # of what is finished
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["fake_task_0"]
+
+
+def test_a_cluster_starts_only_where_a_comparison_may_begin(tmp_path, monkeypatch):
+    """And it is left before the page is drawn."""
+    told = []
+
+    @contextmanager
+    def opened(execution):
+        told.append("starts")
+        yield Local(1)
+        told.append("ends")
+
+    monkeypatch.setattr(session.backends, "opened", opened)
+    with locked(tmp_path), pytest.raises(ConfigurationError, match="another comparison"):
+        compare(tmp_path, FINISH)
+    record.begin(tmp_path, "agent", "command", Execution(), {"steps": 200}, [])
+    with pytest.raises(ConfigurationError, match="with steps 200"):
+        compare(tmp_path, FINISH)
+    assert not told
+    monkeypatch.setattr(session, "write_page", lambda path: told.append("page") or path)
+    assert compare(tmp_path / "new", FINISH) == 0
+    assert told == ["starts", "ends", "page"]
 
 
 def test_a_package_of_the_page_is_missing(tmp_path, monkeypatch):
