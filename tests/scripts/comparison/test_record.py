@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from comparison import record
+from comparison import machine, record
 from comparison.execution_options import Execution
 from comparison.lock import locked
 
@@ -27,7 +27,7 @@ def test_what_it_says(tmp_path):
     written = begin(tmp_path)
     assert written["kind"] == "agent"
     assert written["steps"] == 100
-    assert written["machine"]["cores"] == os.cpu_count()
+    assert written["machine"]["cores"] == machine.here()["cores"]
     assert {"python", "torch", "stable-baselines3"} <= set(written["versions"])
     assert written["threads"] == 1
 
@@ -62,7 +62,7 @@ def test_a_record_of_an_older_format_says_too_little_to_go_on(tmp_path):
 
 
 def test_seconds_count_only_where_every_run_had_a_core(tmp_path):
-    cores = os.cpu_count()
+    cores = machine.here()["cores"]
     assert begin(tmp_path, at_once=cores)["wall_clock_counts"] is True
     assert begin(tmp_path, at_once=cores + 1)["wall_clock_counts"] is False
     assert begin(tmp_path, at_once=cores)["wall_clock_counts"] is True  # nothing ran meanwhile
@@ -72,7 +72,7 @@ def test_seconds_count_only_where_every_run_had_a_core(tmp_path):
 
 
 def test_a_cluster_may_have_more_cores_than_this_machine(tmp_path):
-    written = begin(tmp_path, at_once=os.cpu_count() + 1, backend="ray")
+    written = begin(tmp_path, at_once=machine.here()["cores"] + 1, backend="ray")
     assert (written["backend"], written["wall_clock_counts"]) == ("ray", True)
 
 
