@@ -1,10 +1,11 @@
-"""Compares agents, optimizers, or runs of classify.py under equal conditions.
+r"""Compares agents, optimizers, or runs of classify.py under equal conditions.
 
     python scripts/compare.py agents --envs CartPole-v1 Hopper-v5 \
         --agents trpo sb3:ppo sb3-contrib:trpo --seeds 5 --total-timesteps 300000 --jobs 2
     python scripts/compare.py optimizers --data digits --optimizers all --epochs 20 --jobs 2
     python scripts/compare.py report reports/agents
     python scripts/compare.py repeat reports/agents --runs 4
+    python scripts/compare.py digest docs/results.md
     python scripts/compare.py runs runs/digits_mlp_adamw_1 runs/digits_mlp_natural-gradient_1
 
 Exit codes: 0 done, 1 a run failed, 2 what was asked for cannot work, 128 + n stopped by signal n

@@ -14,7 +14,7 @@ class Execution:
     """In processes of this machine, or on the machines of a Ray cluster ("pip install .[ray]"),
     which need the packages; this project's source is sent to them."""
     address: str | None = None
-    """Of the Ray cluster: auto if this machine belongs to it, or HOST:PORT of its head then;
-    ray://HOST:PORT from outside. None starts one on this machine."""
+    """Of the Ray cluster: auto, or HOST:PORT of the head, on a machine of the cluster;
+    ray://HOST:PORT from outside; None starts one on this machine."""
     retry_failed: bool = False
     """Make the runs again that failed, diverged or were too slow earlier."""

@@ -44,7 +44,7 @@ class AgentRun:
     seed: int = 0
     """Of networks, exploration and environments."""
     total_timesteps: int = 100_000
-    """Environment steps."""
+    """Environment steps, summed over the environments; rounded up to whole rollouts."""
     preset: str | None = None
     """File of settings instead of the agent's own."""
     output: Path | None = None
@@ -75,7 +75,7 @@ class Repeat:
     directory: tyro.conf.Positional[Path]
     """Directory of a comparison of agents."""
     runs: int = 4
-    """How many, drawn from those that finished."""
+    """How many, drawn from those that finished; the same ones every time."""
     match: str = "*"
     """Pattern that the names of the runs have to match, as `trpo_Hopper-v5_*`."""
     jobs: int = 1

@@ -1,8 +1,11 @@
 """compare.py from the command line."""
 
 import json
+import re
+import shlex
 import sys
 
+import compare
 import gymnasium as gym
 import pytest
 from compare import main
@@ -206,3 +209,17 @@ def test_a_file_of_settings_goes_along_to_other_machines(tmp_path):
         (job,) = plan(Agents(("CartPole-v1",), ("trpo",), seeds=1, preset=given))
         assert job.inputs == inputs
         assert set(inputs) <= set(job.command)
+
+
+def test_the_examples_of_the_help_can_be_pasted(capsys, monkeypatch):
+    """One of each subcommand that is typed by hand; parsed as a shell hands them over."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    taken = []
+    monkeypatch.setattr(compare, "_run", lambda options: taken.append(type(options)) or 0)
+    examples = r"^ +python scripts/compare\.py ((?:.*\\\n)*.*)"
+    for example in re.findall(examples, capsys.readouterr().out, re.MULTILINE):
+        assert not any("  " in line.strip() for line in example.splitlines())
+        assert main(shlex.split(example.replace("\\\n", ""))) == 0
+    everyday = ("agents", "optimizers", "report", "repeat", "digest", "runs")
+    assert taken == [compare.SUBCOMMANDS[name][0] for name in everyday]
