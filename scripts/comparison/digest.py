@@ -6,15 +6,18 @@ what stands here is written anew
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from common.files import replacing
 
 from comparison import contest, intervals, notes, results
+from comparison.agent_sections import slug
 from comparison.contest import Contest
 from comparison.intervals import REPETITIONS
 from comparison.layout import NOTHING, interval, number
+from comparison.page import PLOTS
 from comparison.race import Race, quotient, race
 from comparison.results import Results
 from comparison.shared_sections import NO_SECONDS, speed
@@ -56,7 +59,10 @@ def write(page: Path, repetitions: int = REPETITIONS) -> list[Path]:
             "`<!-- end -->` have to take turns, around every place where tables are to stand"
         )
     places = [page.parent / mark["place"] for mark in begins]
-    tables = [digest(results.load(place), repetitions) for place in places]
+    tables = [
+        digest(results.load(place), repetitions, _pictures(place, mark["place"]))
+        for place, mark in zip(places, begins, strict=True)
+    ]
     kept = zip([0, *(mark.start() for mark in ends)], [m.end() for m in begins], strict=False)
     before = [text[start:end] for start, end in kept]
     written = "".join(f"{head}\n{table}" for head, table in zip(before, tables, strict=True))
@@ -65,12 +71,15 @@ def write(page: Path, repetitions: int = REPETITIONS) -> list[Path]:
     return places
 
 
-def digest(found: Results, repetitions: int = REPETITIONS) -> str:
+def digest(
+    found: Results, repetitions: int = REPETITIONS, pictures: Mapping[str, str] | None = None
+) -> str:
     """Returns a comparison of agents as Markdown: its command, and a table an environment.
 
     Args:
         found: The runs; the first-named agent is compared with every other.
         repetitions: Bootstrap resamples.
+        pictures: Links to the report's pictures, by the names of their files.
 
     Returns:
         The text; unfinished runs are counted in it.
@@ -93,7 +102,24 @@ time with one thread each; {_versions(about.get("versions", {}))}.
 """
     said = notes.of(found) + ([] if found.seconds_count else [NO_SECONDS])
     text += "".join(f"\n- {note}" for note in said) + ("\n" if said else "")
-    return text + "".join(_table(found, scores, task) for task in found.tasks)
+    for task in found.tasks:
+        text += _table(found, scores, task) + _learning(task, pictures or {})
+    return text
+
+
+def _pictures(directory: Path, link: str) -> dict[str, str]:
+    """What the report has drawn, as the page links to it."""
+    return {p.name: f"{link}/{PLOTS}/{p.name}" for p in (directory / PLOTS).glob("*.png")}
+
+
+def _learning(task: str, pictures: Mapping[str, str]) -> str:
+    """The learning curves, if they are there."""
+    shown = [
+        f"![Training return on {task} against {x}]({pictures[name]})\n"
+        for x in ("steps", "seconds")
+        if (name := f"learning_{slug(task)}_{x}.png") in pictures
+    ]
+    return "".join(shown) + ("\n" if shown else "")
 
 
 def _versions(versions: dict[str, str]) -> str:

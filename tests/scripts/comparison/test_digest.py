@@ -93,7 +93,9 @@ def test_what_is_never_reached(tmp_path):
 
 
 def test_page_is_brought_up_to_date(tmp_path, capsys):
-    save(tmp_path / "somewhere", runs())
+    plots = save(tmp_path / "somewhere", runs()) / "plots"
+    plots.mkdir()
+    (plots / "learning_E_steps.png").touch()
     page = tmp_path / "page.md"
     page.write_text(PAGE)
     assert main(["digest", str(page)]) == 0
@@ -103,6 +105,8 @@ def test_page_is_brought_up_to_date(tmp_path, capsys):
     assert text.endswith("<!-- end -->\nafter\n")
     assert "old" not in text
     assert "| a | 3 |" in text
+    assert "](somewhere/plots/learning_E_steps.png)" in text
+    assert "_seconds.png" not in text  # which is not there
     assert main(["digest", str(page)]) == 0
     assert page.read_text() == text
 
