@@ -1,6 +1,6 @@
 """Curves of several seeds brought to common points."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,11 +30,6 @@ class Band:
         """The middle line."""
         return self.estimate[:, 0]
 
-    def reaches(self, target: float) -> float:
-        """Returns the first point at which the mean is not below a target; infinite if none is."""
-        above = np.flatnonzero(self.mean >= target)
-        return float(self.at[above[0]]) if len(above) else np.inf
-
 
 def over_seeds(
     curves: Iterable[Curve], y: int, seconds: bool = False, repetitions: int = REPETITIONS
@@ -51,19 +46,66 @@ def over_seeds(
     Returns:
         The mean between the latest start and the earliest end, or None where there is nothing.
     """
-    known = [_finite(curve, y) for curve in curves]
-    known = [curve for curve in known if len(curve)]
-    if not known:
+    known = _known(curves, y)
+    recorded = _recorded(known)
+    if not len(recorded):  # or a run ended before another had its first value
         return None
-    start, end = max(c[0, STEPS] for c in known), min(c[-1, STEPS] for c in known)
-    if start > end:  # a run ended before another had its first value
-        return None
+    start, end = recorded[0], recorded[-1]
     at = np.linspace(start, end, POINTS if start < end else 1)
     values = np.array([np.interp(at, c[:, STEPS], c[:, y]) for c in known])
     if seconds:
-        clocks = np.array([np.interp(at, c[:, STEPS], c[:, SECONDS]) for c in known])
-        at = intervals.mean_of_middle(clocks)
+        at = _mean(known, SECONDS, at)
     return Band(at, intervals.band(values, repetitions))
+
+
+def crossing(curves: Iterable[Curve], y: int, target: float) -> tuple[float, float]:
+    """Finds when the mean of curves is first not below a target.
+
+    Args:
+        curves: One a seed.
+        y: Column of the values.
+        target: To be reached.
+
+    Returns:
+        Steps, and seconds: between two points as if on a straight line, at the first point if the
+        curve begins there; infinite if it is never reached.
+    """
+    known = _known(curves, y)
+    at = _recorded(known)
+    if not len(at):
+        return np.inf, np.inf
+    values, seconds = _mean(known, y, at), _mean(known, SECONDS, at)
+    above = np.flatnonzero(values >= target)
+    if not len(above):
+        return np.inf, np.inf
+    around = slice(max(above[0] - 1, 0), above[0] + 1)
+    steps = float(np.interp(target, values[around], at[around]))
+    return steps, float(np.interp(steps, at, seconds))
+
+
+def end_of(curves: Iterable[Curve], y: int) -> float:
+    """Returns the mean of curves where the earliest of them ends; NaN if they have no values."""
+    known = _known(curves, y)
+    at = _recorded(known)
+    return float(_mean(known, y, at[-1:])[0]) if len(at) else np.nan
+
+
+def _recorded(known: Sequence[np.ndarray]) -> np.ndarray:
+    """All steps at which a curve has a value, where every curve has been begun and none ended."""
+    if not known:
+        return np.empty(0)
+    start, end = max(c[0, STEPS] for c in known), min(c[-1, STEPS] for c in known)
+    at = np.unique(np.concatenate([c[:, STEPS] for c in known]))
+    return at[(start <= at) & (at <= end)]
+
+
+def _mean(known: Sequence[np.ndarray], y: int, at: np.ndarray) -> np.ndarray:
+    return intervals.mean_of_middle(np.array([np.interp(at, c[:, STEPS], c[:, y]) for c in known]))
+
+
+def _known(curves: Iterable[Curve], y: int) -> list[np.ndarray]:
+    finite = [_finite(curve, y) for curve in curves]
+    return [curve for curve in finite if len(curve)]
 
 
 def _finite(curve: Curve, y: int) -> np.ndarray:

@@ -6,23 +6,24 @@ what stands here is written anew
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from common.files import replacing
 
-from comparison import contest, intervals, results
+from comparison import contest, intervals, notes, results
+from comparison.agent_sections import slug
 from comparison.contest import Contest
 from comparison.intervals import REPETITIONS
 from comparison.layout import NOTHING, interval, number
-from comparison.race import Race, race
+from comparison.page import PLOTS
+from comparison.race import Race, quotient, race
 from comparison.results import Results
-from comparison.shared_sections import speed
+from comparison.shared_sections import NO_SECONDS, speed
 from npg.errors import ConfigurationError
 
-MARKED = re.compile(
-    r"(?P<begin><!-- comparison: (?P<place>\S+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
-)
+MARK = re.compile(r"<!-- *(?:comparison: *(?P<place>[^\n]+?)|end) *-->")
 
 
 def write(page: Path, repetitions: int = REPETITIONS) -> list[Path]:
@@ -36,36 +37,49 @@ def write(page: Path, repetitions: int = REPETITIONS) -> list[Path]:
         The directories of the comparisons.
 
     Raises:
-        ConfigurationError: If the page is not there or has no marks, or a directory holds no
-            comparison of agents.
+        ConfigurationError: If the page is not there, its marks cannot be used, or a directory holds
+            no comparison of agents.
     """
     try:
         text = page.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(
-            f"{page} cannot be read ({error}): name a Markdown page"
+            f"{page} cannot be read ({error}): name a Markdown page with marks"
         ) from error
-    found = [page.parent / marked["place"] for marked in MARKED.finditer(text)]
-    if not found:
+    marks = list(MARK.finditer(text))
+    begins, ends = marks[::2], marks[1::2]
+    if (
+        len(begins) != len(ends)
+        or not all(mark["place"] for mark in begins)
+        or any(mark["place"] for mark in ends)
+        or not marks
+    ):
         raise ConfigurationError(
-            f"{page} has no marks: write `<!-- comparison: DIRECTORY -->` and `<!-- end -->` where "
-            "the tables are to stand"
+            f"{page} has no marks that can be used: `<!-- comparison: DIRECTORY -->` and "
+            "`<!-- end -->` have to take turns, around every place where tables are to stand"
         )
-    tables = iter([digest(results.load(place), repetitions) for place in found])
+    places = [page.parent / mark["place"] for mark in begins]
+    tables = [
+        digest(results.load(place), repetitions, _pictures(place, mark["place"]))
+        for place, mark in zip(places, begins, strict=True)
+    ]
+    kept = zip([0, *(mark.start() for mark in ends)], [m.end() for m in begins], strict=False)
+    before = [text[start:end] for start, end in kept]
+    written = "".join(f"{head}\n{table}" for head, table in zip(before, tables, strict=True))
     with replacing(page) as temporary:
-        temporary.write_text(
-            MARKED.sub(lambda marked: marked["begin"] + next(tables) + marked["end"], text),
-            encoding="utf-8",
-        )
-    return found
+        temporary.write_text(written + text[ends[-1].start() :], encoding="utf-8")
+    return places
 
 
-def digest(found: Results, repetitions: int = REPETITIONS) -> str:
+def digest(
+    found: Results, repetitions: int = REPETITIONS, pictures: Mapping[str, str] | None = None
+) -> str:
     """Returns a comparison of agents as Markdown: its command, and a table an environment.
 
     Args:
         found: The runs; the first-named agent is compared with every other.
         repetitions: Bootstrap resamples.
+        pictures: Links to the report's pictures, by the names of their files.
 
     Returns:
         The text; unfinished runs are counted in it.
@@ -86,7 +100,26 @@ def digest(found: Results, repetitions: int = REPETITIONS) -> str:
 {machine.get("cores")} cores ({machine.get("cpu")}), at most {about.get("jobs")} runs at a \
 time with one thread each; {_versions(about.get("versions", {}))}.
 """
-    return text + "".join(_table(found, scores, task) for task in found.tasks)
+    said = notes.of(found) + ([] if found.seconds_count else [NO_SECONDS])
+    text += "".join(f"\n- {note}" for note in said) + ("\n" if said else "")
+    for task in found.tasks:
+        text += _table(found, scores, task) + _learning(task, pictures or {})
+    return text
+
+
+def _pictures(directory: Path, link: str) -> dict[str, str]:
+    """What the report has drawn, as the page links to it."""
+    return {p.name: f"{link}/{PLOTS}/{p.name}" for p in (directory / PLOTS).glob("*.png")}
+
+
+def _learning(task: str, pictures: Mapping[str, str]) -> str:
+    """The learning curves, if they are there."""
+    shown = [
+        f"![Training return on {task} against {x}]({pictures[name]})\n"
+        for x in ("steps", "seconds")
+        if (name := f"learning_{slug(task)}_{x}.png") in pictures
+    ]
+    return "".join(shown) + ("\n" if shown else "")
 
 
 def _versions(versions: dict[str, str]) -> str:
@@ -118,7 +151,7 @@ def _row(found: Results, scores: Contest, task: str, first: str, name: str) -> l
         number(max(run.steps for run in runs)),
         interval(summary[0].iqm) if summary else NOTHING,
         interval(better.probability, digits=2) if better else NOTHING,
-        number(round(float(intervals.mean_of_middle(speeds)))),
+        number(round(float(intervals.mean_of_middle(speeds)))) if found.seconds_count else NOTHING,
         *(_race(there, found.seconds_count) if there else [NOTHING] * 4),
     ]
 
@@ -130,4 +163,6 @@ def _race(found: Race, seconds_count: bool) -> list[str]:
     target, there = number(found.target), f"{number(round(theirs, 1))} {unit}"
     if not np.isfinite(ours):
         return [target, there, "not reached", NOTHING]
-    return [target, there, f"{number(round(ours, 1))} {unit}", f"{ours / theirs:.2f}"]
+    ratio = quotient(ours, theirs)
+    said = f"{ratio:.2f}" if np.isfinite(ratio) else NOTHING
+    return [target, there, f"{number(round(ours, 1))} {unit}", said]

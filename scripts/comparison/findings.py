@@ -1,23 +1,21 @@
 """What the numbers say, in sentences: the first-named agent or optimizer against each other."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from comparison import notes
 from comparison.contest import Contest
 from comparison.curves import SECONDS, STEPS
 from comparison.intervals import Improvement
 from comparison.layout import interval, number
-from comparison.race import race
-from comparison.rates import DIVERGED, TOO_SLOW
-from comparison.results import FAILED, MISSING, WHOLE_CORE, Results, Run
+from comparison.race import quotient, race
+from comparison.results import Results, Run
 from comparison.targets import Target
 
 NOTE = "note"
 UNEQUAL = 1.1  # rollouts end a little later than budgets
-NAMED = 6  # runs in a sentence; the table has them all
 VERDICTS = {
     "ahead": "{first} is above {second} on {task} with probability {chance}",
     "behind": "{first} is behind {second} on {task}: it is above with probability {chance}",
@@ -46,7 +44,7 @@ class Finding:
 def of_agents(results: Results, contest: Contest) -> list[Finding]:
     """Says how the first agent stands to the others, task by task and over all tasks."""
     return [
-        *unfinished(results),
+        *[Finding(NOTE, text) for text in notes.of(results)],
         *_standing(contest, lambda *pair: _sooner(results, contest, *pair)),
         *_bounds(results),
     ]
@@ -70,38 +68,7 @@ def of_optimizers(
         sides = [contest.runs[first, task], contest.runs[second, task]]
         return _cheaper(results, first, second, sides, targets[task])
 
-    return [*unfinished(results), *_standing(contest, details)]
-
-
-def unfinished(results: Results) -> Iterator[Finding]:
-    """Names failed and missing runs: the rest stands on fewer runs than planned."""
-    failed = [run for run in results.runs if run.outcome == FAILED]
-    missing = results.with_status(MISSING)
-    are = "is" if len(missing) == 1 else "are"
-    for runs, verb in ((failed, "failed"), (missing, f"{are} missing")):
-        if runs:
-            named = [run.directory for run in runs[:NAMED]]
-            named += [f"{len(runs) - NAMED} more"] if len(runs) > NAMED else []
-            text = f"{len(runs)} of {len(results.runs)} runs {verb}: {', '.join(named)}."
-            yield Finding(NOTE, text)
-    diverged = sum(run.outcome == DIVERGED for run in results.runs)
-    if diverged:
-        text = f"{diverged} of {len(results.runs)} runs diverged, at rates that are too high."
-        yield Finding(NOTE, text)
-    waited = [run for run in results.runs if run.finished and run.waited]
-    if waited and results.seconds_count:
-        text = (
-            f"{len(waited)} of {len(results.runs)} runs had less than {WHOLE_CORE:.0%} of a core: "
-            "something else kept the machine busy, and their seconds are too many."
-        )
-        yield Finding(NOTE, text)
-    slow = Counter(f"{r.name} on {r.task}" for r in results.runs if r.outcome == TOO_SLOW)
-    for which, count in slow.items():
-        text = f"{which} is too slow: a step takes longer than the budget, in {count} of its runs."
-        yield Finding(NOTE, text)
-    for refused in results.about.get("does_not_apply", ()):
-        text = f"{refused['name']} does not apply to {refused['task']}: {refused['reason']}"
-        yield Finding(NOTE, text)
+    return [*[Finding(NOTE, text) for text in notes.of(results)], *_standing(contest, details)]
 
 
 def _standing(contest: Contest, details) -> Iterator[Finding]:
@@ -164,7 +131,8 @@ def _there(first: str, said: Sequence[str]) -> str:
 
 
 def _within(ours: float, theirs: float, unit: str) -> str:
-    ratio = f" ({ours / theirs:.2f} times)" if theirs > 0 else ""
+    times = quotient(ours, theirs)
+    ratio = f" ({times:.2f} times)" if np.isfinite(times) else ""
     return f"{_rounded(ours)} {unit} against {_rounded(theirs)}{ratio}"
 
 

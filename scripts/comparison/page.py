@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from rich.progress import track
 
-from comparison import agent_sections, contest, findings, optimizer_sections, shared_sections
+from comparison import agent_sections, contest, findings, notes, optimizer_sections, shared_sections
 from comparison.intervals import REPETITIONS
 from comparison.layout import Section
 from comparison.plots import Drawer
@@ -62,7 +62,7 @@ def _pictures(page: str) -> set[str]:
 
 
 def _nothing_finished(results: Results) -> list[Section]:
-    found = list(findings.unfinished(results))
+    found = [findings.Finding(findings.NOTE, text) for text in notes.of(results)]
     return [
         Section("Findings", "findings", ["No run has finished yet."], findings=found),
         shared_sections.runs(results),

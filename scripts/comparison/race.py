@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from comparison import curves
 from comparison.results import Run
+
+RETURN = 2  # column of an agent's curve
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,7 @@ class Race:
     Attributes:
         target: Where the second's mean learning curve ends.
         steps: At which the first's and the second's mean curves are first not below the target;
-            infinite where the first's never is.
+            infinite where the first's never is, the first point's where a curve begins there.
         seconds: The same on the clock.
     """
 
@@ -22,16 +26,17 @@ class Race:
     steps: tuple[float, float]
     seconds: tuple[float, float]
 
-    @property
-    def ratio(self) -> float:
-        """The first's seconds over the second's."""
-        return self.seconds[0] / self.seconds[1]
+
+def quotient(ours: float, theirs: float) -> float:
+    """Returns a ratio of two times; NaN where one is never, or the other at once."""
+    return ours / theirs if np.isfinite([ours, theirs]).all() and theirs > 0 else np.nan
 
 
 def race(first: Sequence[Run], second: Sequence[Run]) -> Race | None:
     """Finds when two agents reach the score that the second ends its training with.
 
-    Curves are interquartile means over seeds of the return in training.
+    Curves are interquartile means over seeds of the return in training, between recorded points as
+    if on a straight line, so that budgets and the distance of the points do not matter.
 
     Args:
         first: Finished runs of one agent.
@@ -40,14 +45,10 @@ def race(first: Sequence[Run], second: Sequence[Run]) -> Race | None:
     Returns:
         The race, or None where a side has no curve.
     """
-    sides = [[run.curve for run in runs] for runs in (first, second)]
-    by_steps, by_seconds = (
-        [curves.over_seeds(side, 2, seconds, repetitions=2) for side in sides]
-        for seconds in (False, True)
-    )
-    ours, theirs = by_steps
-    if ours is None or theirs is None:
+    ours, theirs = ([run.curve for run in runs] for runs in (first, second))
+    target = curves.end_of(theirs, RETURN)
+    if not np.isfinite([target, curves.end_of(ours, RETURN)]).all():
         return None
-    target = float(theirs.mean[-1])
-    steps, seconds = ((a.reaches(target), b.reaches(target)) for a, b in (by_steps, by_seconds))
+    reached = [curves.crossing(side, RETURN, target) for side in (ours, theirs)]
+    steps, seconds = zip(*reached, strict=True)
     return Race(target, steps, seconds)

@@ -54,10 +54,11 @@ def begin(
                 f"{value}: choose another --output, or compare with the same"
             )
     here = machine.here()
-    has_results = any(directory.glob(f"{files.RUNS}/*/{files.RESULT}"))
+    results = {path.parent.name for path in directory.glob(f"{files.RUNS}/*/{files.RESULT}")}
     # On a cluster each run says how crowded its machine was: see Results.seconds_count.
-    enough = execution.backend == "ray" or execution.jobs <= here["cores"]
-    honest_clock = enough and (not has_results or earlier.get("wall_clock_counts", True))
+    nothing_to_make = results.issuperset(planned)
+    enough = nothing_to_make or execution.backend == "ray" or execution.jobs <= here["cores"]
+    honest_clock = enough and (not results or earlier.get("wall_clock_counts", True))
     known = earlier.get("does_not_apply", [])
     record = {
         "kind": kind,

@@ -31,11 +31,18 @@ def run(options: Repeat) -> int:
             return outcome.exit_code
         again = {job.name: results.read_run(job.name, job.directory / files.RESULT) for job in jobs}
     console = Console(soft_wrap=True, highlight=False)
-    different = {run.directory: differences(run, again[run.directory]) for run in chosen}
-    for name, changed in different.items():
-        said = f"not as it was: {', '.join(changed)}" if changed else "the same numbers"
-        console.print(f"{name}: {said}", markup=False)
-    return 1 if any(different.values()) else 0
+    code = 0
+    for run in chosen:
+        second = again[run.directory]
+        if second.finished:
+            changed = differences(run, second)
+            said = f"not as it was: {', '.join(changed)}" if changed else "the same numbers"
+        else:
+            changed = [second.error]
+            said = f"could not be repeated: {second.error.strip().splitlines()[-1]}"
+        console.print(f"{run.directory}: {said}", markup=False)
+        code = 1 if changed else code
+    return code
 
 
 def choose(options: Repeat) -> list[Run]:
@@ -71,12 +78,13 @@ def choose(options: Repeat) -> list[Run]:
 
 
 def differences(first: Run, second: Run) -> list[str]:
-    """Names what differs between two runs, seconds apart."""
-    if not second.finished:
-        return [f"it {second.status}: {second.error.strip().splitlines()[-1]}"]
+    """Names what differs between two finished runs, seconds apart."""
     changed = [f"{k} is set otherwise" for k in _changed(first.arguments, second.arguments)]
+    if first.steps != second.steps:
+        changed.append(f"{second.steps:,} steps in place of {first.steps:,}")
     returns = [[(steps, value) for steps, _, value in run.curve] for run in (first, second)]
     changed += ["the returns in training"] if returns[0] != returns[1] else []
+    changed += [f"the {k}" for k in _changed(first.diagnostics, second.diagnostics)]
     return changed + (["the final returns"] if first.final != second.final else [])
 
 

@@ -41,7 +41,7 @@ def _quantities(run: Run, kind: str) -> Iterator[tuple[object, ...]]:
         yield "test_loss", steps, seconds, loss
         yield f"test_{run.metric}", steps, seconds, metric
     yield from (("final_return" if agent else run.metric, *end, value) for value in run.final)
-    for name in ("step_seconds", "peak_memory_mb", "final_loss"):
+    for name in ("cpu_seconds", "step_seconds", "peak_memory_mb", "final_loss"):
         if math.isfinite(getattr(run, name)):
             yield name, *end, getattr(run, name)
     for name, points in run.diagnostics.items():

@@ -60,7 +60,29 @@ def test_table(tmp_path):
 def test_steps_where_seconds_do_not_count(tmp_path):
     text = digest.digest(load(save(tmp_path, runs(), wall_clock_counts=False)), FEW)
     row = dict(zip(cells(text, "agent"), cells(text, "b"), strict=True))
-    assert (row["where it is after"], row["a after"]) == ("1,000 steps", "506.3 steps")
+    assert (row["where it is after"], row["a after"]) == ("1,000 steps", "500 steps")
+    assert row["steps/s"] == "–"
+    assert "- Seconds are not comparable here" in text
+
+
+def test_what_is_to_be_known_stands_above(tmp_path):
+    crowded = runs()
+    crowded["a_E_1"] |= {"seconds": 4.0, "cpu_seconds": 1.0}
+    crowded["b_E_1"]["arguments"] = {"n_steps": 64}
+    text = digest.digest(load(save(tmp_path, crowded)), FEW)
+    assert "\n- 1 of 7 runs is missing: c_E_0.\n" in text
+    assert "\n- 1 of 7 runs had less than 90% of a core" in text
+    assert "\n- The runs of b on E differ in learning_rate, n_steps: " in text
+
+
+def test_a_curve_that_begins_at_its_end(tmp_path):
+    flat = {
+        f"b_E_{s}": agent_run("b", "E", s, [s], [[100, 0.0, 50], [1000, 9, 50]]) for s in (0, 1)
+    }
+    ours = {f"a_E_{s}": agent_run("a", "E", s, [9], climb(200, 4.0)) for s in (0, 1)}
+    text = digest.digest(load(save(tmp_path, ours | flat)), FEW)
+    row = dict(zip(cells(text, "agent"), cells(text, "b"), strict=True))
+    assert (row["where it is after"], row["a after"], row["ratio"]) == ("0 s", "1 s", "–")
 
 
 def test_what_is_never_reached(tmp_path):
@@ -71,7 +93,9 @@ def test_what_is_never_reached(tmp_path):
 
 
 def test_page_is_brought_up_to_date(tmp_path, capsys):
-    save(tmp_path / "somewhere", runs())
+    plots = save(tmp_path / "somewhere", runs()) / "plots"
+    plots.mkdir()
+    (plots / "learning_E_steps.png").touch()
     page = tmp_path / "page.md"
     page.write_text(PAGE)
     assert main(["digest", str(page)]) == 0
@@ -81,13 +105,22 @@ def test_page_is_brought_up_to_date(tmp_path, capsys):
     assert text.endswith("<!-- end -->\nafter\n")
     assert "old" not in text
     assert "| a | 3 |" in text
+    assert "](somewhere/plots/learning_E_steps.png)" in text
+    assert "_seconds.png" not in text  # which is not there
     assert main(["digest", str(page)]) == 0
     assert page.read_text() == text
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "cannot be read"), ("nothing\n", "has no marks"), (PAGE, "holds no comparison")],
+    [
+        (None, "cannot be read"),
+        ("nothing\n", "has no marks"),
+        (PAGE.replace("<!-- end -->\n", ""), "take turns"),
+        (PAGE.replace("<!-- end -->\n", "") + PAGE, "take turns"),
+        (f"<!-- end -->\n{PAGE}", "take turns"),
+        (PAGE, "holds no comparison"),
+    ],
 )
 def test_pages_that_cannot_be_written(text, message, tmp_path):
     page = tmp_path / "page.md"

@@ -71,6 +71,13 @@ def test_seconds_count_only_where_every_run_had_a_core(tmp_path):
     assert begin(tmp_path, at_once=cores)["wall_clock_counts"] is False
 
 
+def test_a_call_that_makes_nothing_does_not_spoil_seconds(tmp_path):
+    cores = os.cpu_count()
+    begin(tmp_path, at_once=cores)
+    finish(tmp_path)
+    assert begin(tmp_path, at_once=cores + 1)["wall_clock_counts"] is True
+
+
 def test_a_cluster_may_have_more_cores_than_this_machine(tmp_path):
     written = begin(tmp_path, at_once=machine.here()["cores"] + 1, backend="ray")
     assert (written["backend"], written["wall_clock_counts"]) == ("ray", True)

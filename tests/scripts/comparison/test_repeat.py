@@ -1,6 +1,7 @@
 """Runs made a second time."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from compare import main
@@ -43,13 +44,24 @@ def test_the_numbers_are_compared(compared, capsys):
     assert "not as it was: gamma is set otherwise, the final returns" in said(capsys)
 
 
+def test_what_no_longer_runs(compared, capsys):
+    directory, result = compared
+    content = json.loads(result.read_text())
+    content["command"] = content["command"].replace("tiny.yml", "gone.yml")
+    result.write_text(json.dumps(content))
+    assert main(["repeat", str(directory)]) == 1
+    assert "trpo_CartPole-v1_1: could not be repeated: error: there is no preset file" in said(
+        capsys
+    )
+
+
 def test_differences(tmp_path):
     synthetic.agents(tmp_path, seeds=2)
     first, second = load(tmp_path).select("sb3:ppo", "CartPole-v1")
     assert repeat.differences(first, first) == []
     assert repeat.differences(first, second) == ["the returns in training", "the final returns"]
-    (failed,) = load(tmp_path).with_status("failed")
-    assert repeat.differences(first, failed)[0].startswith("it failed: ")
+    changed = replace(first, steps=7, diagnostics={**first.diagnostics, "kl": [[1, 2]]})
+    assert repeat.differences(first, changed) == ["7 steps in place of 50,000", "the kl"]
 
 
 def test_choice(tmp_path):
