@@ -58,8 +58,8 @@ def reset_noise(policy: ActorCriticPolicy, num_envs: int) -> None:
 class ExploringMirror(Mirror):
     """The mirror of a gSDE policy: every row has the last layer W + Eᵀ of its environment.
 
-    It draws nothing: the matrices are the policy's own, whoever drew or changed them. Writing
-    through ``data``, or in inference mode, is the one change of theirs that leaves no trace.
+    It draws nothing: the matrices are the policy's own, whoever drew or changed them. Only writing
+    through ``data``, or to a matrix that was made in inference mode, leaves no trace to notice.
 
     Args:
         policy: A policy for which :func:`agents.acting.mirrored_layers` found the layers.
