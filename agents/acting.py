@@ -27,7 +27,7 @@ def mirror_of(
 ) -> Mirror:
     """Makes the twin that is fastest for so many environments; see :class:`Mirror`."""
     if isinstance(policy.action_dist, StateDependentNoiseDistribution):
-        return ExploringMirror(policy, layers, num_envs, num_steps)
+        return ExploringMirror(policy, layers, num_envs)
     one_row = num_envs == 1 and layers[-1][0].out_features <= FEW_OUTPUTS
     return (RowMirror if one_row else Mirror)(policy, layers, num_envs, num_steps)
 

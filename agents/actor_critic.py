@@ -116,6 +116,7 @@ class ActorCritic(OnPolicy):
         loss = policy_loss + objective.ent_coef * entropy_loss + objective.vf_coef * value_loss
         optimizer.zero_grad()
         loss.backward(create_graph=protocol_of(optimizer) == "hessian")
+        policy.action_dist.distribution = None  # a policy that keeps its graph cannot be copied
         norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm))
         losses = Losses(*torch.stack([policy_loss, value_loss, entropy_loss]).tolist())
         if not math.isfinite(sum(losses, norm)):

@@ -66,7 +66,8 @@ def collect(
         policy.set_training_mode(False)
     rollout_buffer.reset()
     if model.use_sde:
-        policy.reset_noise(env.num_envs)
+        with torch.no_grad():  # matrices that only act need no graph; one could not be copied
+            policy.reset_noise(env.num_envs)
     callback.on_rollout_start()
 
     num_envs = env.num_envs
@@ -87,7 +88,9 @@ def collect(
 
     # A step of CartPole takes 10 µs, a store into an array 0.2: what can wait is not in this loop.
     sample = None if mirror is None else mirror.sample
-    draw_noise = policy.reset_noise if mirror is None else partial(reset_noise, policy)
+    draw_noise = partial(reset_noise, policy)
+    if mirror is None:
+        draw_noise = torch.no_grad()(policy.reset_noise)
     new_obs = model._last_obs
     starts_of[0], starts_of[1:] = model._last_episode_starts, False
     n_steps = 0

@@ -50,8 +50,7 @@ class Mirror:
         policy: A policy for which :func:`agents.acting.mirrored_layers` found the layers.
         layers: The linear layers with the activation after each; None after the last.
         num_envs: Rows per call.
-        num_steps: Calls per rollout: the noise of a whole rollout is drawn at once, from torch's
-            generator.
+        num_steps: Steps whose noise is drawn at once, from torch's generator: a whole rollout's.
 
     Attributes:
         last: The last layer's output with the noise added, [B, K].
@@ -64,16 +63,13 @@ class Mirror:
         self.linear = layers
         self.action_shape = (num_envs, *policy.action_space.shape)
         self._allocate(num_envs, [linear.out_features for linear, _ in layers])
-        self._prepare_noise(num_steps)
+        self.noise = self._draw((num_steps, *self.last.shape))
         self.finish = getattr(self, FINISHES[type(policy.action_dist)])
         self.read()
 
     def _allocate(self, num_envs: int, widths: list[int]) -> None:
         self.outputs = [np.empty((num_envs, width), np.float32) for width in widths]
         self.last = self.outputs[-1]
-
-    def _prepare_noise(self, num_steps: int) -> None:
-        self.noise = self._draw((num_steps, *self.last.shape))
 
     def read(self) -> None:
         """Takes the parameters as they are now."""
@@ -92,7 +88,7 @@ class Mirror:
         """Samples actions.
 
         Args:
-            t: Step within the rollout: which of the pre-drawn noise to use.
+            t: Step within the rollout, which has its noise where that is drawn by steps.
             x: Flat rows [B, D].
 
         Returns:

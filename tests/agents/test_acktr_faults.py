@@ -246,11 +246,8 @@ def test_files_of_others_are_refused(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("updates", [1, 2, 3])
-@pytest.mark.parametrize(
-    "case", ["plain", "shared", "actor's curvature"]
-)  # SB3's noise keeps a graph
+@pytest.mark.parametrize("case", CASES)
 def test_a_copy_of_the_agent_goes_on_as_the_agent_does(case, updates) -> None:
-    """All but gSDE's, whose noise keeps a graph in Stable-Baselines3."""
     model = acktr(**CASES[case]).learn(32 * updates)
     twin = copy.deepcopy(model)
     assert hooks_of(twin.policy) == 0

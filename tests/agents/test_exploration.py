@@ -10,8 +10,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from agents import A2C, TRPO
-from agents.acting import mirrored_layers
+from agents import TRPO
+from agents.acting import mirror_of, mirrored_layers
 from agents.exploration import reset_noise
 from tests.agents.helpers import BOX, DICTIONARY, MATRIX, VECTOR, Toy, small, vector_env
 from tests.agents.rollouts import COLUMNS, Silent, collect, start
@@ -119,6 +119,36 @@ def test_what_callbacks_change_in_the_middle_is_followed(count: int) -> None:
     assert actions[25:41].std() > 1.5 * actions[12:23].std()
 
 
+def replace(distribution: StateDependentNoiseDistribution, name: str) -> None:
+    setattr(distribution, name, 3 * getattr(distribution, name))
+
+
+CHANGES = {
+    "replaced": replace,
+    "replaced in inference mode": torch.inference_mode()(replace),
+    "written to": lambda distribution, name: getattr(distribution, name).zero_(),
+}
+ACTING = {1: "exploration_mat", 2: "exploration_matrices"}  # of so many environments
+
+
+@pytest.mark.parametrize("count", ACTING)
+@pytest.mark.parametrize("name", ACTING.values())
+@pytest.mark.parametrize("change", CHANGES)
+def test_matrices_that_callbacks_change_act_from_then_on(change, name: str, count: int) -> None:
+    class Changing(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 20:
+                CHANGES[change](self.model.policy.action_dist, name)
+            return True
+
+    model = model_of(count=count, freq=-1)
+    changed, undisturbed = both(model, Changing), both(model)
+    assert_same(changed)
+    apart = changed[0]["actions"] != undisturbed[0]["actions"]
+    assert not apart[:20].any()
+    assert apart[20:].all() == apart[20:].any() == (name == ACTING[count])
+
+
 @pytest.mark.parametrize("policy_kwargs", [{}, {"full_std": False}, {"use_expln": True}])
 def test_noise_is_reset_to_sb3s_numbers(policy_kwargs) -> None:
     policy = model_of(**policy_kwargs).policy
@@ -126,10 +156,19 @@ def test_noise_is_reset_to_sb3s_numbers(policy_kwargs) -> None:
     for reset in (lambda: reset_noise(policy, 3), lambda: policy.reset_noise(3)):
         torch.manual_seed(0)
         reset()
-        distribution = policy.action_dist
-        matrices = distribution.exploration_mat, distribution.exploration_matrices
-        drawn.append([*(matrix.detach().clone() for matrix in matrices), torch.rand(2)])
+        kept = policy.action_dist
+        weights = kept.weights_dist.loc, kept.weights_dist.scale
+        drawn.append([kept.exploration_mat, kept.exploration_matrices, *weights, torch.rand(2)])
+    assert not any(tensor.requires_grad for tensor in drawn[0])
     torch.testing.assert_close(*drawn, rtol=0, atol=0)
+
+
+def test_deviations_that_are_no_numbers_are_refused_before_a_step() -> None:
+    model = model_of()
+    model.policy.log_std.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="parameter scale"):
+        collect(model)
+    assert not model.num_timesteps
 
 
 def overridden(name: str, method) -> type[ActorCriticPolicy]:
@@ -155,10 +194,32 @@ def test_other_noise_is_the_policys_own() -> None:
     assert mirrored_layers(model.policy, VECTOR) is None
 
 
-def test_learning_goes_on_from_the_twin() -> None:
-    """A policy whose noise was drawn here predicts, is copied, and has finite updates."""
-    env = vector_env(lambda: Toy(VECTOR, BOX), 2)
-    model = small(A2C, env, use_sde=True, sde_sample_freq=4).learn(256)
-    assert model.policy.action_dist.exploration_mat.grad_fn is None
-    action, _ = model.predict(env.reset(), deterministic=False)
-    assert np.isfinite(action).all()
+@pytest.mark.parametrize("method", ["get_noise", "sample_weights", "get_std", "bijector.forward"])
+def test_patched_noise_is_the_policys_own(method: str) -> None:
+    model = model_of(squash_output=True)
+    assert mirrored_layers(model.policy, VECTOR) is not None
+    *path, name = method.split(".")
+    owner = getattr(model.policy.action_dist, path[0]) if path else model.policy.action_dist
+    original, calls = getattr(owner, name), []
+    setattr(owner, name, lambda *args, **kwargs: calls.append(name) or original(*args, **kwargs))
+    assert mirrored_layers(model.policy, VECTOR) is None
+    collect(model, steps=20)
+    assert len(calls) >= 5  # draws, and more steps
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+@pytest.mark.parametrize("count", [1, 4])
+def test_parameters_are_those_of_the_last_reading(count: int, use_sde: bool) -> None:
+    model = small(TRPO, vector_env(lambda: Toy(VECTOR, BOX), count), use_sde=use_sde)
+    layers = mirrored_layers(model.policy, VECTOR)
+    mirror = mirror_of(model.policy, layers, count, 1)
+    observations = np.ones((count, 3), np.float32)
+    before = mirror.sample(0, observations)
+    for parameter in model.policy.action_net.parameters():
+        parameter.data += 1.0
+    if use_sde:  # the same matrices, which are taken anew
+        with torch.no_grad():
+            model.policy.action_dist.exploration_mat.add_(0.0)
+    np.testing.assert_array_equal(mirror.sample(0, observations), before)
+    mirror.read()
+    assert (mirror.sample(0, observations) != before).all()
