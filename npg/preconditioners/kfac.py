@@ -134,7 +134,11 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
             if any(report.failed for report in reports[start:stop]):
                 result.append(None)
             else:
-                result.append(inverses[start:stop].reshape(matrix.shape))
+                inverse = inverses[start:stop].reshape(matrix.shape)
+                # A slice of a stack may begin anywhere, and where a matrix begins in memory decides
+                # which kernel multiplies it on some processors: one of its own begins as its copy
+                # in a checkpoint does, from which training has to go on bit for bit.
+                result.append(inverse.clone() if len(stacked) > 1 else inverse)
             start = stop
         return result
 
