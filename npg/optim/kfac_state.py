@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from npg.curvature.kronecker import Block
@@ -11,7 +12,10 @@ from npg.linalg.symmetric import pack, packed_shape, unpack
 
 
 def packed_state(fisher: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The curvature's state with the lower triangles of its moments.
+    """The curvature's state with the lower triangles of its moments, which are all of them.
+
+    But for processors whose matrix products XᵀX are symmetric only up to rounding: what is not
+    symmetric bit for bit is kept whole, so that training goes on bit for bit.
 
     Args:
         fisher: Of :meth:`npg.curvature.kronecker.KroneckerFisher.state`.
@@ -19,7 +23,7 @@ def packed_state(fisher: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         A copy.
     """
-    return [{**entry, "moments": [pack(m) for m in entry["moments"]]} for entry in fisher]
+    return [{**entry, "moments": [_saved(m) for m in entry["moments"]]} for entry in fisher]
 
 
 def unpacked_state(
@@ -38,7 +42,8 @@ def unpacked_state(
         {
             **entry,
             "moments": [
-                unpack(m, shape) for m, shape in zip(entry["moments"], block.shapes(), strict=False)
+                m.clone() if tuple(m.shape) == shape else unpack(m, shape)
+                for m, shape in zip(entry["moments"], block.shapes(), strict=False)
             ],
         }
         for entry, block in zip(fisher, blocks, strict=True)
@@ -79,10 +84,10 @@ def check_state(
     for i, (block, entry, inverse) in enumerate(
         zip(blocks, saved["fisher"], inverses, strict=True)
     ):
-        packed = [packed_shape(shape) for shape in block.shapes()]
-        for matrices, expected in ((entry["moments"], packed), (inverse, block.shapes())):
+        for matrices, packs in ((entry["moments"], True), (inverse, False)):
             found = [tuple(matrix.shape) for matrix in matrices]
-            if found and found != expected:
+            expected = block.shapes()
+            if found and not _alike(found, expected, packs):
                 raise ConfigurationError(
                     f"the state is of another model: block {i} of it has matrices of shape "
                     f"{found}, here they are {expected}"
@@ -94,3 +99,19 @@ def check_state(
                 f"the state is of another model: parameter {i} of it has shape "
                 f"{tuple(velocity.shape)}, here it is {tuple(parameters[i].shape)}"
             )
+
+
+def _saved(moment: Tensor) -> Tensor:
+    packed = pack(moment)
+    if moment.is_meta or torch.equal(unpack(packed, moment.shape), moment):
+        return packed
+    return moment.clone()
+
+
+def _alike(
+    found: Sequence[tuple[int, ...]], expected: Sequence[tuple[int, ...]], packs: bool
+) -> bool:
+    """Whether shapes are as expected, or those of packed matrices if there may be some."""
+    return len(found) == len(expected) and all(
+        f == e or (packs and f == packed_shape(e)) for f, e in zip(found, expected, strict=True)
+    )
