@@ -37,8 +37,8 @@ class OuterProducts:
 
     def add_(self, matrix: Tensor) -> Tensor:
         """Adds itself to a matrix [..., n, n] in one pass, in place; returns it."""
-        # √|c| goes to both sides of a product: a symmetric matrix stays symmetric, bit for bit where
-        # the processor's kernel takes all entries of a product alike.
+        # √|c| goes to both sides of a product: a symmetric matrix stays symmetric, bit for bit
+        # where the processor's kernel takes all entries of a product alike.
         rows = self.vectors * self.weights.abs().sqrt().unsqueeze(-1)
         columns = (rows * self.weights.sign().unsqueeze(-1)).mT
         if matrix.ndim == 2:
