@@ -1,7 +1,6 @@
 """Settings of a run from a preset file, for any class in the manner of Stable-Baselines3."""
 
 import inspect
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,12 @@ def preset_for(agent: Agent, env_id: str, file: str | None = None) -> Preset:
     values = dict(presets[env_id] or {})
     arguments = dict(values.pop("arguments", None) or {})
     policy_kwargs = arguments.pop("policy_kwargs", {})
-    run = Options(env=env_id, arguments=None, **settings.checked(Options, values, source))
+    if values.get("total_timesteps", 0) is None:
+        del values["total_timesteps"]
+    checked = settings.checked(Options, values, source)
+    if checked.get("total_timesteps", 1) < 1:
+        raise ConfigurationError(f"{source}: total_timesteps must be at least 1")
+    run = Options(env=env_id, arguments=None, **checked)
     taken = inspect.signature(agent.kind).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
     unknown = [] if open_ended else [name for name in arguments if name not in taken]
@@ -103,28 +107,12 @@ def preset_for(agent: Agent, env_id: str, file: str | None = None) -> Preset:
         run.normalize_reward,
         arguments,
         {**run.policy_kwargs(), **policy_kwargs},
-        _budget(values.get("total_timesteps"), source),
+        checked.get("total_timesteps"),
     )
 
 
 def _found(file: str) -> Path:
     return Path(file) if Path(file).is_file() else PRESETS / file
-
-
-def _budget(value: Any, source: str) -> int | None:
-    """Returns a number of steps, also one that YAML takes for a real number or a string."""
-    number = value
-    if isinstance(value, str):  # YAML 1.1 reads 1e5 as one
-        with suppress(ValueError):
-            number = float(value)
-    if isinstance(number, float) and number.is_integer():
-        number = int(number)
-    if number is None or (type(number) is int and number >= 1):  # a bool is an int, too
-        return number
-    raise ConfigurationError(
-        f"{source}: total_timesteps must be a whole number of at least 1, got {value!r}: write "
-        "'total_timesteps: 100000', or leave it out"
-    )
 
 
 def _value(value: Any) -> Any:
