@@ -28,6 +28,7 @@ SCORES = (
     Column("median", "Over seeds; over environments: of the means of each."),
     Column("optimality gap", "How far normalised scores stay below 1, the best run, on average."),
 )
+LOG_FROM = 4  # times the shortest curve the longest may be on a linear axis
 DIAGNOSTICS = {
     "kl": "KL divergence of an update",
     "cg_residual": "residual of conjugate gradient",
@@ -151,7 +152,8 @@ def _learning(results: Results, drawer: Drawer) -> Section:
     text = [
         "Mean return of the last training episodes: interquartile mean over seeds, with 95 % "
         "bootstrap bands, where all finished runs of an agent have values. Against seconds, every "
-        "step stands at its mean time over seeds."
+        "step stands at its mean time over seeds. Where an agent's curve is more than "
+        f"{LOG_FROM} times as long as another's, the axis is logarithmic."
     ]
     if not results.seconds_count:
         text.append(shared_sections.NO_SECONDS)
@@ -161,8 +163,15 @@ def _learning(results: Results, drawer: Drawer) -> Section:
             alt = f"Training return on {task} against {what}. " + ends(lines)
             name = f"learning_{slug(task)}_{'steps' if x == STEPS else 'seconds'}"
             labels = (what, "return in training")
-            plots.append(drawer.lines(name, task, alt, lines, labels, engineering=x == STEPS))
+            log = "x" if _lengths_differ(lines) else ""
+            plots.append(drawer.lines(name, task, alt, lines, labels, log, engineering=x == STEPS))
     return Section("Learning curves", "learning", text, plots=_drawn(plots))
+
+
+def _lengths_differ(lines: Sequence[Line]) -> bool:
+    """Whether one curve would fill the picture and leave another its margin."""
+    last = [line.x[-1] for line in lines]
+    return bool(last) and max(last) > LOG_FROM * min(last)
 
 
 def _diagnostics(results: Results, drawer: Drawer) -> Section:

@@ -112,8 +112,11 @@ class Drawer:
             if not engineering:
                 axes.xaxis.set_major_formatter(ScalarFormatter())
             if "x" in log and all((line.x > 0).all() for line in lines):
+                formatter = axes.xaxis.get_major_formatter()
                 axes.set_xscale("log")
                 _plain_decades(axes.xaxis, np.concatenate([line.x for line in lines]))
+                if engineering:
+                    axes.xaxis.set_major_formatter(formatter)
             values = [line.y[np.isfinite(line.y)] for line in lines]
             if "y" in log and all((v > 0).all() for v in values):
                 axes.set_yscale("log")

@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from common import picture
 from comparison import page, plots
 from comparison.intervals import Interval
 from comparison.layout import interval, number
@@ -121,6 +122,37 @@ class TestAgents:
         assert ["learning_rate", *["0.001"] * 4] in rows
         assert ["torch", "2.13.0"] in rows
         assert ["cpu", "Made-up CPU"] in rows
+
+    @pytest.mark.parametrize(
+        ("seconds", "scales"), [(40.0, ("linear", "linear")), (41.0, ("linear", "log"))]
+    )
+    def test_curves_of_very_different_lengths(self, tmp_path, monkeypatch, seconds, scales):
+        curves = {
+            "a": ((100, 1.0, 0.0), (200, 10.0, 9.0)),
+            "b": ((100, 1.0, 0.0), (200, seconds, 9.0)),
+        }
+        runs = {name: agent_run(name, "E", 0, [9.0], curve) for name, curve in curves.items()}
+        drawn = {}
+        save_picture = picture.save
+
+        def watched(figure, path):
+            drawn[path.stem] = figure.axes[0]
+            save_picture(figure, path)
+
+        monkeypatch.setattr(picture, "save", watched)
+        page.write(load(save(tmp_path, runs)), tmp_path)
+        axes = (drawn["learning_E_steps"], drawn["learning_E_seconds"])
+        assert tuple(a.get_xscale() for a in axes) == scales
+
+    def test_steps_on_a_logarithmic_axis_are_counted_in_thousands(self, tmp_path):
+        curves = {
+            "a": ((1000, 1.0, 0.0), (2000, 2.0, 9.0)),
+            "b": ((1000, 1.0, 0.0), (100_000, 2.0, 9.0)),
+        }
+        runs = {name: agent_run(name, "E", 0, [9.0], curve) for name, curve in curves.items()}
+        page.write(load(save(tmp_path, runs)), tmp_path)
+        picture_file = (tmp_path / page.PLOTS / "learning_E_steps.svg").read_text()
+        assert {"1k", "10k", "100k"} <= set(re.findall(r">([^<>]*)</text>", picture_file))
 
     def test_agent_without_a_run_somewhere_is_named(self, tmp_path):
         runs = {
