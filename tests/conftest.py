@@ -3,6 +3,7 @@ import gc
 import os
 import random
 import sys
+from pathlib import Path
 
 # Before anything imports torch, matplotlib or mujoco: one thread per process, since `make test`
 # runs a process per core; no window, and off-screen rendering where there is no display.
@@ -17,6 +18,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+SCRIPTS = Path(__file__).parent / "scripts"
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +38,14 @@ def _restore_torch_defaults():
     torch.set_default_dtype(dtype)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+def pytest_collection_modifyitems(items):
+    """Coverage is of npg, agents and envs by their own tests; counting lines costs the others half
+    as much again."""
+    for item in items:
+        if item.path.is_relative_to(SCRIPTS):
+            item.add_marker("no_cover")
 
 
 def pytest_collection_finish():

@@ -20,6 +20,9 @@ from tests.agents.helpers import (
     vector_env,
 )
 
+# What they learn by is in the tests of its own.
+pytestmark = pytest.mark.no_cover
+
 
 def linear_agent(agent, env, gamma: float, **settings):
     """A policy u = −K x + b, and a value that can be quadratic."""
