@@ -118,9 +118,9 @@ def test_command_line_goes_before_preset_goes_before_default(preset):
 
 def test_a_preset_may_come_before_or_after_the_environment():
     for words in (
-        "--preset --env Hopper-v5",
-        "--env Hopper-v5 --preset",
-        "--env=Hopper-v5 --preset",
+        "--preset --env Walker2d-v5",
+        "--env Walker2d-v5 --preset",
+        "--env=Walker2d-v5 --preset",
     ):
         _, options = command_line.parse(["trpo", *words.split()])
         assert options.normalize_obs
