@@ -32,7 +32,8 @@ class Wandering(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.observation_space.seed(seed)
+        if seed is not None:  # None would draw a new seed from the machine's entropy
+            self.observation_space.seed(seed)
         self.steps = 0
         return self.observation_space.sample(), {}
 
