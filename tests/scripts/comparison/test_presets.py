@@ -134,6 +134,6 @@ def test_a_budget_is_a_whole_number_however_yaml_reads_it(tmp_path, written, ste
     ["true", "0", "-3", "abc", "1000.5", "'1000.5'", ".inf", ".nan", "'nan'", "[1000]", "{a: 1}"],
 )
 def test_what_is_no_budget(tmp_path, written):
-    message = r"mine\.yml, CartPole-v1: total_timesteps must be (a whole number|at least 1)"
+    message = r"mine\.yml, CartPole-v1: total_timesteps must be .*, got .*: write .*leave tot"
     with pytest.raises(ConfigurationError, match=message):
         preset_with_budget(tmp_path, written)
