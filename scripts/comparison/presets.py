@@ -94,8 +94,8 @@ def preset_for(agent: Agent, env_id: str, file: str | None = None) -> Preset:
     checked = settings.checked(Options, values, source)
     if checked.get("total_timesteps", 1) < 1:
         raise ConfigurationError(
-            f"{source}: total_timesteps must be at least 1, got {checked['total_timesteps']}: write "
-            "a whole number, such as 1000, or leave total_timesteps out"
+            f"{source}: total_timesteps must be at least 1, got {checked['total_timesteps']}: "
+            "write a whole number, such as 1000, or leave total_timesteps out"
         )
     run = Options(env=env_id, arguments=None, **checked)
     taken = inspect.signature(agent.kind).parameters
