@@ -61,7 +61,7 @@ def test_a_crash_is_recorded_and_harms_nobody(tmp_path):
     assert failed["error"] == "step 40 went wrong"
     assert (failed["name"], failed["task"], failed["seed"]) == ("fake", "task", 1)
     assert failed["machine"] == first["machine"]
-    assert "fake_task_1 failed" in text
+    assert "fake_task_1 failed: step 40 went wrong" in text
 
 
 def test_a_failed_run_stays_until_it_is_asked_for(tmp_path):
