@@ -175,7 +175,7 @@ class NaturalPolicyGradient(OnPolicy):
             before.restore()
             self._skip("the update left the finite numbers and was undone")
             return
-        self._log(report, value_loss, kl=report.kl if report.accepted else budget.kl())
+        self._log(report, value_loss, report.kl if report.accepted else budget.kl(), target)
 
     def _follow_attributes(self) -> None:
         """Hands on what callbacks and load() may have changed since the last update.
@@ -222,13 +222,14 @@ class NaturalPolicyGradient(OnPolicy):
             prediction=curvature_prediction,
         )
 
-    def _log(self, report: StepReport, value_loss: float, kl: float) -> None:
+    def _log(self, report: StepReport, value_loss: float, kl: float, target_kl: float) -> None:
         moved = report.accepted
         buffer = self.rollout_buffer
         record = self.logger.record
         record("train/policy_objective", -(report.loss_after if moved else report.loss))
         record("train/value_loss", value_loss)
         record("train/kl_divergence_loss", kl)
+        record("train/target_kl", target_kl)  # of this update, joint as the KL is
         record(
             "train/explained_variance",
             explained_variance(buffer.values.flatten(), buffer.returns.flatten()),

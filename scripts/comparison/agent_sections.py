@@ -212,13 +212,17 @@ def _diagnostics(results: Results, drawer: Drawer) -> Section:
         Column("agent", numeric=False),
         Column("KL, median", "Of the logged updates of all seeds."),
         Column("KL, largest"),
-        Column("bound", "What the KL of an update may be."),
+        Column("bound", "What the KL of an update may be, at most."),
         Column("above", "Share of the logged updates whose KL is above the bound."),
         Column("CG residual", "Median."),
         Column("accepted step", "Mean; 0 is an update that was refused."),
         Column("explained variance", "Median over seeds of the last value."),
     ]
-    text = ["What the agents' loggers had; dotted lines are the bounds on the KL."]
+    text = [
+        "What the agents' loggers had; dotted lines are the bounds on the KL, the largest where "
+        "they change in training. The KL of sb3-contrib's TRPO is an average over action "
+        "dimensions: times their number it compares with the joint KL of the others."
+    ]
     tables = [Table("Updates", columns, rows)] if rows else []
     return Section("Diagnostics of updates", "diagnostics", text, tables=tables, folds=folds)
 
@@ -237,7 +241,8 @@ def _diagnosed(task: str, name: str, runs: Sequence[Run]) -> list[Cell] | None:
     last = [run[-1] for run in values["explained_variance"] if run]
     bounds = {run.diagnostics.get("kl_bound") for run in runs} - {None}
     bound = max(bounds, default=None)
-    above = float(np.mean(kl > bound)) if bound is not None and len(kl) else np.nan
+    bounded = [pair for run in runs for pair in run.bounded_kls]
+    above = float(np.mean([kl > limit for kl, limit in bounded])) if bounded else np.nan
     return [
         Cell(task),
         Cell(name),

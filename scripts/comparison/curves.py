@@ -54,40 +54,86 @@ def over_seeds(
     at = np.linspace(start, end, POINTS if start < end else 1)
     values = np.array([np.interp(at, c[:, STEPS], c[:, y]) for c in known])
     if seconds:
-        at = _mean(known, SECONDS, at)
+        reached = [np.interp(at, c[:, STEPS], c[:, SECONDS]) for c in known]
+        at = intervals.mean_of_middle(np.array(reached))
     return Band(at, intervals.band(values, repetitions))
 
 
-def crossing(curves: Iterable[Curve], y: int, target: float) -> tuple[float, float]:
-    """Finds when the mean of curves is first not below a target.
+@dataclass(frozen=True)
+class Mean:
+    """The interquartile mean of curves over seeds, at all steps at which one has a value.
+
+    Attributes:
+        steps: Ascending.
+        seconds: When they were reached.
+        values: Of the curves.
+    """
+
+    steps: np.ndarray
+    seconds: np.ndarray
+    values: np.ndarray
+
+    def crossing(self, target: float) -> tuple[float, float]:
+        """Finds when the mean is first not below a target.
+
+        Args:
+            target: To be reached.
+
+        Returns:
+            Steps, and seconds: between two points as if on a straight line, at the first point if
+            the curve begins there; infinite if it is never reached.
+        """
+        above = np.flatnonzero(self.values >= target)
+        if not len(above):
+            return np.inf, np.inf
+        around = slice(max(above[0] - 1, 0), above[0] + 1)
+        steps = float(np.interp(target, self.values[around], self.steps[around]))
+        return steps, float(np.interp(steps, self.steps, self.seconds))
+
+
+@dataclass(frozen=True)
+class CommonSteps:
+    """Curves of seeds at common steps; one row a seed in `seconds` and `values`."""
+
+    steps: np.ndarray
+    seconds: np.ndarray
+    values: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """How many curves there are."""
+        return len(self.values)
+
+    def of(self, seeds: np.ndarray) -> Mean:
+        """Averages some of them, which may come more than once."""
+        means = (intervals.mean_of_middle(rows[seeds]) for rows in (self.seconds, self.values))
+        return Mean(self.steps, *means)
+
+
+def on_common_steps(curves: Iterable[Curve], y: int) -> CommonSteps:
+    """Brings curves to all steps at which one has a value, where every one has begun, none ended.
 
     Args:
         curves: One a seed.
         y: Column of the values.
-        target: To be reached.
 
     Returns:
-        Steps, and seconds: between two points as if on a straight line, at the first point if the
-        curve begins there; infinite if it is never reached.
+        The curves; without steps where there are none.
     """
     known = _known(curves, y)
     at = _recorded(known)
     if not len(at):
-        return np.inf, np.inf
-    values, seconds = _mean(known, y, at), _mean(known, SECONDS, at)
-    above = np.flatnonzero(values >= target)
-    if not len(above):
-        return np.inf, np.inf
-    around = slice(max(above[0] - 1, 0), above[0] + 1)
-    steps = float(np.interp(target, values[around], at[around]))
-    return steps, float(np.interp(steps, at, seconds))
+        return CommonSteps(at, np.empty((0, 0)), np.empty((0, 0)))
+    seconds, values = (
+        np.array([np.interp(at, c[:, STEPS], c[:, x]) for c in known]) for x in (SECONDS, y)
+    )
+    return CommonSteps(at, seconds, values)
 
 
-def end_of(curves: Iterable[Curve], y: int) -> float:
-    """Returns the mean of curves where the earliest of them ends; NaN if they have no values."""
-    known = _known(curves, y)
-    at = _recorded(known)
-    return float(_mean(known, y, at[-1:])[0]) if len(at) else np.nan
+def mean_of(curves: Iterable[Curve], y: int) -> Mean | None:
+    """Returns the mean of curves of all seeds; None if they have no values at common steps."""
+    common = on_common_steps(curves, y)
+    return common.of(np.arange(common.count)) if common.count else None
 
 
 def _recorded(known: Sequence[np.ndarray]) -> np.ndarray:
@@ -97,10 +143,6 @@ def _recorded(known: Sequence[np.ndarray]) -> np.ndarray:
     start, end = max(c[0, STEPS] for c in known), min(c[-1, STEPS] for c in known)
     at = np.unique(np.concatenate([c[:, STEPS] for c in known]))
     return at[(start <= at) & (at <= end)]
-
-
-def _mean(known: Sequence[np.ndarray], y: int, at: np.ndarray) -> np.ndarray:
-    return intervals.mean_of_middle(np.array([np.interp(at, c[:, STEPS], c[:, y]) for c in known]))
 
 
 def _known(curves: Iterable[Curve], y: int) -> list[np.ndarray]:

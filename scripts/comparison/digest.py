@@ -18,7 +18,7 @@ from comparison.contest import Contest
 from comparison.intervals import REPETITIONS
 from comparison.layout import NOTHING, interval, number
 from comparison.page import PLOTS
-from comparison.race import Race, quotient, race
+from comparison.race import quotient_interval, race
 from comparison.results import Results
 from comparison.shared_sections import NO_SECONDS, speed
 from npg.errors import ConfigurationError
@@ -128,11 +128,12 @@ def _versions(versions: dict[str, str]) -> str:
 
 def _table(found: Results, scores: Contest, task: str) -> str:
     first = scores.names[0]
-    heads = ["agent", "runs", "steps", "final return", f"P({first} above)", "steps/s"]
-    heads += ["trains to", "where it is after", f"{first} after", "ratio"]
+    heads = ["agent", "runs", "environments", "steps", "final return", f"P({first} above)", "p"]
+    heads += ["steps/s", "trains to", "where it is after", f"{first} after", "ratio"]
     rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     rows += [_row(found, scores, task, first, name) for name in scores.names]
-    return f"\n### {task}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return f"\n### {task}\n\n{table}{_behind(scores, task)}"
 
 
 def _row(found: Results, scores: Contest, task: str, first: str, name: str) -> list[str]:
@@ -140,29 +141,59 @@ def _row(found: Results, scores: Contest, task: str, first: str, name: str) -> l
     planned = len(found.planned(name, task))
     label = name if len(runs) == planned else f"{name} ({planned - len(runs)} of {planned} lack)"
     if not runs:
-        return [label, "0", *[NOTHING] * 8]
+        return [label, "0", *[NOTHING] * 10]
     summary = scores.summary(name, task)
     better = None if name == first else scores.improvement(first, name, task)
-    there = None if name == first else race(scores.runs[first, task], runs)
-    speeds = np.array([speed(run) for run in runs])
+    speeds = intervals.interquartile_mean(np.array([speed(run) for run in runs]))
     return [
         label,
         str(len(runs)),
+        number(max(run.num_envs or 1 for run in runs)),
         number(max(run.steps for run in runs)),
         interval(summary[0].iqm) if summary else NOTHING,
         interval(better.probability, digits=2) if better else NOTHING,
-        number(round(float(intervals.mean_of_middle(speeds)))) if found.seconds_count else NOTHING,
-        *(_race(there, found.seconds_count) if there else [NOTHING] * 4),
+        f"{better.p_value:.2g}" if better else NOTHING,
+        interval(speeds, digits=0) if found.seconds_count else NOTHING,
+        *_race(found, scores, task, first, name),
     ]
 
 
-def _race(found: Race, seconds_count: bool) -> list[str]:
+def _race(found: Results, scores: Contest, task: str, first: str, name: str) -> list[str]:
     """Where the other ends its training, and when it and the first are there."""
-    ours, theirs = found.seconds if seconds_count else found.steps
-    unit = "s" if seconds_count else "steps"
-    target, there = number(found.target), f"{number(round(theirs, 1))} {unit}"
-    if not np.isfinite(ours):
-        return [target, there, "not reached", NOTHING]
-    ratio = quotient(ours, theirs)
-    said = f"{ratio:.2f}" if np.isfinite(ratio) else NOTHING
-    return [target, there, f"{number(round(ours, 1))} {unit}", said]
+    sides = scores.runs[first, task], scores.runs[name, task]
+    there = None if name == first else race(*sides)
+    if there is None:
+        return [NOTHING] * 4
+    ours, theirs = there.seconds if found.seconds_count else there.steps
+    unit = "s" if found.seconds_count else "steps"
+    when = f"{number(round(ours, 1))} {unit}" if np.isfinite(ours) else "not reached"
+    said = NOTHING
+    if theirs > 0:
+        ratio = interval(quotient_interval(*sides, found.seconds_count, scores.repetitions), 2)
+        said = ratio.replace("inf", "never").replace("never [never, never]", "never")
+    return [number(there.target), f"{number(round(theirs, 1))} {unit}", when, said]
+
+
+def _behind(scores: Contest, task: str) -> str:
+    """Says where the first agent is not the best, whoever writes the page."""
+    first, *others = [name for name in scores.names if scores.runs[name, task]]
+    below, higher, sooner = [], [], []
+    for name in others:
+        better = scores.improvement(first, name, task)
+        if better is not None and better.verdict == "behind":
+            below.append(name)
+        there = race(scores.runs[first, task], scores.runs[name, task])
+        if there is not None and not np.isfinite(there.steps[0]):
+            higher.append(name)
+        elif there is not None and there.seconds[0] > there.seconds[1]:
+            sooner.append(name)
+    said = [
+        f"{text} {', '.join(names)}"
+        for text, names in (
+            ("it ends below", below),
+            ("it trains to less than", higher),
+            ("it takes longer to the return they end training with than", sooner),
+        )
+        if names
+    ]
+    return f"\nWhere {first} is behind: {'; '.join(said)}.\n" if said else ""

@@ -14,6 +14,7 @@ RUNS = "runs"
 RESULT = "result.json"
 DAMAGED = f"{RESULT}.damaged"  # what somebody made of one; a run made again leaves it
 PROGRESS = "progress.json"
+MACHINE = "machine.json"  # of a run under way; result.json has it in the end
 LOG = "log.txt"
 
 

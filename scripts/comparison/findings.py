@@ -161,13 +161,7 @@ def _bounds(results: Results) -> Iterator[Finding]:
     """How the KL of the updates keeps to its bound."""
     for name in results.names:
         runs = [run for task in results.tasks for run in results.select(name, task)]
-        excess = [
-            value / run.diagnostics["kl_bound"]
-            for run in runs
-            if run.diagnostics.get("kl_bound")
-            for _, value in run.diagnostics.get("kl", ())
-            if value is not None and np.isfinite(value)
-        ]
+        excess = [kl / bound for run in runs for kl, bound in run.bounded_kls]
         if not excess:
             continue
         over = sum(ratio > 1 for ratio in excess)

@@ -8,14 +8,17 @@ Reference: Agarwal et al., Deep Reinforcement Learning at the Edge of the Statis
 NeurIPS 2021.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
-from scipy.stats import mannwhitneyu, norm
+from scipy.stats import rankdata
 
 REPETITIONS = 2_000
 LEVEL = 0.05  # of the rank test
+ARRANGEMENTS = 10_000  # of scores over two sides; where there are more, as many are drawn
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,9 @@ class Improvement:
 
     Attributes:
         probability: That a run of the first is above a run of the second, equal ones count half.
-        p_value: Of the two-sided Mann–Whitney test, stratified by task; bootstrap intervals of a
-            few runs are too narrow, two of each side would always decide.
+        p_value: Of the two-sided Mann–Whitney test by permutations within each task, which holds
+            for few runs and for ties; bootstrap intervals of a few runs are too narrow, two of each
+            side would always decide.
     """
 
     probability: Interval
@@ -52,10 +56,12 @@ class Improvement:
     @property
     def verdict(self) -> str:
         """One of ahead, behind, undecided."""
-        chance = self.probability
-        if self.p_value < LEVEL and not chance.low <= 0.5 <= chance.high:
-            return "ahead" if chance.value > 0.5 else "behind"
-        return "undecided"
+        if self.p_value >= LEVEL:
+            return "undecided"
+        # Single runs have no interval: neither end is then above or below anything.
+        if self.probability.low > 0.5:
+            return "ahead"
+        return "behind" if self.probability.high < 0.5 else "undecided"
 
 
 def aggregates(*tasks: np.ndarray, repetitions: int = REPETITIONS) -> Aggregates:
@@ -75,7 +81,10 @@ def aggregates(*tasks: np.ndarray, repetitions: int = REPETITIONS) -> Aggregates
 
 
 def mean_of_middle(scores: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Returns the interquartile mean over an axis: a quarter is cut off at either end."""
+    """Returns the interquartile mean over an axis.
+
+    A quarter of the scores, rounded down, is cut off at either end: of three nothing, of five one.
+    """
     cut = scores.shape[axis] // 4
     middle = np.arange(cut, scores.shape[axis] - cut)
     return np.sort(scores, axis=axis).take(middle, axis=axis).mean(axis=axis)
@@ -103,15 +112,26 @@ def improvement(*pairs: np.ndarray, repetitions: int = REPETITIONS) -> Improveme
 
 
 def _p_value(probability: float, pairs: Sequence[np.ndarray]) -> float:
-    """That both sides of every task come from one distribution."""
-    if len(pairs) == 2:
-        # SciPy knows no p-value where all scores are one number.
-        return float(mannwhitneyu(*pairs).pvalue) if np.ptp(np.concatenate(pairs)) else 1.0
-    sides = list(zip(pairs[::2], pairs[1::2], strict=True))
-    # Of U / (n m) without ties; with ties it is smaller.
-    variance = sum((len(x) + len(y) + 1) / (12 * len(x) * len(y)) for x, y in sides)
-    deviation = np.sqrt(variance) / len(sides)
-    return float(2 * norm.sf(abs(probability - 0.5) / deviation))
+    """That both sides of every task come from one distribution, by permutations within tasks."""
+    nulls = [_rearranged(x, y) for x, y in zip(pairs[::2], pairs[1::2], strict=True)]
+    every = len(nulls) == 1 and len(nulls[0]) < ARRANGEMENTS
+    draw = np.random.default_rng(0)
+    null = nulls[0] if every else np.mean([draw.choice(n, ARRANGEMENTS) for n in nulls], axis=0)
+    found = 0 if every else 1  # what was found is one arrangement more where they are drawn
+    tails = [np.sum(null <= probability + 1e-9), np.sum(null >= probability - 1e-9)]
+    return float(min(1.0, 2 * (min(tails) + found) / (len(null) + found)))
+
+
+def _rearranged(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Chances that the first is above, for scores that are spread over the sides in all ways."""
+    ranks = rankdata(np.concatenate([x, y]))  # equal scores share theirs
+    if math.comb(len(ranks), len(x)) < ARRANGEMENTS:
+        chosen = ranks[np.array(list(combinations(range(len(ranks)), len(x))))]
+    else:
+        draw = np.random.default_rng(1)
+        chosen = draw.permuted(np.tile(ranks, (ARRANGEMENTS, 1)), axis=1)[:, : len(x)]
+    wins = chosen.sum(axis=1) - len(x) * (len(x) + 1) / 2
+    return wins / (len(x) * len(y))
 
 
 def band(curves: np.ndarray, repetitions: int = REPETITIONS) -> np.ndarray:

@@ -57,6 +57,8 @@ def find(name: str) -> Agent:
     if os.getcwd() not in sys.path:  # for a user's own agents and environments
         sys.path.append(os.getcwd())
     library, _, short = name.partition(":")
+    if library in LIBRARIES:
+        name, short = name.lower(), short.lower()  # one agent, one name, one directory of runs
     if name in AGENTS:
         return Agent(name, AGENTS[name], True, _existing(f"{name}.yml"))
     if not short:
@@ -66,12 +68,12 @@ def find(name: str) -> Agent:
     module_name, package = LIBRARIES[library]
     module = _imported(name, module_name, f"pip install {package}")
     kinds = _agents_in(module)
-    if short.lower() not in kinds:
+    if short not in kinds:
         raise ConfigurationError(
             f"there is no agent {name!r}: {library} has "
             f"{', '.join(f'{library}:{known}' for known in kinds)}"
         )
-    return Agent(name, kinds[short.lower()], False, _existing(f"rl_zoo_{short.lower()}.yml"))
+    return Agent(name, kinds[short], False, _existing(f"rl_zoo_{short}.yml"))
 
 
 def _agents_in(module: ModuleType) -> Mapping[str, type[BaseAlgorithm]]:

@@ -7,6 +7,7 @@ from comparison.rates import DIVERGED, TOO_SLOW
 from comparison.results import FAILED, MISSING, WHOLE_CORE, Results
 
 NAMED = 6  # runs in a sentence; the table has them all
+ALIKE = 1.5  # how much faster a run may be than another of the same kind
 
 
 def of(results: Results) -> list[str]:
@@ -22,6 +23,7 @@ def of(results: Results) -> list[str]:
         *_incomplete(results),
         *_mixed(results),
         *_crowded(results),
+        *_uneven(results),
         *(
             f"{refused['name']} does not apply to {refused['task']}: {refused['reason']}"
             for refused in results.about.get("does_not_apply", ())
@@ -69,4 +71,21 @@ def _crowded(results: Results) -> Iterator[str]:
         yield (
             f"{len(waited)} of {len(results.runs)} runs had less than {WHOLE_CORE:.0%} of a core: "
             "something else kept the machine busy, and their seconds are too many."
+        )
+
+
+def _uneven(results: Results) -> Iterator[str]:
+    """Work on the other cores takes memory and clock from a run whose core is its own."""
+    spread = {}
+    for name in results.names:
+        for task in results.tasks:
+            paces = [r.seconds / r.steps for r in results.select(name, task) if r.steps]
+            paces = [pace for pace in paces if pace > 0]
+            if paces:
+                spread[f"{name} on {task}"] = max(paces) / min(paces)
+    largest = max(spread, key=spread.__getitem__, default=None)
+    if largest is not None and results.seconds_count and spread[largest] > ALIKE:
+        yield (
+            f"Runs of one kind were not equally fast, by {spread[largest]:.1f} times for "
+            f"{largest}: the machine was not quiet, and seconds are as uncertain as that."
         )

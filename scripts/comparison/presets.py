@@ -41,7 +41,9 @@ class Preset:
     def constructor_arguments(self) -> dict[str, Any]:
         """Returns what the constructor takes, schedules made of their names."""
         arguments = {name: _value(value) for name, value in self.arguments.items()}
-        return arguments | ({"policy_kwargs": self.policy_kwargs} if self.policy_kwargs else {})
+        # A copy, since Stable-Baselines3's A2C adds to it: the file's is what is recorded.
+        policy_kwargs = {"policy_kwargs": dict(self.policy_kwargs)} if self.policy_kwargs else {}
+        return arguments | policy_kwargs
 
     def recorded(self, agent: Agent) -> dict[str, Any]:
         """Returns all settings of a run as JSON knows them, the constructor's defaults included."""
@@ -65,8 +67,9 @@ def preset_for(agent: Agent, env_id: str, file: str | None = None) -> Preset:
     Args:
         agent: Which agent.
         env_id: Which environment.
-        file: Of presets, by its path or by its name in scripts/presets; None is the agent's own,
-            where the class's defaults take the place of an entry that is missing.
+        file: Of presets, by its path or by its name in scripts/presets, with or without its
+            ending; None is the agent's own, where the class's defaults take the place of an entry
+            that is missing.
 
     Returns:
         The settings.
@@ -115,7 +118,11 @@ def preset_for(agent: Agent, env_id: str, file: str | None = None) -> Preset:
 
 
 def _found(file: str) -> Path:
-    return Path(file) if Path(file).is_file() else PRESETS / file
+    for path in (Path(file), PRESETS / file, PRESETS / f"{file}.yml"):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yml")))
+    raise ConfigurationError(f"there is no preset file {file}: name a file, or one of {names}")
 
 
 def _value(value: Any) -> Any:

@@ -14,6 +14,7 @@ SECONDS_BETWEEN_REPORTS = 1.0
 # A diagnostic, and the names in the log that it goes by, the most telling first.
 DIAGNOSTICS = {
     "kl": ("train/kl_divergence_loss", "train/kl_divergence", "train/approx_kl"),
+    "target_kl": ("train/target_kl",),
     "cg_residual": ("train/cg_residual",),
     # sb3-contrib's TRPO says only whether a step was accepted, ours which fraction.
     "accepted_step": ("train/step_fraction", "train/is_line_search_success"),
@@ -46,10 +47,14 @@ class Recorder(BaseCallback):
         self._started = self._next_report = time.perf_counter()
 
     def diagnostics(self) -> dict[str, Any]:
-        """Returns [steps, value] lists of the diagnostics that the agent has, and its KL bound."""
+        """Returns [steps, value] lists of the diagnostics that the agent has, and its KL bound.
+
+        The bound is the largest where the agent logs that of each update.
+        """
         bound = getattr(self.model, "target_kl", None)
+        logged = [value for _, value in self._values["target_kl"]]
         return {
-            "kl_bound": bound if isinstance(bound, int | float) else None,
+            "kl_bound": max(logged, default=bound if isinstance(bound, int | float) else None),
             **{name: values for name, values in self._values.items() if values},
         }
 

@@ -40,7 +40,7 @@ class Run:
         evaluations: Optimizers: steps, seconds, test loss, test metric.
         final: Agents: returns of deterministic episodes. Optimizers: the metric.
         final_loss: Optimizers: on the training set.
-        diagnostics: Curves of steps and values by name, and `kl_bound`, a number.
+        diagnostics: Curves of steps and values by name, and `kl_bound`, the largest of them.
     """
 
     directory: str
@@ -89,6 +89,17 @@ class Run:
     def score(self) -> float:
         """Mean of `final`; NaN where there is none."""
         return sum(self.final) / len(self.final) if self.final else math.nan
+
+    @property
+    def bounded_kls(self) -> list[tuple[float, float]]:
+        """The KL of each logged update and what it may be; none where there is no bound."""
+        largest = self.diagnostics.get("kl_bound")
+        bounds = dict(self.diagnostics.get("target_kl", ()))
+        return [
+            (kl, bounds.get(step, largest))
+            for step, kl in self.diagnostics.get("kl", ())
+            if largest and kl is not None and math.isfinite(kl)
+        ]
 
     @property
     def test_loss(self) -> float:
@@ -184,18 +195,34 @@ def read_run(directory: str, path: Path) -> Run:
     Returns:
         The run, failed if the file cannot be read.
     """
-    known = {f.name for f in fields(Run)} - {"directory"}
     try:
-        content = {k: v for k, v in _read(path).items() if k in known}
-        required = {key: content.pop(key) for key in ("name", "task", "seed", "status")}
-        # null stands for a number that is none, or for what was not measured.
-        content = {k: v for k, v in content.items() if v is not None or k in ("rate", "preset")}
-        for name in ("curve", "evaluations"):
-            content[name] = [[_number(x) for x in point] for point in content.get(name, ())]
-        content["final"] = [_number(x) for x in content.get("final", ())]
+        return _run(directory, _read(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{RESULT} cannot be read: {type(error).__name__}: {error}"
         return Run(directory, directory, "unknown", None, FAILED, error=reason)
+
+
+def is_whole(content: Mapping[str, Any]) -> bool:
+    """Whether the content of a result.json is that of a run, finished or failed."""
+    try:
+        return _run("", content).status in (FINISHED, FAILED)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _run(directory: str, content: Mapping[str, Any]) -> Run:
+    known = {f.name for f in fields(Run)} - {"directory"}
+    content = {k: v for k, v in content.items() if k in known}
+    required = {key: content.pop(key) for key in ("name", "task", "seed", "status")}
+    # null stands for a number that is none, or for what was not measured.
+    content = {k: v for k, v in content.items() if v is not None or k in ("rate", "preset")}
+    for name, columns in (("curve", 3), ("evaluations", 4)):
+        content[name] = [[_number(x) for x in point] for point in content.get(name, ())]
+        if any(len(point) != columns for point in content[name]):
+            raise ValueError(f"a point of {name} has not {columns} numbers")
+    content["final"] = [_number(x) for x in content.get("final", ())]
+    if required["status"] == FINISHED and not content["final"]:
+        raise ValueError("a finished run without a final score")
     return Run(directory, **required, **content)
 
 

@@ -12,6 +12,7 @@ from common.interrupts import Interrupts
 from comparison import files
 from comparison.backends.backend import Backend, Ending, Run
 from comparison.job import Job
+from comparison.results import FINISHED, is_whole
 from comparison.table import LiveTable
 
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -68,6 +69,9 @@ def run_all(
         waiting = []
         for job in reversed(jobs):
             if _has_ended(job.result(), retry_failed):
+                started_on = files.read(job.directory / files.MACHINE)
+                if started_on is not None:  # it ended when its comparison had been killed
+                    _record(job, Ending(0), started_on)
                 table.ended(job, earlier=True)
             else:
                 waiting.append(job)
@@ -94,8 +98,9 @@ def run_all(
 
 
 def _has_ended(result: Mapping[str, Any] | None, retry_failed: bool = False) -> bool:
-    status = None if result is None else result.get("status")
-    return status == "finished" or (status == "failed" and not retry_failed)
+    if result is None or not is_whole(result):
+        return False
+    return result["status"] == FINISHED or not retry_failed
 
 
 def _start(job: Job, backend: Backend, table: LiveTable) -> Run:
@@ -105,7 +110,9 @@ def _start(job: Job, backend: Backend, table: LiveTable) -> Run:
         table.say(f"{job.name} is made again: its {files.RESULT} was damaged; it is kept as {kept}")
     files.clear(job.directory)
     job.directory.mkdir(parents=True, exist_ok=True)
-    return backend.start(job)
+    run = backend.start(job)
+    files.write(job.directory / files.MACHINE, run.machine)
+    return run
 
 
 def _record(job: Job, ending: Ending, machine: Mapping[str, Any]) -> None:
@@ -130,6 +137,7 @@ def _record(job: Job, ending: Ending, machine: Mapping[str, Any]) -> None:
 def _complete(job: Job, result: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
     """Says where a run was made, and its command in the words of this machine."""
     files.write(job.directory / files.RESULT, {**result, **job.about, "machine": machine})
+    (job.directory / files.MACHINE).unlink(missing_ok=True)
 
 
 def _in_words(ending: Ending) -> str:

@@ -1,7 +1,7 @@
 """What a comparison has done so far, as a table that is drawn anew while it runs."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
@@ -69,8 +69,7 @@ class LiveTable:
         self._results[job.name] = result
         if not self.console.is_terminal and not earlier:
             done = f"{len(self._results)} of {len(self.jobs)}"
-            score = f", {_mean([fmean(result['final'])])}" if result.get("final") else ""
-            self.console.print(f"{done}: {job.name} {result['status']}{score}")
+            self.console.print(f"{done}: {job.name} {result['status']}{_said(result)}")
 
     def say(self, words: str) -> None:
         """Prints a line, above the table on a terminal."""
@@ -119,10 +118,22 @@ class LiveTable:
             str(len(running)),
             f"[red]{failed}" if failed else "0",
             str(waiting),
-            _mean([fmean(result["final"]) for result in finished if result.get("final")]),
+            _mean([fmean(scores) for result in finished if (scores := _final(result))]),
             _mean([run["score"] for run in running if run.get("score") is not None]),
             f"{fmean(speeds):,.0f}" if speeds else "–",
         ]
+
+
+def _final(result: Mapping[str, Any]) -> list[float]:
+    return [score for score in result.get("final") or () if score is not None]
+
+
+def _said(result: Mapping[str, Any]) -> str:
+    """The score of a run that finished, the reason of one that failed."""
+    scores, reason = _final(result), str(result.get("error") or "").splitlines()
+    if scores:
+        return f", {_mean([fmean(scores)])}"
+    return f": {reason[-1].strip()}" if reason else ""
 
 
 def _mean(values: list[float]) -> str:

@@ -64,7 +64,7 @@ def test_result(name, tiny, tmp_path, capsys):
     ("name", "keys"),
     [
         ("trpo", {"kl": "kl_divergence_loss", "cg_residual": "cg_residual",
-                  "accepted_step": "step_fraction"}),
+                  "accepted_step": "step_fraction", "target_kl": "target_kl"}),
         ("sb3-contrib:trpo", {"kl": "kl_divergence_loss",
                               "accepted_step": "is_line_search_success"}),
         ("sb3:ppo", {"kl": "approx_kl"}),

@@ -45,14 +45,19 @@ def test_table(tmp_path):
     heads = cells(text, "agent")
     first, second, absent = (dict(zip(heads, cells(text, n), strict=True)) for n in "abc")
     assert first["final return"].startswith("8.00 [")
-    assert (first["runs"], first["steps"], first["steps/s"]) == ("3", "1,000", "250")
+    assert (first["runs"], first["steps"], first["steps/s"]) == (
+        "3",
+        "1,000",
+        "250 [250, 250]",
+    )
     assert first["ratio"] == "–"
     assert second["final return"].startswith("1.00 [")
     assert second["P(a above)"] == "1.00 [1.00, 1.00]"
     assert second["trains to"] == "100"
     assert second["where it is after"] == "10 s"
     assert second["a after"] == "2 s"
-    assert second["ratio"] == "0.20"
+    assert second["ratio"] == "0.20 [0.20, 0.20]"  # the seeds' curves are the same
+    assert (second["p"], second["environments"]) == ("0.1", "1")
     assert absent["agent"] == "c (1 of 1 lack)"
     assert set(list(absent.values())[2:]) == {"–"}
 
@@ -89,7 +94,34 @@ def test_what_is_never_reached(tmp_path):
     slow = {f"a_E_{s}": agent_run("a", "E", s, [0], climb(99, 4.0)) for s in range(3)}
     text = digest.digest(load(save(tmp_path, runs() | slow)), FEW)
     row = dict(zip(cells(text, "agent"), cells(text, "b"), strict=True))
-    assert (row["a after"], row["ratio"]) == ("not reached", "–")
+    assert (row["a after"], row["ratio"]) == ("not reached", "never")
+
+
+def test_where_the_first_is_behind_is_said(tmp_path):
+    sides = {
+        "a": ([1, 2, 3, 4], climb(100, 10.0)),
+        "above": ([6, 7, 8, 9], climb(50, 10.0)),
+        "higher": ([1, 2, 3, 4], climb(101, 99.0)),
+        "sooner": ([1, 2, 3, 4], climb(100, 9.0)),
+        "nowhere": ([0, 1, 2, 3], climb(50, 10.0)),
+    }
+    text = digest.digest(
+        load(
+            save(
+                tmp_path,
+                {
+                    f"{name}_E_{s}": agent_run(name, "E", s, [final], curve)
+                    for name, (finals, curve) in sides.items()
+                    for s, final in enumerate(finals)
+                },
+            )
+        ),
+        FEW,
+    )
+    assert (
+        "Where a is behind: it ends below above; it trains to less than higher; it takes longer to "
+        "the return they end training with than sooner." in text
+    )
 
 
 def test_page_is_brought_up_to_date(tmp_path, capsys):

@@ -137,6 +137,25 @@ class TestAgents:
         (found,) = compared(tmp_path, runs)
         assert said in found.text
 
+    @pytest.mark.parametrize(("slower", "said"), [(1.4, False), (1.6, True)])
+    def test_unequal_speeds_are_said(self, tmp_path, slower, said):
+        runs = two([1, 2], [])
+        for name, factor in zip(runs, (1.0, slower), strict=True):
+            runs[name] |= {"steps": 1000, "seconds": 2.0 * factor}
+        texts = [each.text for each in compared(tmp_path, runs)]
+        assert (
+            "Runs of one kind were not equally fast, by 1.6 times for a on E" in str(texts)
+        ) == said
+
+    def test_bound_that_changes_in_training(self, tmp_path):
+        """The second update of two is above what was in force then, not above the first's."""
+        runs = two([1, 2], [])
+        for run in runs.values():
+            kl, bounds = [[1, 0.009], [2, 0.002]], [[1, 0.01], [2, 0.001]]
+            run["diagnostics"] = {"kl_bound": 0.01, "kl": kl, "target_kl": bounds}
+        (found,) = compared(tmp_path, runs)
+        assert "is above its bound in 2 of 4 logged updates, the largest at 2.00" in found.text
+
 
 class TestScale:
     def test_from_the_start_of_learning_to_the_best_run(self, tmp_path):

@@ -122,6 +122,8 @@ class TestVerdict:
             ([3, 4], [1, 2], "undecided"),  # the bootstrap's interval is [1, 1]
             ([5, 5, 5], [5, 5, 5], "undecided"),
             ([2], [1], "undecided"),
+            ([500] * 3, [9] * 3, "undecided"),  # 2 of 20 arrangements are as far apart, ties or not
+            ([500] * 4, [9] * 4, "ahead"),
         ],
     )
     def test_decided_when_interval_and_test_agree(self, x, y, verdict):
@@ -140,7 +142,24 @@ class TestVerdict:
         expected = np.mean(np.abs(np.array(permuted) - 0.5) >= distance - 1e-9)
         assert_allclose(found.p_value, expected, atol=0.015)
 
-    def test_p_value_is_that_of_mann_and_whitney(self):
-        x, y = scores(8)[:, 0], scores(9)[:, 0]
+    def test_single_runs_decide_nothing_on_any_number_of_tasks(self):
+        sides = [np.array([score]) for score in (2.0, 1.0)] * 9
+        found = intervals.improvement(*sides, repetitions=10)
+        assert found.p_value < 0.05
+        assert found.verdict == "undecided"
+
+    def test_p_value_of_few_runs_on_two_tasks(self):
+        """Two of 36 arrangements are as far apart; a normal approximation has 0.03."""
+        found = intervals.improvement(*map(np.array, [[3, 4], [1, 2]] * 2), repetitions=10)
+        assert_allclose(found.p_value, 2 / 36, atol=0.007)
+
+    @pytest.mark.parametrize("runs", [(3, 5), (5, 5), (4, 8), (20, 9)])
+    @pytest.mark.parametrize("digits", [1, 9])
+    def test_p_value_is_that_of_mann_and_whitney(self, runs, digits):
+        """With ties, too, for which SciPy's default is the normal approximation."""
+        x, y = (np.round(scores(8 + s, n)[:, 0], digits) for s, n in enumerate(runs))
         found = intervals.improvement(x, y, repetitions=10)
-        assert_allclose(found.p_value, stats.mannwhitneyu(x, y).pvalue)
+        every = stats.PermutationMethod(n_resamples=30_000, rng=np.random.default_rng(0))
+        expected = stats.mannwhitneyu(x, y, method=every).pvalue
+        drawn = sum(runs) > 12
+        assert_allclose(found.p_value, expected, atol=0.02 if drawn else 1e-9)

@@ -29,6 +29,11 @@ def test_names(name, kind, ours, preset):
     assert (agent.preset_file and agent.preset_file.name) == preset
 
 
+def test_one_agent_has_one_name():
+    """Two would be compared with each other, and share a directory on some disks."""
+    assert find("sb3:PPO").name == find("sb3:ppo").name == "sb3:ppo"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

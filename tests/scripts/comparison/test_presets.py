@@ -91,6 +91,21 @@ def test_what_is_recorded():
     assert preset_for(agent, "CartPole-v1").recorded(agent)["learning_rate"] == "lin_0.001"
 
 
+def test_what_is_recorded_is_what_the_file_has():
+    """Stable-Baselines3's A2C adds its optimizer to the policy's arguments."""
+    agent = find("sb3:a2c")
+    preset = preset_for(agent, "MountainCarContinuous-v0")
+    before = preset.recorded(agent)
+    agent.kind("MlpPolicy", "MountainCarContinuous-v0", **preset.constructor_arguments())
+    assert preset.recorded(agent) == before
+
+
+def test_a_preset_file_goes_by_its_stem():
+    assert preset_for(find("sb3:ppo"), "CartPole-v1", "rl_zoo_ppo").file == "rl_zoo_ppo.yml"
+    with pytest.raises(ConfigurationError, match=r"one of a2c, acktr, .*, rl_zoo_a2c, .*, trpo"):
+        preset_for(find("sb3:ppo"), "CartPole-v1", "pro")
+
+
 def test_a_preset_for_both_sides():
     ours = preset_for(find("trpo"), "HalfCheetah-v5", "rl_zoo_trpo.yml")
     theirs = preset_for(find("sb3-contrib:trpo"), "HalfCheetah-v5", "rl_zoo_trpo.yml")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from comparison.race import quotient, race
+from comparison.race import quotient, quotient_interval, race
 from comparison.results import load
 
 from tests.scripts.comparison.synthetic import agent_run, save
@@ -61,3 +61,43 @@ def test_never(tmp_path):
 )
 def test_quotient(ours, theirs, ratio):
     assert quotient(ours, theirs) == pytest.approx(ratio, nan_ok=True)
+
+
+def straight(directory, ours, theirs):
+    """Runs whose curves climb to such returns over 1,000 steps: in 1 s, and in 10 s."""
+    sides = {"a": (ours, 1.0), "b": (theirs, 10.0)}
+    runs = {
+        f"{name}_E_{s}": agent_run(name, "E", s, [1], [[0, 0.0, 0.0], [1000, seconds, end]])
+        for name, (ends, seconds) in sides.items()
+        for s, end in enumerate(ends)
+    }
+    results = load(save(directory, runs))
+    return results.select("a", "E"), results.select("b", "E")
+
+
+def test_interval_of_the_ratio(tmp_path):
+    """Ours reach 100 at 50 %, 40 % or 33 % of their second, depending on who is drawn."""
+    ratio = quotient_interval(*straight(tmp_path, [200, 300], [100, 100]), True, 500)
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((0.04, 1 / 30, 0.05))
+    in_steps = quotient_interval(*straight(tmp_path, [200, 300], [100, 100]), False, 500)
+    assert (in_steps.value, in_steps.low, in_steps.high) == pytest.approx((0.4, 1 / 3, 0.5))
+
+
+def test_interval_of_the_ratio_knows_never(tmp_path):
+    """A quarter of the resamples has the run alone that does not learn."""
+    ratio = quotient_interval(*straight(tmp_path, [400, 0], [100, 100]), True, 500)
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((0.05, 0.025, math.inf))
+    never = quotient_interval(*straight(tmp_path / "never", [50, 0], [100, 100]), True, 500)
+    assert (never.value, never.low, never.high) == (math.inf, math.inf, math.inf)
+
+
+def test_the_other_side_is_drawn_too(tmp_path):
+    """Its target is that of its own resample: 50, 100 or 150."""
+    ratio = quotient_interval(*straight(tmp_path, [300, 300], [50, 150]), True, 500)
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((1 / 30, 1 / 60, 0.05))
+
+
+def test_single_runs_have_no_interval(tmp_path):
+    ratio = quotient_interval(*straight(tmp_path, [200], [100]), True, 500)
+    assert ratio.value == pytest.approx(0.05)
+    assert math.isnan(ratio.low)

@@ -52,7 +52,17 @@ class TestLoad:
         assert [run.status for run in found.runs] == ["finished", "failed"]
         assert "cannot be read" in found.runs[1].error
 
-    @pytest.mark.parametrize("damage", [{"curve": 5}, {"curve": [[1, "x"]]}, {"final": [[1]]}])
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            {"curve": 5},
+            {"curve": [[1, "x", 2]]},
+            {"curve": [[1, 2]]},
+            {"evaluations": [[1, 2, 3]]},
+            {"final": [[1]]},
+            {"final": []},
+        ],
+    )
     def test_a_result_of_another_form_is_a_failed_run(self, tmp_path, damage):
         run = agent_run("a", "E", 0, [1.0]) | damage
         loaded = load(save(tmp_path, {"a_E_0": run})).runs[0]

@@ -61,7 +61,7 @@ def test_a_crash_is_recorded_and_harms_nobody(tmp_path):
     assert failed["error"] == "step 40 went wrong"
     assert (failed["name"], failed["task"], failed["seed"]) == ("fake", "task", 1)
     assert failed["machine"] == first["machine"]
-    assert "fake_task_1 failed" in text
+    assert "fake_task_1 failed: step 40 went wrong" in text
 
 
 def test_a_failed_run_stays_until_it_is_asked_for(tmp_path):
@@ -112,7 +112,11 @@ def damage(job, content):
     (job.directory / "log.txt").write_text("of the earlier run")
 
 
-@pytest.mark.parametrize("content", [b"", b'{"status": "fini', b"[]", b"{}", b"\x00\xff"], ids=repr)
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"status": "fini', b"[]", b"{}", b'{"status": "finished"}', b"\x00\xff"],
+    ids=repr,
+)
 def test_a_damaged_result_is_kept_beside_the_new_one(tmp_path, content):
     one = job(tmp_path, 0)
     damage(one, content)
@@ -221,3 +225,17 @@ def test_the_table_of_running_runs(tmp_path):
     table.show(set(jobs[:2]))
     cells = [next(column.cells) for column in table.drawn().columns]
     assert cells == ["fake", "task", "0", "2", "0", "1", "–", "15", "100"]
+
+
+def test_a_run_that_ended_after_its_comparison_has_its_machine(tmp_path):
+    """The comparison was killed when it had started the run, which wrote its result itself."""
+    one = job(tmp_path, 0)
+    run([one])
+    result = json.loads((one.directory / "result.json").read_text())
+    there = result.pop("machine")
+    (one.directory / "result.json").write_text(json.dumps(result))
+    (one.directory / "machine.json").write_text(json.dumps(there))
+    (one.directory / "log.txt").touch()
+    run([one])
+    assert [path.name for path in one.directory.iterdir()] == ["result.json"]
+    assert json.loads((one.directory / "result.json").read_text())["machine"] == there
