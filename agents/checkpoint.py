@@ -1,172 +1,145 @@
-"""What a checkpoint holds beyond Stable-Baselines3's: optimizers, normaliser, generators."""
+"""The file of an agent: its attributes, and the states of its policy and optimizers."""
 
 import io
-import json
 import pathlib
-import random
-import warnings
-import zipfile
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import IO, Any
 
-import numpy as np
 import torch
-from stable_baselines3.common.vec_env import VecNormalize
+from gymnasium import spaces
+from stable_baselines3.common import utils
+from stable_baselines3.common.buffers import BaseBuffer
 
-from envs import load_normalization_state, normalization_state
+from agents.peer_checkpoint import read_peer
+from npg import checkpoints
 from npg.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from agents.on_policy import OnPolicy
-
-
-_SETTINGS = ("training", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
-
-
-class TrainingState:
-    """A view of an agent's extra state, as tensors and primitives only.
-
-    Stable-Baselines3 saves any attribute that has ``state_dict`` and ``load_state_dict``, and loads
-    it without running code.
-
-    Args:
-        model: The agent.
-
-    Attributes:
-        normaliser: State of the observation and reward normaliser in the file that was loaded.
-    """
-
-    def __init__(self, model: "OnPolicy") -> None:
-        self.model = model
-        self.normaliser: dict[str, Any] | None = None
-        self._generators: dict[str, Any] | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Collects the state."""
-        env = self.model.get_vec_normalize_env()
-        return {
-            "optimizers": {n: o.state_dict() for n, o in self.model._optimizers().items()},
-            "normaliser": self.normaliser if env is None else normalization_state(env),
-            "generators": _generators(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
-        """Restores the optimizers; normaliser and generators wait until the agent asks for them.
-
-        Args:
-            state: What :meth:`state_dict` gave, or an empty mapping to keep what there is.
-            strict: Ignored: a state that is absent starts afresh.
-        """
-        for name, optimizer in self.model._optimizers().items():
-            if name in state.get("optimizers", {}):
-                optimizer.load_state_dict(state["optimizers"][name])
-        self.normaliser = state.get("normaliser", self.normaliser)
-        self._generators = state.get("generators")
-
-    def fill(self, normaliser: VecNormalize) -> None:
-        """Gives the stored statistics to a normaliser that has seen nothing yet.
-
-        Its settings stay the user's; one that does not normalise what the stored one did is left
-        alone.
-        """
-        state = self.normaliser
-        if state is None or not _unused(normaliser):
-            return
-        if (normaliser.norm_obs, normaliser.norm_obs_keys) == (
-            state["norm_obs"],
-            state["norm_obs_keys"],
-        ):
-            own = {name: getattr(normaliser, name) for name in _SETTINGS}
-            load_normalization_state(normaliser, {**state, **own})
-        elif state["norm_obs"] and not normaliser.norm_obs:
-            warnings.warn(
-                "the policy of this checkpoint was trained on normalised observations, and the "
-                "given VecNormalize has norm_obs=False: give raw environments, which get the "
-                "stored normaliser, or norm_obs=True",
-                stacklevel=4,
-            )
-
-    def restore_generators(self) -> None:
-        """Sets Python's, NumPy's and torch's global generators to where they were at saving."""
-        if self._generators is None:
-            return
-        python = self._generators["python"]
-        random.setstate((python[0], tuple(python[1].cpu().tolist()), python[2]))
-        name, keys, *rest = self._generators["numpy"]
-        np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
-        torch.set_rng_state(self._generators["torch"].cpu())
-        on_devices = [state.cpu() for state in self._generators.get("cuda", [])]
-        if on_devices and len(on_devices) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(on_devices)
-
-
-def _generators() -> dict[str, Any]:
-    version, words, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (SB3 draws from it)
-    return {
-        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _unused(normaliser: VecNormalize) -> bool:
-    statistics = normaliser.obs_rms if normaliser.norm_obs else normaliser.ret_rms
-    if isinstance(statistics, dict):
-        statistics = next(iter(statistics.values()))
-    # The first reset gives one observation per environment, before anything was learned.
-    return bool(statistics.count <= normaliser.num_envs + 1)
-
 
 Path = str | pathlib.Path | io.BufferedIOBase
 
+AGENT, STATES = "agent", "states"
 
-def check_archive(path: Path) -> tuple[Path, set[str]]:
-    """Makes sure that a file is a readable checkpoint before anything is built from it.
+checkpoints.accept_classes(
+    ("agents", "envs", "stable_baselines3", "sb3_contrib"), (BaseBuffer, torch.nn.Module)
+)
+checkpoints.register(
+    "$box",
+    spaces.Box,
+    lambda space: [space.low, space.high, space.dtype.name],
+    lambda parts: spaces.Box(parts[0], parts[1], dtype=parts[2]),
+)
+checkpoints.register(
+    "$discrete",
+    spaces.Discrete,
+    lambda space: [int(space.n), int(space.start)],
+    lambda parts: spaces.Discrete(parts[0], start=parts[1]),
+)
+checkpoints.register(
+    "$multidiscrete",
+    spaces.MultiDiscrete,
+    lambda space: [space.nvec, space.start],
+    lambda parts: spaces.MultiDiscrete(parts[0], start=parts[1]),
+)
+checkpoints.register(
+    "$multibinary",
+    spaces.MultiBinary,
+    lambda space: space.n if isinstance(space.n, int) else [int(n) for n in space.n],
+    spaces.MultiBinary,
+)
+checkpoints.register("$dict", spaces.Dict, lambda space: dict(space.spaces), spaces.Dict)
+checkpoints.register("$product", spaces.Tuple, lambda space: list(space.spaces), spaces.Tuple)
+checkpoints.register(
+    "$schedule", utils.FloatSchedule, lambda made: made.value_schedule, utils.FloatSchedule
+)
+checkpoints.register(
+    "$constant", utils.ConstantSchedule, lambda made: made.val, utils.ConstantSchedule
+)
+checkpoints.register(
+    "$linear",
+    utils.LinearSchedule,
+    lambda made: [made.start, made.end, made.end_fraction],
+    lambda parts: utils.LinearSchedule(*parts),
+)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a file holds.
+
+    Attributes:
+        attributes: Of the agent.
+        states: State dictionaries, by the names of what they belong to.
+    """
+
+    attributes: dict[str, Any]
+    states: dict[str, Any]
+
+
+def write(file: IO[bytes], attributes: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+    """Writes the file of an agent.
 
     Args:
-        path: File, with or without ".zip", or a file-like object.
+        file: Open for writing.
+        attributes: Of the agent. What is neither data nor a class that can be imported is pickled,
+            and needs ``trust=True`` to be read.
+        states: State dictionaries.
+    """
+    checkpoints.write(file, {AGENT: dict(attributes), STATES: dict(states)})
+
+
+def read(
+    path: Path,
+    device: torch.device | str = "cpu",
+    given: Mapping[str, Any] | None = None,
+    trust: bool = False,
+    check: Callable[[Collection[str]], None] = lambda names: None,
+) -> Saved:
+    """Reads a file of this library, or one of Stable-Baselines3's format.
+
+    Args:
+        path: File, with or without ".zip", or open for reading.
+        device: Where tensors go.
+        given: Attributes that are not read but taken from here, as far as the file has them.
+        trust: Whether pickles are read, which run any code of who wrote the file.
+        check: Gets the names of the attributes before one of them is read; it may raise.
 
     Returns:
-        The path with its ending, and the names of the members.
+        What it holds.
 
     Raises:
-        CheckpointError: If it is missing, truncated, damaged, or something else.
+        CheckpointError: If it is missing, damaged, something else, or needs trust.
     """
-    if isinstance(path, (str, pathlib.Path)):
-        path = pathlib.Path(path)
-        if not path.is_file() and path.with_name(path.name + ".zip").exists():
-            path = path.with_name(path.name + ".zip")
-        if not path.is_file():
-            raise CheckpointError(f"there is no checkpoint {path}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            members = set(archive.namelist())
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise CheckpointError(
-            f"{path} wasn't a zip-file, or is truncated ({error}): a checkpoint is the zip file "
-            "that save() wrote"
-        ) from error
-    if damaged is not None:
-        raise CheckpointError(f"{path} is damaged: its member {damaged} fails its checksum")
-    missing = {"data", "policy.pth"} - members
-    if missing:
-        raise CheckpointError(
-            f"{path} is truncated, or no checkpoint of an agent: it lacks {sorted(missing)}"
-        )
-    if not isinstance(path, pathlib.Path):
-        path.seek(0)  # type: ignore[union-attr]
-    return path, members
-
-
-def saved_keys(path: Path) -> set[str]:
-    """Names of the attributes that a checkpoint holds."""
-    with zipfile.ZipFile(path) as archive:
+    if isinstance(path, str | pathlib.Path):
+        found = _found(pathlib.Path(path))
         try:
-            keys = set(json.loads(archive.read("data")))
-        except ValueError as error:
-            raise CheckpointError(f"{path}: its member data is damaged ({error})") from error
-    if not isinstance(path, (str, pathlib.Path)):
-        path.seek(0)
-    return keys
+            with open(found, "rb") as file:
+                return _read(file, str(found), device, given or {}, trust, check)
+        except OSError as error:
+            raise CheckpointError(f"{found} cannot be read: {error}") from error
+    return _read(path, "the file", device, given or {}, trust, check)
+
+
+def _found(path: pathlib.Path) -> pathlib.Path:
+    if not path.is_file() and path.with_name(path.name + ".zip").exists():
+        path = path.with_name(path.name + ".zip")
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    return path
+
+
+def _read(
+    file: IO[bytes],
+    name: str,
+    device: torch.device | str,
+    given: Mapping[str, Any],
+    trust: bool,
+    check: Callable[[Collection[str]], None],
+) -> Saved:
+    device = utils.get_device(device)
+    if not checkpoints.is_sealed(file):
+        return Saved(*read_peer(file, name, device, given, trust, check))
+    content = checkpoints.read(file, device, trust)
+    if not {AGENT, STATES} <= content.keys():
+        raise CheckpointError(f"{name} is no checkpoint of an agent: it has {sorted(content)}")
+    check(content.names(AGENT))
+    return Saved(content.without(AGENT, given), content[STATES])

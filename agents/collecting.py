@@ -65,10 +65,10 @@ def collect(
     if policy.training or actor is None or critic is None:  # plain layers have one mode
         policy.set_training_mode(False)
     rollout_buffer.reset()
+    callback.on_rollout_start()  # before anything is drawn, so that a checkpoint can be saved there
     if model.use_sde:
         with torch.no_grad():  # matrices that only act need no graph; one could not be copied
             policy.reset_noise(env.num_envs)
-    callback.on_rollout_start()
 
     num_envs = env.num_envs
     layers = mirrored(policy, actor)

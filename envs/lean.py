@@ -120,6 +120,30 @@ class LeanVecEnv(DummyVecEnv):
         self._reset_options()
         return self._obs_from_buf()
 
+    def episode_state(self) -> dict[str, object]:
+        """Say how far the episodes are; the environments' own state is not among it.
+
+        Returns:
+            Returns and lengths so far, and the observations after the last step.
+        """
+        return {
+            "returns": list(self._returns),
+            "lengths": list(self._lengths),
+            "observations": [buffer.copy() for buffer in self.buf_obs.values()],
+        }
+
+    def restore_episode_state(self, state: dict[str, list]) -> None:
+        """Go on from what `episode_state` said; seeds that wait for a reset are dropped.
+
+        Args:
+            state: what it returned.
+        """
+        self._returns, self._lengths = list(state["returns"]), list(state["lengths"])
+        for buffer, saved in zip(self.buf_obs.values(), state["observations"], strict=True):
+            buffer[...] = saved
+        self._reset_seeds()
+        self._reset_options()
+
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
     ) -> list[bool]:

@@ -65,13 +65,13 @@ def train(run: session.Run) -> int:
                     reset_num_timesteps=run.resumed_at is None,
                 )
         except Exception:
-            run.model.save(checkpoints.path)  # parameters are whole also after an error
+            checkpoints.save()  # parameters are whole also after an error
             raise
         finally:
             for callback in beside:
                 if isinstance(callback, ProgressBar):
                     callback.stop()
-        run.model.save(checkpoints.path)
+        checkpoints.save()
     if interrupts.received is not None:
         draw()
         report.print_interrupted(run)

@@ -8,7 +8,7 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,11 +17,20 @@ import safetensors.torch
 import torch
 
 from npg.checkpoints.archive import is_sealed, read_archive, write_archive
-from npg.checkpoints.classes import accept_classes
+from npg.checkpoints.classes import accept_classes, named_class
 from npg.checkpoints.values import decode, encode, register, remedy
 from npg.errors import CheckpointError
 
-__all__ = ["Checkpoint", "accept_classes", "is_sealed", "read", "register", "remedy", "write"]
+__all__ = [
+    "Checkpoint",
+    "accept_classes",
+    "is_sealed",
+    "named_class",
+    "read",
+    "register",
+    "remedy",
+    "write",
+]
 
 FORMAT = 1
 _VALUES, _TENSORS = "values.json", "tensors.safetensors"
@@ -48,11 +57,21 @@ class Checkpoint(Mapping[str, Any]):
     def __getitem__(self, key: str) -> Any:  # noqa: ANN401
         return self._decoded(key, self._described[key])
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._described
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._described)
 
     def __len__(self) -> int:
         return len(self._described)
+
+    def names(self, key: str) -> Collection[str]:
+        """What an entry that is a dictionary has, of which nothing is made for this."""
+        described = self._described[key]
+        if not isinstance(described, dict):
+            raise CheckpointError(f"{self.name}: {key} is no dictionary")
+        return described.keys()
 
     def without(self, key: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """An entry that is a dictionary, some items of which are given and not read.
@@ -92,7 +111,9 @@ def write(file: IO[bytes], entries: Mapping[str, Any]) -> None:
     write_archive(file, {_VALUES: values.encode(), _TENSORS: safetensors.torch.save(tensors)})
 
 
-def read(file: IO[bytes] | Path, device: torch.device | str = "cpu", trust: bool = False) -> Checkpoint:
+def read(
+    file: IO[bytes] | Path, device: torch.device | str = "cpu", trust: bool = False
+) -> Checkpoint:
     """Reads a checkpoint, after it was checked that every byte of it is as it was written.
 
     Args:

@@ -26,7 +26,7 @@ def accept_classes(packages: Iterable[str], bases: Iterable[type]) -> None:
 
 
 def class_name(described: type) -> str | None:
-    """The name by which a file can refer to a class; None where it has none that can be imported."""
+    """The name by which a file can refer to a class; None where it cannot be imported by one."""
     name = f"{described.__module__}:{described.__qualname__}"
     importable = described.__module__ in sys.modules and described.__module__ != "__main__"
     return name if importable and _attribute(name) is described else None

@@ -1,7 +1,7 @@
 """Nested values as JSON and tensors, which are read back without running anything.
 
-Numbers, strings, lists and dictionaries are JSON's own. Everything else is an object whose first key
-begins with "$": ``{"$tensor": "policy.weight"}`` names a tensor that is kept beside the JSON,
+Numbers, strings, lists and dictionaries are JSON's own. Everything else is an object whose first
+key begins with "$": ``{"$tensor": "policy.weight"}`` names a tensor that is kept beside the JSON,
 ``{"$tuple": [...]}`` is a tuple, and so on; :func:`register` adds more of them. What none of them
 describes is pickled, and is read back only from a file that the user trusts.
 """
@@ -55,6 +55,8 @@ register(
     lambda described: collections.deque(described[0], described[1]),
 )
 register("$device", torch.device, str, torch.device)
+_restorers["$complex"] = torch.view_as_complex
+_restorers["$items"] = dict
 
 
 def encode(value: Any, tensors: dict[str, Tensor], place: str) -> Json:  # noqa: ANN401
@@ -76,8 +78,10 @@ def encode(value: Any, tensors: dict[str, Tensor], place: str) -> Json:  # noqa:
     if kind in (dict, collections.OrderedDict):
         return _encode_mapping(value, tensors, place)
     if isinstance(value, Tensor) and value.layout is torch.strided:
+        if value.is_complex():  # of which safetensors has not every precision
+            return {"$complex": encode(torch.view_as_real(value.resolve_conj()), tensors, place)}
         return _encode_tensor(value.detach(), tensors, place)
-    if kind is np.ndarray and value.dtype.kind in "biufc":
+    if kind is np.ndarray and value.dtype.kind in "biuf":
         native = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
         return {"$array": _keep(torch.from_numpy(native), tensors, place)}
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
@@ -130,8 +134,6 @@ def decode(described: Json, tensors: Mapping[str, Tensor], place: str, trust: bo
     inner = decode(content, tensors, place, trust)
     if tag == "$number":
         return np.dtype(inner[0]).type(inner[1])
-    if tag == "$items":
-        return dict(inner)
     if tag not in _restorers:
         raise CheckpointError(f"{place}: a value of the unknown kind {tag}")
     return _restorers[tag](inner)

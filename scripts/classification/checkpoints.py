@@ -1,8 +1,6 @@
 """Checkpoints: everything that training goes on from."""
 
-import pickle
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +10,10 @@ import torch
 from common.files import replacing
 from torch import nn
 
+from npg import checkpoints
 from npg.errors import CheckpointError, NumericalError
 
-BEST, LAST = "best.pt", "last.pt"
+BEST, LAST = "best.zip", "last.zip"
 
 
 @dataclass
@@ -52,19 +51,17 @@ def save(
     """
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise NumericalError(f"a parameter is not finite after step {progress.step:,}")
-    with replacing(file) as temporary:
-        torch.save(
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "progress": asdict(progress),
-                "generators": {
-                    "cpu": torch.get_rng_state(),
-                    "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                },
-            },
-            temporary,
-        )
+    entries = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": asdict(progress),
+        "generators": {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
+    }
+    with replacing(file) as temporary, open(temporary, "wb") as opened:
+        checkpoints.write(opened, entries)
 
 
 def load(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
@@ -105,9 +102,9 @@ def load_model(file: Path, model: nn.Module) -> None:
         _loaded(file, model)
 
 
-def _loaded(file: Path, model: nn.Module) -> dict[str, Any]:
+def _loaded(file: Path, model: nn.Module) -> Mapping[str, Any]:
     device = next(model.parameters()).device
-    saved: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    saved = checkpoints.read(file, device)
     model.load_state_dict(saved["model"])
     return saved
 
@@ -119,13 +116,6 @@ def _reading(file: Path) -> Iterator[None]:
         raise CheckpointError(f"there is no checkpoint {file}")
     try:
         yield
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        TypeError,
-    ) as error:
+    except (CheckpointError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{file} is damaged, or of another model: {reason}") from error

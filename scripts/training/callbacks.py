@@ -138,7 +138,7 @@ class Checkpoints(BaseCallback):
 
     def save(self) -> None:
         """Saves now."""
-        self.model.save(self.path)
+        self.model.save(self.path, include=["environments"])
 
     def _on_training_start(self) -> None:
         self._saved_at = self.model.num_timesteps

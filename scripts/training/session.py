@@ -1,5 +1,6 @@
 """Making, or finding again, all that a training run consists of."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,9 @@ def start(agent: str, options: Options) -> Run:
     if options.resume is None:
         model = _new_model(agent, options, env)
         directory = run_directory.create(options.track_dir, agent, options.env)
+    elif not (options.resume / run_directory.LAST).exists():  # it was killed before the first one
+        model = _new_model(agent, options, env)
+        directory = options.resume
     else:
         directory = options.resume
         model = _resumed_model(agent, options, env)
@@ -90,8 +94,11 @@ def _resumed_model(agent: str, options: Options, env: VecEnv) -> OnPolicyAlgorit
             f"the run in {options.resume} has done {done:,} of {options.total_timesteps:,} steps: "
             "give a larger --total-timesteps"
         )
-    # Loading seeds the environments as at the start of the run: they would repeat its episodes.
-    model.get_env().seed(seeds.derived(options.seed, seeds.TRAINING, done))
+    reason = model.restore_environments()
+    if reason:
+        print(f"note: episodes begin anew, since {reason}", file=sys.stderr)
+        # Loading seeds the environments as at the start of the run: they would repeat its episodes.
+        model.get_env().seed(seeds.derived(options.seed, seeds.TRAINING, done))
     return model
 
 

@@ -1,9 +1,12 @@
 """Stable-Baselines3's contract of a model: `predict`, its parameters, its modes, its seed."""
 
 import copy
+import json
+import zipfile
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -94,16 +97,19 @@ def test_set_parameters_complains_as_in_sb3(agent, tmp_path) -> None:
     assert same(parameters(model), parameters(other))
 
 
-def test_sb3_reads_our_archive(tmp_path) -> None:
-    """Members are Stable-Baselines3's and one of ours, and safe to unpickle."""
-    from stable_baselines3.common.save_util import load_from_zip_file
-
+def test_any_program_can_read_what_is_in_the_file(tmp_path) -> None:
+    """JSON and safetensors in a zip archive, and no pickle among them."""
     model = small(TRPO, VecNormalize(vector_env(Toy)), critic="gauss-newton").learn(64)
     model.save(tmp_path / "model")
-    data, params, _ = load_from_zip_file(tmp_path / "model.zip")
-    assert data["target_kl"] == 0.01
-    assert {"policy", "policy.optimizer"} < params.keys()
-    assert not {"env", "rollout_buffer", "logger"} & data.keys()
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        values = json.loads(archive.read("values.json"))["entries"]
+        tensors = safetensors.torch.load(archive.read("tensors.safetensors"))
+    assert values["agent"]["target_kl"] == 0.01
+    assert {"policy", "policy.optimizer"} < values["states"].keys()
+    assert not {"env", "rollout_buffer", "logger"} & values["agent"].keys()
+    weight = tensors["states.policy.action_net.weight"]
+    assert torch.equal(weight, model.policy.action_net.weight)
+    assert "$pickle" not in json.dumps(values)
 
 
 # ----------------------------------------------------------------------------------- train and eval

@@ -22,8 +22,8 @@ def rows_of(directory):
     ]
 
 
-def saved(directory, name="last.pt"):
-    return torch.load(directory / name, weights_only=True)
+def saved(directory, name="last.zip"):
+    return dict(checkpoints.read(directory / name))
 
 
 def described(state):

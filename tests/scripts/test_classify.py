@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_run_leaves_everything_in_its_directory(classified):
     assert classified.name == "digits_mlp_adamw_1"
     names = {path.name for path in classified.iterdir()}
-    assert names >= {"config.yml", "progress.csv", "best.pt", "last.pt", "learning_curve.png"}
+    assert names >= {"config.yml", "progress.csv", "best.zip", "last.zip", "learning_curve.png"}
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert not any(name.endswith(".tmp") for name in names)
     assert (classified / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
@@ -75,7 +75,7 @@ def test_the_best_checkpoint_is_the_best(tmp_path):
     directory = classify(tmp_path, *words)
     accuracies = [row["test/accuracy"] for row in rows_of(directory)]
     assert accuracies[-1] < max(accuracies)
-    best = saved(directory, "best.pt")["progress"]
+    best = saved(directory, "best.zip")["progress"]
     assert best["best"] == max(accuracies)
     assert best["step"] == 11 * (1 + accuracies.index(max(accuracies)))
     assert saved(directory)["progress"]["step"] == 66
@@ -87,7 +87,7 @@ def test_the_summary_names_what_can_be_done_next(tmp_path, capsys):
     assert re.search(r"test accuracy 0\.\d+, best 0\.\d+, after 11 steps", output)
     assert f"tensorboard --logdir {directory}" in output
     assert str(directory / "learning_curve.png") in output
-    assert str(directory / "best.pt") in output
+    assert str(directory / "best.zip") in output
     command = re.search(r"continue with +\S+ \S*classify\.py (.*)", output).group(1).split()
     assert main([*command, "--no-progress-bar"]) == 0
     assert [row["time/epoch"] for row in rows_of(directory)] == [1, 2]

@@ -41,7 +41,7 @@ def test_interrupted_in_an_epoch_and_resumed_is_uninterrupted(
     broken = classify(tmp_path / "broken", *words, code=130)
     assert saved(broken)["progress"]["step"] == 8
     output = capsys.readouterr().out
-    assert str(broken / "last.pt") in output
+    assert str(broken / "last.zip") in output
     assert re.search(rf"classify\.py --resume {re.escape(str(broken))}$", output, re.MULTILINE)
     torch.manual_seed(99)
     assert main(["--resume", str(broken), "--no-progress-bar"]) == 0
@@ -96,12 +96,12 @@ def test_runs_of_the_two_scripts_are_told_apart(run, finished_run, capsys):
 
 def test_a_damaged_or_missing_checkpoint(run, capsys):
     words = ["--resume", str(run), "--epochs", "4"]
-    whole = (run / "last.pt").read_bytes()
+    whole = (run / "last.zip").read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"no checkpoint"):
-        (run / "last.pt").write_bytes(content)
+        (run / "last.zip").write_bytes(content)
         assert main(words) == 2
-        assert "last.pt is damaged, or of another model" in capsys.readouterr().err
-    (run / "last.pt").unlink()
+        assert "last.zip is damaged, or of another model" in capsys.readouterr().err
+    (run / "last.zip").unlink()
     assert main(words) == 2
     assert "there is no checkpoint" in capsys.readouterr().err
     assert main(["--resume", str(run / "nowhere")]) == 2
@@ -125,7 +125,7 @@ def test_a_loss_that_is_no_number_ends_with_1(tmp_path, capsys):
     directory = classify(tmp_path, *words, code=1)
     error = capsys.readouterr().err
     assert re.search(r"the training loss is (nan|inf) at step \d", error)
-    assert str(directory / "last.pt") in error
+    assert str(directory / "last.zip") in error
     assert "Traceback" not in error
     good = saved(directory)
     assert good["progress"]["step"] == 0
@@ -148,7 +148,7 @@ def test_parameters_that_are_no_numbers_are_not_saved(monkeypatch, tmp_path, cap
     spoiled = torch.nn.Linear(1, 1)
     spoiled.weight.data.fill_(torch.inf)
     with pytest.raises(NumericalError, match="not finite after step 0"):
-        checkpoints.save(directory / "last.pt", spoiled, None, checkpoints.Progress())
+        checkpoints.save(directory / "last.zip", spoiled, None, checkpoints.Progress())
     assert set(saved(directory)["model"]) != set(spoiled.state_dict())
 
 
