@@ -188,11 +188,9 @@ def _is_simulation(value: object) -> bool:
 
 
 def _arrays(data: Any) -> State:
-    """All arrays of an MjData whose sizes are the model's; contacts are found anew at each step.
-
-    Not only positions and velocities: gymnasium reads body positions, forces and inertias that were
-    computed within the last step.
-    """
+    """All arrays of an MjData whose sizes are the model's; contacts are found anew at each step."""
+    # Not only positions and velocities: gymnasium reads body positions, forces and inertias that
+    # were computed within the last step.
     unused = type(data)(data.model)  # has nothing yet where sizes change from step to step
     found = {"time": np.array(data.time)}
     for name in dir(data):

@@ -25,7 +25,9 @@ def write_archive(file: IO[bytes], members: Mapping[str, bytes]) -> None:
     with zipfile.ZipFile(sealing, "w") as archive:
         archive.comment = _MARK + b"0" * _DIGITS
         for name, content in members.items():
-            archive.writestr(name, content)
+            member = zipfile.ZipInfo(name)  # without the time: the same content is the same file
+            member.external_attr = 0o644 << 16
+            archive.writestr(member, content)
     sealing.seal()
 
 

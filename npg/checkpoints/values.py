@@ -133,7 +133,7 @@ def decode(described: Json, tensors: Mapping[str, Tensor], place: str, trust: bo
         return _torch_type(content)
     inner = decode(content, tensors, place, trust)
     if tag == "$number":
-        return np.dtype(inner[0]).type(inner[1])
+        return _number(*inner)
     if tag not in _restorers:
         raise CheckpointError(f"{place}: a value of the unknown kind {tag}")
     return _restorers[tag](inner)
@@ -183,6 +183,14 @@ def _keep(value: Tensor, tensors: dict[str, Tensor], place: str) -> str:
         place += "'"
     tensors[place] = value.to("cpu", copy=True, memory_format=torch.contiguous_format)
     return place
+
+
+def _number(name: str, value: complex) -> np.generic:
+    dtype = np.dtype(name)
+    if dtype.kind not in "biuf":
+        raise CheckpointError(f"no number is of the type {name}")
+    number: np.generic = dtype.type(value)
+    return number
 
 
 def _torch_type(name: str) -> torch.dtype:

@@ -7,8 +7,8 @@ import zipfile
 
 import numpy as np
 import pytest
-import stable_baselines3
 import safetensors.torch
+import stable_baselines3
 
 from agents import NPG, PPO, TRPO
 from agents.rollout import Rollout

@@ -6,6 +6,8 @@ import torch
 from classify import main
 from common import run_directory
 
+from npg import checkpoints
+
 
 def classify(track_dir, *words, code=0):
     arguments = ["--track-dir", str(track_dir), "--no-progress-bar", *map(str, words)]
