@@ -2,6 +2,7 @@
 
 import csv
 import importlib.metadata
+import os
 import platform
 import re
 from collections.abc import Mapping
@@ -115,17 +116,22 @@ class _ContinuedCSV(CSVOutputFormat):
 
     def __init__(self, path: Path, until: int, column: str) -> None:
         lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        super().__init__(str(path))
-        if not lines:
-            return
-        self.keys = lines[0].strip().split(",")
-        steps = self.keys.index(column)
-        self.file.write(lines[0])
-        for line in lines[1:]:
-            # A process that was killed may have left half a line.
-            if line.endswith("\n") and int(line.split(",")[steps]) <= until:
-                self.file.write(line)
-        self.file.flush()
+        keys = lines[0].strip().split(",") if lines else []
+        # A process that was killed may have left half a line, of the names, too.
+        lines = [line for line in lines if line.endswith("\n") and line.count(",") == len(keys) - 1]
+        whole = bool(lines) and column in keys and lines[0].strip().split(",") == keys
+        kept = lines[:1] if whole else []
+        for line in lines[1:] if whole else []:
+            steps = line.split(",")[keys.index(column)]
+            if steps.isdecimal() and int(steps) <= until:
+                kept.append(line)
+        with replacing(path) as temporary:
+            temporary.write_text("".join(kept))
+        super().__init__(os.devnull)
+        self.file.close()
+        self.file = open(path, "r+")  # noqa: SIM115 - until the logger is closed
+        self.file.seek(0, os.SEEK_END)
+        self.keys = keys if whole else []
 
 
 class _TensorBoard(TensorBoardOutputFormat):

@@ -50,6 +50,7 @@ def start(agent: str, options: Options) -> Run:
     elif not (options.resume / run_directory.LAST).exists():  # it was killed before the first one
         model = _new_model(agent, options, env)
         directory = options.resume
+        resumed_at = 0
     else:
         directory = options.resume
         model = _resumed_model(agent, options, env)

@@ -84,7 +84,9 @@ class Counter(gym.Env):
 
 
 def test_unknown_environments_are_named():
-    with pytest.raises(states.NoState, match=r"Counter consists of is not known: envs\.states\.register"):
+    with pytest.raises(
+        states.NoState, match=r"Counter consists of is not known: envs\.states\.register"
+    ):
         states.take(LeanVecEnv([Counter]))
 
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import types
-import zipfile
 from pathlib import Path
 
 import gymnasium as gym
@@ -24,7 +23,9 @@ from training import check_agents, command_line, run_directory, session
 from training.options import AGENTS, SET_BY_RUN, Options
 
 from agents import TRPO
+from npg import checkpoints
 from npg.errors import ConfigurationError
+from tests.agents.checkpoints import equal_states
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--n-steps", "64", "--critic", "gauss-newton", "--eval-episodes", "3"]
@@ -216,8 +217,9 @@ def test_resume_continues_counters_and_logs(run):
     assert run_directory.read_config(run)["options"]["total_timesteps"] == 512
 
 
-def test_resume_restores_the_state_but_not_the_episodes(run):
+def test_resume_without_the_environments_state_begins_new_episodes(run, capsys):
     agent, options = command_line.parse(f"trpo --resume {run} --total-timesteps 512".split())
+    TRPO.load(run / "last_model.zip").save(run / "last_model.zip")
     stored = TRPO.load(run / "last_model.zip").training_optim_state.normaliser
     resumed = session.start(agent, options)
     normaliser = resumed.model.get_vec_normalize_env()
@@ -225,6 +227,31 @@ def test_resume_restores_the_state_but_not_the_episodes(run):
     assert normaliser.obs_rms.count == count > 256
     seeds = resumed.model.get_env().unwrapped._seeds
     assert seeds[0] not in (None, options.seed)
+    assert "note: episodes begin anew, since the checkpoint was saved without" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("torn", ["time/total_tim", "a,b\n1,2\n", ""])
+def test_a_torn_progress_file_is_begun_anew(run, torn):
+    (run / "progress.csv").write_text(torn)
+    assert main(f"trpo --resume {run} --total-timesteps 512".split()) == 0
+    assert steps_of(run) == [384, 512]
+
+
+@pytest.mark.parametrize("killed", ["after its checkpoint", "before its first one"])
+def test_a_resumed_run_is_the_uninterrupted_one(run, tmp_path, killed):
+    if killed == "before its first one":
+        (run / "last_model.zip").unlink()
+    assert main(f"trpo --resume {run} --total-timesteps 512".split()) == 0
+    whole = tmp_path / "whole"
+    words = f"trpo --env CartPole-v1 --track-dir {whole} --num-envs 2 --total-timesteps 512"
+    words += " --normalize-obs --normalize-reward --eval-freq 100"
+    assert main([*words.split(), *TINY]) == 0
+    whole /= "trpo_CartPole-v1_1"
+    ours, theirs = (checkpoints.read(d / "last_model.zip")["states"] for d in (run, whole))
+    assert equal_states(ours, theirs)
+    assert steps_of(run) == steps_of(whole)
 
 
 def test_resume_drops_what_came_after_the_checkpoint(run):
@@ -244,11 +271,8 @@ def test_resume_twice_from_one_checkpoint_gives_the_same_parameters(run, tmp_pat
     other = Path(shutil.copytree(run, tmp_path / "other"))
     for directory in (run, other):
         assert main(f"trpo --resume {directory} --total-timesteps 384".split()) == 0
-    with (
-        zipfile.ZipFile(run / "last_model.zip") as a,
-        zipfile.ZipFile(other / "last_model.zip") as b,
-    ):
-        assert a.read("policy.pth") == b.read("policy.pth")
+    ours, theirs = (checkpoints.read(d / "last_model.zip")["states"] for d in (run, other))
+    assert equal_states(ours, theirs)
 
 
 @pytest.mark.parametrize(
