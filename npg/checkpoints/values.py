@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
 import torch
 from torch import Tensor
@@ -162,7 +162,8 @@ def _encode_mapping(
 
 def _encode_tensor(value: Tensor, tensors: dict[str, Tensor], place: str) -> dict[str, Json]:
     """Keeps the order of its dimensions in memory too: products of matrices round by it."""
-    order = sorted(range(value.ndim), key=lambda d: (-value.stride(d), d))
+    strides = value.stride()
+    order = sorted(range(value.ndim), key=lambda d: (-strides[d], d))
     if order == list(range(value.ndim)):
         return {"$tensor": _keep(value, tensors, place)}
     return {"$tensor": _keep(value.permute(order), tensors, place), "order": order}

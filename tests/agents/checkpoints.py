@@ -30,6 +30,8 @@ def flattened(state) -> list:
 def equal_states(first, second) -> bool:
     a, b = flattened(first), flattened(second)
     return len(a) == len(b) and all(
-        torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+        torch.equal(torch.as_tensor(x), torch.as_tensor(y))
+        if isinstance(x, torch.Tensor | np.ndarray)
+        else x == y
         for x, y in zip(a, b, strict=True)
     )
