@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
 def train(run: session.Run) -> tuple[Loop, int]:
     """Trains to the end, whichever that is; returns what trained, and the exit code."""
-    with Interrupts() as interrupts:
+    with run.held, Interrupts() as interrupts:
         loop = Loop(run, interrupts)
         bar = ProgressBar(loop) if run.options.progress_bar else None
         try:

@@ -29,7 +29,8 @@ def main(argv: Sequence[str]) -> int:
             agent, options = command_line.parse(argv)
             verbose = options.verbose
             run = session.start(agent, options)
-        return train(run)
+        with run.held:
+            return train(run)
     except Failure as failure:
         if verbose >= 2:
             raise

@@ -1,11 +1,13 @@
 """Making, or finding again, all that a run consists of."""
 
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import run_directory, seeds
+from common.lock import locked
 from stable_baselines3.common.logger import Logger
 from torch import nn
 
@@ -35,6 +37,8 @@ class Run:
     objective: Objective
     progress: Progress
     logger: Logger
+    held: ExitStack = field(default_factory=ExitStack)
+    """To be closed when the run has ended: the lock of its directory."""
 
     @property
     def batch_size(self) -> int:
@@ -69,24 +73,29 @@ def start(chosen: Options) -> Run:
     Raises:
         ConfigurationError: If the options do not go with the data or the run to resume.
     """
-    run = build(chosen, load(chosen))
-    if chosen.resume is not None:
-        run.progress = checkpoints.load(chosen.resume / LAST, run.model, run.optimizer)
-    elif chosen.start_from is not None:
-        _start_from(chosen.start_from, chosen, run.model)
-    if chosen.resume is None:
-        names = (chosen.data, chosen.model, chosen.optimizer)
-        run.directory = run_directory.create(chosen.track_dir, *names)
-    elif run.share < 1:
-        run.directory = chosen.resume
-    else:
-        raise ConfigurationError(
-            f"the run in {chosen.resume} has done its {run.progress.step:,} steps in "
-            f"{run.progress.seconds:.1f} s: give more --epochs, or more --budget-seconds"
-        )
-    options.write(run.directory, chosen)
-    resumed_at = None if chosen.resume is None else run.progress.step
-    run.logger = run_directory.open_logger(run.directory, False, resumed_at, "time/step")
+    with ExitStack() as held:
+        if chosen.resume is not None:
+            held.enter_context(locked(chosen.resume, "run", "start a new one"))
+        run = build(chosen, load(chosen))
+        if chosen.resume is not None and (chosen.resume / LAST).exists():
+            run.progress = checkpoints.load(chosen.resume / LAST, run.model, run.optimizer)
+        elif chosen.start_from is not None:
+            _start_from(chosen.start_from, chosen, run.model)
+        if chosen.resume is None:
+            names = (chosen.data, chosen.model, chosen.optimizer)
+            run.directory = run_directory.create(chosen.track_dir, *names)
+            held.enter_context(locked(run.directory, "run", "start a new one"))
+        elif run.share < 1:
+            run.directory = chosen.resume
+        else:
+            raise ConfigurationError(
+                f"the run in {chosen.resume} has done its {run.progress.step:,} steps in "
+                f"{run.progress.seconds:.1f} s: give more --epochs, or more --budget-seconds"
+            )
+        options.write(run.directory, chosen)
+        resumed_at = None if chosen.resume is None else run.progress.step
+        run.logger = run_directory.open_logger(run.directory, False, resumed_at, "time/step")
+        run.held = held.pop_all()
     return run
 
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.lock import locked
 from common.report import command, print_places
 
 from comparison import backends, files, record
 from comparison.execution_options import Execution
 from comparison.job import Job
-from comparison.lock import locked
 from comparison.runner import run_all
 from comparison.table import LiveTable
 from npg.errors import ConfigurationError

@@ -1,10 +1,12 @@
 """Making, or finding again, all that a training run consists of."""
 
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import seeds
+from common.lock import locked
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
@@ -30,6 +32,8 @@ class Run:
     eval_env: VecEnv
     resumed_at: int | None
     """Steps of the checkpoint that it goes on from; None for a new run."""
+    held: ExitStack
+    """To be closed when the run has ended: the lock of its directory."""
 
 
 def start(agent: str, options: Options) -> Run:
@@ -42,23 +46,26 @@ def start(agent: str, options: Options) -> Run:
     Returns:
         The run, with its configuration written and its logs open.
     """
-    env = _environments(options, options.num_envs, options.seed, options.backend)
-    resumed_at = None
-    if options.resume is None:
-        model = _new_model(agent, options, env)
-        directory = run_directory.create(options.track_dir, agent, options.env)
-    elif not (options.resume / run_directory.LAST).exists():  # it was killed before the first one
-        model = _new_model(agent, options, env)
-        directory = options.resume
-        resumed_at = 0
-    else:
-        directory = options.resume
-        model = _resumed_model(agent, options, env)
-        resumed_at = model.num_timesteps
-    run_directory.write_config(directory, agent, options)
-    tables = options.verbose > 0
-    model.set_logger(run_directory.open_logger(directory, tables, resumed_at))
-    return Run(agent, options, directory, model, _evaluation_env(options, model), resumed_at)
+    with ExitStack() as held:
+        if options.resume is not None:
+            held.enter_context(locked(options.resume, "run", "start a new one"))
+        env = _environments(options, options.num_envs, options.seed, options.backend)
+        resumed_at = None
+        if options.resume is None:
+            model = _new_model(agent, options, env)
+            directory = run_directory.create(options.track_dir, agent, options.env)
+            held.enter_context(locked(directory, "run", "start a new one"))
+        elif not (options.resume / run_directory.LAST).exists():  # killed before the first one
+            model = _new_model(agent, options, env)
+            directory, resumed_at = options.resume, 0
+        else:
+            model = _resumed_model(agent, options, env)
+            directory, resumed_at = options.resume, model.num_timesteps
+        run_directory.write_config(directory, agent, options)
+        tables = options.verbose > 0
+        model.set_logger(run_directory.open_logger(directory, tables, resumed_at))
+        eval_env = _evaluation_env(options, model)
+        return Run(agent, options, directory, model, eval_env, resumed_at, held.pop_all())
 
 
 def _environments(options: Options, number: int, seed: int, backend: str) -> VecEnv:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from common.interrupts import Interrupts
+from common.lock import locked
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train import main
 from training import check_agents, command_line, run_directory, session
@@ -230,6 +231,15 @@ def test_resume_without_the_environments_state_begins_new_episodes(run, capsys):
     assert "note: episodes begin anew, since the checkpoint was saved without" in (
         capsys.readouterr().err
     )
+
+
+def test_two_processes_do_not_write_into_one_directory(run, capsys):
+    before = (run / "progress.csv").read_bytes()
+    with locked(run):
+        assert main(f"trpo --resume {run} --total-timesteps 512".split()) == 2
+    assert f"another run (process {os.getpid()}) writes into {run}" in capsys.readouterr().err
+    assert (run / "progress.csv").read_bytes() == before
+    assert main(f"trpo --resume {run} --total-timesteps 512".split()) == 0
 
 
 @pytest.mark.parametrize("torn", ["time/total_tim", "a,b\n1,2\n", ""])

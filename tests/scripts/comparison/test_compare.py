@@ -157,7 +157,7 @@ def test_an_output_that_is_a_file(tmp_path, capsys, place):
 
 
 def test_a_second_comparison_in_the_directory(tmp_path, capsys):
-    from comparison.lock import locked
+    from common.lock import locked
 
     with locked(tmp_path):
         assert main(words(tmp_path)) == 2

@@ -4,9 +4,9 @@ import json
 import os
 
 import pytest
+from common.lock import locked
 from comparison import machine, record
 from comparison.execution_options import Execution
-from comparison.lock import locked
 
 from npg.errors import ConfigurationError
 

@@ -184,7 +184,7 @@ def test_runs_end_with_a_comparison_that_is_killed(tmp_path):
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "scripts")!r}]
 from pathlib import Path
-from comparison.lock import locked
+from common.lock import locked
 from tests.scripts.comparison.fake import job, run
 directory = Path({str(tmp_path)!r})
 with locked(directory):
@@ -198,7 +198,7 @@ with locked(directory):
     comparison.wait()
     child = int((tmp_path / "pid0").read_text())
     wait_for(lambda: not is_alive(child))
-    from comparison.lock import locked
+    from common.lock import locked
 
     with locked(tmp_path):
         assert run([job(tmp_path, 0)])[0].exit_code == 0

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import comparison
 import pytest
+from common.lock import locked
 from comparison import record, session
 from comparison.backends.local import Local
 from comparison.execution_options import Execution
-from comparison.lock import locked
 
 from npg.errors import ConfigurationError
 from tests.scripts.comparison.fake import FINISH, job, wait_for
