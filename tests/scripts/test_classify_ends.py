@@ -94,18 +94,22 @@ def test_runs_of_the_two_scripts_are_told_apart(run, finished_run, capsys):
     assert "is a run of classify.py, not of trpo" in capsys.readouterr().err
 
 
-def test_a_damaged_or_missing_checkpoint(run, capsys):
+def test_a_damaged_checkpoint(run, capsys):
     words = ["--resume", str(run), "--epochs", "4"]
     whole = (run / "last.zip").read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"no checkpoint"):
         (run / "last.zip").write_bytes(content)
         assert main(words) == 2
         assert "last.zip is damaged, or of another model" in capsys.readouterr().err
-    (run / "last.zip").unlink()
-    assert main(words) == 2
-    assert "there is no checkpoint" in capsys.readouterr().err
     assert main(["--resume", str(run / "nowhere")]) == 2
     assert "is not the directory of a run" in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(run):
+    rows = rows_of(run)
+    (run / "last.zip").unlink()
+    assert main(["--resume", str(run), "--no-progress-bar"]) == 0
+    assert rows_of(run) == rows
 
 
 # ------------------------------------------------------------------------------- ends and faults

@@ -1,0 +1,1 @@
+"""Faults, one kind a module: see scripts/faults.py."""

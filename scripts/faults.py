@@ -1,0 +1,54 @@
+"""Puts training through faults, and says what came of it.
+
+    python scripts/faults.py all
+    python scripts/faults.py kill --times 50
+
+Each row is a fault, what is promised for it, and whether that held. Exit code 1 if one did not.
+"""
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from faulting import kills, mutations
+from faulting.report import Row, show
+
+Part = Literal["kill", "mutate"]
+
+
+@dataclass
+class Options:
+    """Which faults."""
+
+    part: tyro.conf.Positional[Part | Literal["all"]]
+    """One kind of them, or all."""
+    times: int = 50
+    """Kills of each environment's run."""
+    mutations: int = 10_000
+    """Changed checkpoints."""
+    seed: int = 0
+    """Of the moments and the changes."""
+
+
+def main(options: Options) -> int:
+    """Runs them; returns the exit code."""
+    parts = {
+        "kill": lambda place: kills.rows(place, options.times, options.seed),
+        "mutate": lambda place: mutations.rows(place, options.mutations, options.seed),
+    }
+    chosen = parts if options.part == "all" else {options.part: parts[options.part]}
+    found: list[Row] = []
+    with tempfile.TemporaryDirectory() as place:
+        for name, run in chosen.items():
+            directory = Path(place) / name
+            directory.mkdir()
+            found += run(directory)
+    show(found)
+    return 0 if all(row.held for row in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options)))
