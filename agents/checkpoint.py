@@ -4,6 +4,7 @@ import io
 import pathlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any
 
 import torch
@@ -11,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common import utils
 from stable_baselines3.common.buffers import BaseBuffer
 
-from agents.peer_checkpoint import read_peer
+from agents.peer_checkpoint import peer_attributes, read_peer
 from npg import checkpoints
 from npg.errors import CheckpointError
 
@@ -67,11 +68,13 @@ class Saved:
     """What a file holds.
 
     Attributes:
-        attributes: Of the agent.
+        names: Of the agent's attributes.
+        attributes: Reads these, but for those that it is given, which are taken as they are.
         states: State dictionaries, by the names of what they belong to.
     """
 
-    attributes: dict[str, Any]
+    names: Collection[str]
+    attributes: Callable[[Mapping[str, Any]], dict[str, Any]]
     states: dict[str, Any]
 
 
@@ -87,36 +90,28 @@ def write(file: IO[bytes], attributes: Mapping[str, Any], states: Mapping[str, A
     checkpoints.write(file, {AGENT: dict(attributes), STATES: dict(states)})
 
 
-def read(
-    path: Path,
-    device: torch.device | str = "cpu",
-    given: Mapping[str, Any] | None = None,
-    trust: bool = False,
-    check: Callable[[Collection[str]], None] = lambda names: None,
-) -> Saved:
+def read(path: Path, device: torch.device | str = "cpu", trust: bool = False) -> Saved:
     """Reads a file of this library, or one of Stable-Baselines3's format.
 
     Args:
         path: File, with or without ".zip", or open for reading.
         device: Where tensors go.
-        given: Attributes that are not read but taken from here, as far as the file has them.
         trust: Whether pickles are read, which run any code of who wrote the file.
-        check: Gets the names of the attributes before one of them is read; it may raise.
 
     Returns:
-        What it holds.
+        What it holds; a pickle among the attributes is an error when these are asked for.
 
     Raises:
-        CheckpointError: If it is missing, damaged, something else, or needs trust.
+        CheckpointError: If it is missing, damaged, or something else.
     """
-    if isinstance(path, str | pathlib.Path):
-        found = _found(pathlib.Path(path))
-        try:
-            with open(found, "rb") as file:
-                return _read(file, str(found), device, given or {}, trust, check)
-        except OSError as error:
-            raise CheckpointError(f"{found} cannot be read: {error}") from error
-    return _read(path, "the file", device, given or {}, trust, check)
+    if not isinstance(path, str | pathlib.Path):
+        return _read(path, "the file", device, trust)
+    found = _found(pathlib.Path(path))
+    try:
+        with open(found, "rb") as file:
+            return _read(file, str(found), device, trust)
+    except OSError as error:
+        raise CheckpointError(f"{found} cannot be read: {error}") from error
 
 
 def _found(path: pathlib.Path) -> pathlib.Path:
@@ -127,19 +122,12 @@ def _found(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _read(
-    file: IO[bytes],
-    name: str,
-    device: torch.device | str,
-    given: Mapping[str, Any],
-    trust: bool,
-    check: Callable[[Collection[str]], None],
-) -> Saved:
+def _read(file: IO[bytes], name: str, device: torch.device | str, trust: bool) -> Saved:
     device = utils.get_device(device)
     if not checkpoints.is_sealed(file):
-        return Saved(*read_peer(file, name, device, given, trust, check))
+        items, states = read_peer(file, name, device)
+        return Saved(items, partial(peer_attributes, items, name, trust), states)
     content = checkpoints.read(file, device, trust)
     if not {AGENT, STATES} <= content.keys():
         raise CheckpointError(f"{name} is no checkpoint of an agent: it has {sorted(content)}")
-    check(content.names(AGENT))
-    return Saved(content.without(AGENT, given), content[STATES])
+    return Saved(content.names(AGENT), partial(content.without, AGENT), content[STATES])

@@ -6,18 +6,18 @@ import torch
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 
-from agents.checkpoint import Saved
 from npg.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from agents.on_policy import OnPolicy
+    from agents.one_file import OneFile
 
-Agent = TypeVar("Agent", bound="OnPolicy")
+Agent = TypeVar("Agent", bound="OneFile")
 
 
 def built(
     kind: type[Agent],
-    saved: Saved,
+    attributes: dict[str, Any],
+    states: dict[str, Any],
     env: GymEnv | None,
     device: torch.device | str,
     force_reset: bool,
@@ -27,7 +27,8 @@ def built(
 
     Args:
         kind: Its class.
-        saved: Attributes and states.
+        attributes: Of the agent that was saved.
+        states: State dictionaries of its policy and optimizers.
         env: Environments to train on; None to predict only.
         device: Where to put the policy.
         force_reset: Whether training starts with a reset of the environments.
@@ -40,7 +41,6 @@ def built(
         CheckpointError: If attributes are missing that every agent has.
         ValueError: If the environments have other spaces, or ``policy_kwargs`` is to change.
     """
-    attributes = saved.attributes
     missing = {"policy_class", "observation_space", "action_space"} - attributes.keys()
     if missing:
         raise CheckpointError(f"the checkpoint lacks {sorted(missing)}: it was saved without them")
@@ -61,7 +61,7 @@ def built(
     vars(model).update(attributes)
     vars(model).update(changed)
     model._setup_model()
-    model.set_parameters(saved.states, exact_match=True, device=device)
+    model.set_parameters(states, exact_match=True, device=device)
     if model.use_sde:
         model.policy.reset_noise()
     return model

@@ -10,7 +10,7 @@ import io
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, ClassVar
 
@@ -110,12 +110,7 @@ class _Careful(pickle._Unpickler):  # type: ignore[name-defined]
 
 
 def read_peer(
-    file: IO[bytes],
-    name: str,
-    device: torch.device | str,
-    given: Mapping[str, Any],
-    trust: bool,
-    check: Callable[[Collection[str]], None],
+    file: IO[bytes], name: str, device: torch.device | str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a file of Stable-Baselines3's format.
 
@@ -123,27 +118,23 @@ def read_peer(
         file: Open for reading.
         name: What errors call it.
         device: Where tensors go.
-        given: Attributes that are not read but taken from here, as far as the file has them.
-        trust: Whether pickles may run whatever they ask for.
-        check: Gets the names of the attributes before one of them is read.
 
     Returns:
-        The attributes, and the state dictionaries by name.
+        The attributes as they stand in the file, for :func:`peer_attributes`, and the state
+        dictionaries by name.
 
     Raises:
-        CheckpointError: If the file is damaged, something else, or asks for what may not be run.
+        CheckpointError: If the file is damaged, or something else.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
             members = {} if damaged else {m: archive.read(m) for m in archive.namelist()}
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except Exception as error:  # zipfile's own, zlib's, struct's: whatever damaged bytes lead to
         raise CheckpointError(
-            f"{name} wasn't a zip-file, or is truncated ({error}): a checkpoint is the zip file "
-            "that save() wrote"
+            f"{name} wasn't a zip-file, or is truncated or damaged ({error}): a checkpoint is the "
+            "zip file that save() wrote"
         ) from error
-    except Exception as error:  # zlib's own, struct's, whatever damaged bytes lead to
-        raise CheckpointError(f"{name} is damaged: {error}") from error
     if damaged:
         raise CheckpointError(f"{name} is damaged: its member {damaged} fails its checksum")
     missing = {"data", "policy.pth"} - members.keys()
@@ -152,22 +143,39 @@ def read_peer(
             f"{name} is truncated, or no checkpoint of an agent: it lacks {sorted(missing)}"
         )
     try:
-        described = json.loads(members["data"])
-        items = dict(described.items())
+        items = dict(json.loads(members["data"]).items())
     except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{name}: its member data is damaged ({error})") from error
-    check(items)
-    data = {
-        key: given[key] if key in given else _attribute(f"{name}: {key}", key, item, trust)
-        for key, item in items.items()
-        if key not in MADE_ANEW or key in given
-    }
     states = {
         member.removesuffix(".pth"): _state(f"{name}: {member}", content, device)
         for member, content in members.items()
         if member.endswith(".pth") and member != "pytorch_variables.pth"
     }
-    return data, states
+    return items, states
+
+
+def peer_attributes(
+    items: Mapping[str, Any], name: str, trust: bool, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Makes the attributes of an agent from what stands in a file.
+
+    Args:
+        items: The first that :func:`read_peer` returned.
+        name: What errors call the file.
+        trust: Whether pickles may run whatever they ask for.
+        given: Attributes that are not read but taken from here, as far as the file has them.
+
+    Returns:
+        The attributes.
+
+    Raises:
+        CheckpointError: If a pickle is damaged, or asks for what may not be run.
+    """
+    return {
+        key: given[key] if key in given else _attribute(f"{name}: {key}", key, item, trust)
+        for key, item in items.items()
+        if key not in MADE_ANEW or key in given
+    }
 
 
 def _attribute(place: str, key: str, item: Any, trust: bool) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from common import run_directory, seeds
+from common.files import remove_unfinished
 from common.lock import locked
 from stable_baselines3.common.logger import Logger
 from torch import nn
@@ -76,6 +77,7 @@ def start(chosen: Options) -> Run:
     with ExitStack() as held:
         if chosen.resume is not None:
             held.enter_context(locked(chosen.resume, "run", "start a new one"))
+            remove_unfinished(chosen.resume)
         run = build(chosen, load(chosen))
         if chosen.resume is not None and (chosen.resume / LAST).exists():
             run.progress = checkpoints.load(chosen.resume / LAST, run.model, run.optimizer)

@@ -15,3 +15,9 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Removes the temporary files that killed processes left behind; nobody may be writing now."""
+    for path in directory.glob(".*.tmp"):
+        path.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import seeds
+from common.files import remove_unfinished
 from common.lock import locked
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -49,6 +50,7 @@ def start(agent: str, options: Options) -> Run:
     with ExitStack() as held:
         if options.resume is not None:
             held.enter_context(locked(options.resume, "run", "start a new one"))
+            remove_unfinished(options.resume)
         env = _environments(options, options.num_envs, options.seed, options.backend)
         resumed_at = None
         if options.resume is None:

@@ -251,6 +251,7 @@ def test_a_torn_progress_file_is_begun_anew(run, torn):
 
 @pytest.mark.parametrize("killed", ["after its checkpoint", "before its first one"])
 def test_a_resumed_run_is_the_uninterrupted_one(run, tmp_path, killed):
+    (run / ".last_model.zip.99999.tmp").write_bytes(b"half")
     if killed == "before its first one":
         (run / "last_model.zip").unlink()
     assert main(f"trpo --resume {run} --total-timesteps 512".split()) == 0
@@ -262,6 +263,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run, tmp_path, killed):
     ours, theirs = (checkpoints.read(d / "last_model.zip")["states"] for d in (run, whole))
     assert equal_states(ours, theirs)
     assert steps_of(run) == steps_of(whole)
+    assert not list(run.glob(".*.tmp"))
 
 
 def test_resume_drops_what_came_after_the_checkpoint(run):
