@@ -72,7 +72,7 @@ def train(run: session.Run) -> int:
             for callback in beside:
                 if isinstance(callback, ProgressBar):
                     callback.stop()
-        checkpoints.save()
+        checkpoints.finish()
     if interrupts.received is not None:
         draw()
         report.print_interrupted(run)

@@ -1,10 +1,12 @@
 """What happens during training beside it: evaluations, checkpoints, a graceful end."""
 
+import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from common import seeds
@@ -121,7 +123,9 @@ class Evaluations(EvalCallback):
 class Checkpoints(BaseCallback):
     """Keeps last_model.zip up to date, and ends the training on a signal.
 
-    It saves between an update and the next rollout, where nothing is half done.
+    It saves between an update and the next rollout, where nothing is half done and from where a
+    continued run is the uninterrupted one. On a signal, too, the training ends there; if that takes
+    longer than PATIENCE it ends at once, and the samples of the rollout are lost.
 
     Args:
         directory: Of the run.
@@ -129,24 +133,40 @@ class Checkpoints(BaseCallback):
         interrupts: Where signals arrive.
     """
 
+    PATIENCE: ClassVar[float] = 20.0  # seconds
+
     def __init__(self, directory: Path, every: int, interrupts: Interrupts) -> None:
         super().__init__()
         self.path = directory / LAST
         self.every = every
         self.interrupts = interrupts
         self._saved_at = 0
+        self._ended = False
+        self._deadline = math.inf
 
     def save(self) -> None:
         """Saves now."""
         self.model.save(self.path, include=["environments"])
 
+    def finish(self) -> None:
+        """Saves what the training ended with, unless that was done before its last step."""
+        if not self._ended:
+            self.save()
+
     def _on_training_start(self) -> None:
         self._saved_at = self.model.num_timesteps
 
     def _on_step(self) -> bool:
-        return self.interrupts.received is None
+        if self.interrupts.received is None:
+            return True
+        if self._deadline == math.inf:
+            self._deadline = time.monotonic() + self.PATIENCE
+            print("ending after this update; again to end at once", file=sys.stderr)
+        return not self._ended and time.monotonic() < self._deadline
 
     def _on_rollout_start(self) -> None:
-        if self.every and self.model.num_timesteps - self._saved_at >= self.every:
+        self._ended = self.interrupts.received is not None
+        due = self.every and self.model.num_timesteps - self._saved_at >= self.every
+        if due or self._ended:
             self._saved_at = self.model.num_timesteps
             self.save()

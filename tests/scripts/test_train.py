@@ -404,7 +404,9 @@ def test_a_signal_saves_and_exits(stop, tmp_path):
     assert process.returncode == 128 + stop
     assert "Traceback" not in error
     assert f"--resume {progress.parent}" in output
-    assert TRPO.load(progress.parent / "last_model.zip").num_timesteps > 128
+    ended = TRPO.load(progress.parent / "last_model.zip")
+    assert ended.num_timesteps % 64 == 0  # between an update and the next rollout
+    assert ended._n_updates == ended.num_timesteps / 64 >= 2
 
 
 @pytest.mark.usefixtures("default_interrupts")
