@@ -133,7 +133,7 @@ def _table(found: Results, scores: Contest, task: str) -> str:
     rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     rows += [_row(found, scores, task, first, name) for name in scores.names]
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    return f"\n### {task}\n\n{table}{_behind(scores, task)}"
+    return f"\n### {task}\n\n{table}{_behind(scores, task, found.seconds_count)}"
 
 
 def _row(found: Results, scores: Contest, task: str, first: str, name: str) -> list[str]:
@@ -174,7 +174,7 @@ def _race(found: Results, scores: Contest, task: str, first: str, name: str) -> 
     return [number(there.target), f"{number(round(theirs, 1))} {unit}", when, said]
 
 
-def _behind(scores: Contest, task: str) -> str:
+def _behind(scores: Contest, task: str, seconds_count: bool) -> str:
     """Says where the first agent is not the best, whoever writes the page."""
     first, *others = [name for name in scores.names if scores.runs[name, task]]
     below, higher, sooner = [], [], []
@@ -183,9 +183,12 @@ def _behind(scores: Contest, task: str) -> str:
         if better is not None and better.verdict == "behind":
             below.append(name)
         there = race(scores.runs[first, task], scores.runs[name, task])
-        if there is not None and not np.isfinite(there.steps[0]):
+        if there is None:
+            continue
+        ours, theirs = there.seconds if seconds_count else there.steps
+        if not np.isfinite(ours):
             higher.append(name)
-        elif there is not None and there.seconds[0] > there.seconds[1]:
+        elif ours > theirs:
             sooner.append(name)
     said = [
         f"{text} {', '.join(names)}"

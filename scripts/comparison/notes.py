@@ -76,6 +76,8 @@ def _crowded(results: Results) -> Iterator[str]:
 
 def _uneven(results: Results) -> Iterator[str]:
     """Work on the other cores takes memory and clock from a run whose core is its own."""
+    if results.kind != "agent":  # an optimizer's steps may differ in the evaluations they take
+        return
     spread = {}
     for name in results.names:
         for task in results.tasks:

@@ -84,7 +84,9 @@ def differences(first: Run, second: Run) -> list[str]:
         changed.append(f"{second.steps:,} steps in place of {first.steps:,}")
     returns = [[(steps, value) for steps, _, value in run.curve] for run in (first, second)]
     changed += ["the returns in training"] if returns[0] != returns[1] else []
-    changed += [f"the {k}" for k in _changed(first.diagnostics, second.diagnostics)]
+    # A later version may have more diagnostics, but none may be lost or different.
+    known = {key: second.diagnostics.get(key) for key in first.diagnostics}
+    changed += [f"the {k}" for k in _changed(first.diagnostics, known)]
     return changed + (["the final returns"] if first.final != second.final else [])
 
 

@@ -86,6 +86,7 @@ def test_logged_keys(agent, critic) -> None:
         "train/policy_objective",
         "train/value_loss",
         "train/kl_divergence_loss",
+        "train/target_kl",
         "train/explained_variance",
         "train/is_line_search_success",
         "train/step_fraction",
@@ -98,6 +99,7 @@ def test_logged_keys(agent, critic) -> None:
     assert last["time/total_timesteps"] == 192
     assert last["train/n_updates"] == 2
     assert 0 < last["train/kl_divergence_loss"] < 0.05
+    assert last["train/target_kl"] == 0.01
     assert last["train/cg_residual"] < 1
     assert last["train/policy_objective"] > 0
     assert last["train/explained_variance"] <= 1

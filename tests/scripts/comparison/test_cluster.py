@@ -180,8 +180,10 @@ def test_a_machine_that_is_lost(tmp_path, nodes, backend):
     (node,) = (node for node in nodes.list_all_nodes() if node is not nodes.head_node)
 
     def remove():
-        wait_for(lambda: len(list(tmp_path.glob("pid*"))) == 2)
+        wait_for(lambda: all((tmp_path / f"starts{seed}").exists() for seed in range(2)))
+        runs = [process_of(tmp_path, seed) for seed in range(2)]
         nodes.remove_node(node, allow_graceful=False)
+        wait_for(lambda: not all(map(is_alive, runs)))  # else it could still end in peace
         (tmp_path / "removed").touch()
 
     thread = threading.Thread(target=remove)

@@ -68,6 +68,20 @@ def test_steps_where_seconds_do_not_count(tmp_path):
     assert (row["where it is after"], row["a after"]) == ("1,000 steps", "500 steps")
     assert row["steps/s"] == "–"
     assert "- Seconds are not comparable here" in text
+    assert "Where a is behind" not in text
+
+
+def test_who_is_sooner_counts_in_steps_where_seconds_do_not(tmp_path):
+    """`a` takes a hundredth of the seconds of `b`, and twice its steps."""
+    sides = {"a": climb(100, 1.0), "b": climb(200, 100.0)[:6]}
+    both = {
+        f"{name}_E_{s}": agent_run(name, "E", s, [1], curve)
+        for name, curve in sides.items()
+        for s in range(2)
+    }
+    said = "Where a is behind: it takes longer to the return"
+    assert said not in digest.digest(load(save(tmp_path / "clock", both)), FEW)
+    assert said in digest.digest(load(save(tmp_path / "none", both, wall_clock_counts=False)), FEW)
 
 
 def test_what_is_to_be_known_stands_above(tmp_path):

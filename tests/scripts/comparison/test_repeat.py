@@ -37,6 +37,16 @@ def test_the_numbers_are_compared(compared, capsys):
     assert "trpo_CartPole-v1_1: the same numbers" in said(capsys)
 
     content = json.loads(result.read_text())
+    del content["diagnostics"]["target_kl"]  # which earlier versions did not record
+    result.write_text(json.dumps(content))
+    assert main(["repeat", str(directory)]) == 0
+
+    content["diagnostics"]["accepted"] = [[1, 2]]
+    result.write_text(json.dumps(content))
+    assert main(["repeat", str(directory)]) == 1
+    assert "not as it was: the accepted" in said(capsys)
+
+    del content["diagnostics"]["accepted"]
     content["final"][3] += 1
     content["arguments"]["gamma"] = 0.9
     result.write_text(json.dumps(content))
