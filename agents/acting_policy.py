@@ -10,6 +10,7 @@ from agents.plain_actor_critic import PlainActorCritic
 from agents.plain_networks import plain_features
 from agents.rollout import Observations
 from agents.shared_features import behaviour_of, mean_kl
+from npg import ranks
 
 # Times that a step is shortened before it is taken back.
 SHORTENINGS = 4
@@ -51,7 +52,7 @@ class ActingPolicy:
         if self.by_hand is None:
             return mean_kl(self.policy, self.observations, self.behaviour)
         output = self.by_hand.actor.forward(self.features)
-        return float(self.by_hand.head.kl(self.behaviour, output))
+        return ranks.average(float(self.by_hand.head.kl(self.behaviour, output)))
 
     def stay_near(self, start: Snapshot, kl: float, target_kl: float) -> tuple[float, float]:
         """Shortens a step that went further than twice the target, whatever its model said.

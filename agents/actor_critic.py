@@ -20,8 +20,10 @@ from agents.critics import Snapshot
 from agents.losses import Loss, Objective, PolicyGradient, SquaredError
 from agents.named_optimizers import protocol_of
 from agents.on_policy import OnPolicy
+from agents.over_ranks import average_gradients
 from agents.plain_actor_critic import Losses
 from agents.rollout import Batch, batch, standardised
+from npg import ranks
 from npg.errors import ConfigurationError
 
 
@@ -85,7 +87,7 @@ class ActorCritic(OnPolicy):
     def _objective(self, samples: Batch) -> Objective:
         """The loss of some samples."""
         advantages = self._advantages(samples)
-        if self.normalize_advantage and len(advantages) > 1:
+        if self.normalize_advantage:
             advantages = standardised(advantages)
         return Objective(
             self._policy_loss(samples, advantages),
@@ -117,8 +119,10 @@ class ActorCritic(OnPolicy):
         optimizer.zero_grad()
         loss.backward(create_graph=protocol_of(optimizer) == "hessian")
         policy.action_dist.distribution = None  # a policy that keeps its graph cannot be copied
+        average_gradients(policy.parameters(), samples.share)
         norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm))
-        losses = Losses(*torch.stack([policy_loss, value_loss, entropy_loss]).tolist())
+        terms = torch.stack([policy_loss, value_loss, entropy_loss]).tolist()
+        losses = Losses(*ranks.averages(terms, samples.share))
         if not math.isfinite(sum(losses, norm)):
             statistics.restore()  # BatchNorm's, from observations too large to square
         return losses, norm

@@ -31,6 +31,7 @@ from agents.rollout import (
     flat_observations,
     row_setter,
 )
+from npg import ranks
 from npg.errors import NumericalError
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def collect(
             policy.reset_noise(env.num_envs)
 
     num_envs = env.num_envs
+    steps_of_all = num_envs * ranks.count()
     layers = mirrored(policy, actor)
     mirror = None if layers is None else mirror_of(policy, layers, num_envs, n_rollout_steps)
     watch = ParameterWatch(policy, callback)
@@ -110,7 +112,7 @@ def collect(
 
         clipped_actions = bounded(actions)
         new_obs, rewards, dones, infos = step(clipped_actions)
-        model.num_timesteps += num_envs
+        model.num_timesteps += steps_of_all
 
         if watched:
             callback.update_locals(locals())

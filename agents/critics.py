@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
+from agents.over_ranks import average_gradients
 from agents.plain_steps import fuse
 from agents.predictions import Parts, take
 from agents.rollout import Batch
 from agents.shared_features import KLBudget
+from agents.shuffling import shuffled
 from agents.value_minibatches import hand_written
+from npg import ranks
 from npg.linalg import assign_
 from npg.optim import NewtonCG
 
@@ -67,14 +70,16 @@ class AdamCritic:
 
     def _by_autograd(self, batch: Batch) -> Iterator[float]:
         """Yields the loss of every minibatch of an epoch, with its gradients in place."""
-        order = torch.randperm(len(batch.returns))
-        for rows in order.to(batch.returns.device).split(self.batch_size):
+        order = torch.randperm(len(batch.returns) * ranks.count()).to(batch.returns.device)
+        every, sizes, shares = shuffled(order, batch.num_envs, self.batch_size)
+        for rows, share in zip(every.split(sizes), shares, strict=True):
             values = self.policy.predict_values(take(batch.observations, rows)).flatten()
             loss = F.mse_loss(values, batch.returns[rows])
-            value = float(loss.detach())
+            value = ranks.average(float(loss.detach()), share)
             if math.isfinite(value):
                 self.policy.optimizer.zero_grad()
                 loss.backward()
+                average_gradients(self.parts.critic, share)
             yield value
 
 
@@ -120,7 +125,7 @@ class GaussNewtonCritic:
 
 
 def _gauss_newton(parameters: list[Tensor]) -> NewtonCG:
-    return NewtonCG(
+    optimizer = NewtonCG(
         parameters,
         damping=0.1,
         damping_factor=2.0,
@@ -134,6 +139,8 @@ def _gauss_newton(parameters: list[Tensor]) -> NewtonCG:
         line_search_max_iter=6,
         deterministic=False,
     )
+    optimizer.distributed = ranks.count() > 1
+    return optimizer
 
 
 class Snapshot:

@@ -17,9 +17,11 @@ from agents.candidates import candidate_actor
 from agents.learning import learning
 from agents.named_optimizers import fed_with_directions
 from agents.on_policy import OnPolicy
+from agents.over_ranks import stay_alike
 from agents.parameter_watch import SearchWatch
 from agents.population import evaluate
 from agents.search_settings import take_settings
+from npg import ranks
 from npg.errors import ConfigurationError
 from npg.optim import EvolutionStrategies
 
@@ -153,6 +155,11 @@ class ES(OnPolicy):
                 "n_candidates must be at least 2, and even where antithetic=True, got "
                 f"{self.n_candidates}"
             )
+        if self.n_candidates < ranks.count():
+            raise ConfigurationError(
+                f"n_candidates must be at least the number of ranks, {ranks.count()}, got "
+                f"{self.n_candidates}: every rank evaluates its share of them"
+            )
         if self.max_episode_steps is not None:
             check_whole(max_episode_steps=self.max_episode_steps)
         if self.use_sde:
@@ -200,6 +207,7 @@ class ES(OnPolicy):
             False if the callback stopped the training.
         """
         policy, optimizer = self.policy, self.policy.optimizer
+        stay_alike(self)
         policy.set_training_mode(False)
         callback.on_rollout_start()
         take_settings(self)
@@ -208,11 +216,25 @@ class ES(OnPolicy):
             policy, self.observation_space, env.num_envs, parameters, self.deterministic
         )
         self._watch = SearchWatch(optimizer)
-        returns = evaluate(self, env, callback, actor, [*optimizer.ask(), self._watch.start])
-        if returns is None:
+        begun, candidates = self.num_timesteps, list(optimizer.ask())
+        own = slice(ranks.index(), None, ranks.count())
+        returns = evaluate(self, env, callback, actor, [*candidates[own], self._watch.start])
+        taken = self.num_timesteps - begun
+        self.num_timesteps = begun + round(ranks.average(taken) * ranks.count())
+        if not self._agreed(returns is not None):
             return False
-        self._returns = returns
+        of_all = torch.zeros(len(candidates), dtype=torch.float64)
+        of_all[own] = torch.as_tensor(returns, dtype=torch.float64)
+        self._returns = ranks.summed(of_all).numpy()
         return True
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        """Prepares training; ranks draw the same candidates."""
+        generator = self.policy.optimizer.generator
+        state = generator.get_state()
+        ranks.share_([state])
+        generator.set_state(state)
+        return super()._setup_learn(*args, **kwargs)
 
     def train(self) -> None:
         """Takes one step from the candidates' returns.

@@ -16,6 +16,7 @@ from agents.listening import quiet, statistics_due
 from agents.losses import Objective
 from agents.plain_actor_critic import Losses, PlainActorCritic, plain_actor_critic
 from agents.rollout import Batch
+from npg import ranks
 from npg.errors import ConfigurationError
 from npg.optim import KFAC
 from npg.steps import KLAdaptive
@@ -104,10 +105,11 @@ class KFACActorCritic(ActorCritic):
             statistics_interval=self.statistics_interval,
             inverse_interval=self.inverse_interval,
             statistics_decay=self.statistics_decay,
-            seed=(0 if self.seed is None else self.seed) + offset,
+            seed=(0 if self.seed is None else self.seed) + offset + 2 * ranks.index(),
             parameters=list(parameters),
             damping=self.damping,
             momentum=float(self.momentum),
+            distributed=ranks.count() > 1,
         )
         optimizer.extra["step_factor"] = 1.0
         quiet(optimizer)
@@ -191,7 +193,7 @@ class KFACActorCritic(ActorCritic):
         value_loss = losses.value if self.critic_optimizer is None else update.critic_pass()
         gradients = [p.grad for p in update.parameters if p.grad is not None]
         terms = [losses.policy, value_loss, losses.entropy, *torch._foreach_norm(gradients)]
-        policy_loss, value_loss, entropy_loss, *norms = torch.stack(terms).tolist()
+        policy_loss, value_loss, entropy_loss, *norms = ranks.averages(torch.stack(terms).tolist())
         if not math.isfinite(policy_loss + value_loss + entropy_loss + sum(norms)):
             update.restore()
         return Losses(policy_loss, value_loss, entropy_loss), math.hypot(*norms)

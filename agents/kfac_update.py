@@ -16,6 +16,7 @@ from agents.batch_statistics import MovedOnce
 from agents.critics import Snapshot
 from agents.listening import KFACSnapshot, listening, statistics_due
 from agents.losses import Objective
+from agents.over_ranks import average_gradients
 from agents.plain_actor_critic import PlainActorCritic
 from agents.plain_heads import GaussianHead
 from agents.plain_networks import action_distribution
@@ -116,6 +117,7 @@ class KFACUpdate:
             actor = self.by_hand.actor_gradients(
                 self.acting.output, samples.actions, objective.policy, objective.ent_coef
             )
+            average_gradients(optimizer.tensors())
             return ActorLosses(actor.policy_loss, actor.entropy_loss, None)
         self.policy.set_training_mode(True)
         with listening(optimizer), _distribution_kept(self.policy):
@@ -148,7 +150,9 @@ class KFACUpdate:
                 values = self.by_hand.critic.forward(self.acting.features)
             if statistics_due(optimizer):
                 self._observe_plain(optimizer, _around(values.flatten()), 1)
-            return self.by_hand.critic_gradients(values, self.objective.value, 0.5)
+            loss = self.by_hand.critic_gradients(values, self.objective.value, 0.5)
+            average_gradients(optimizer.tensors())
+            return loss
         self.policy.set_training_mode(True)
         with listening(optimizer):
             values = self.policy.predict_values(samples.observations).flatten()
@@ -193,6 +197,7 @@ class KFACUpdate:
         """Ends a pass: the other optimizer's gradients stay as they are."""
         optimizer.zero_grad()
         loss.backward(inputs=optimizer.tensors())
+        average_gradients(optimizer.tensors())
         self._statistics.settle()
 
 

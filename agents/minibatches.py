@@ -9,6 +9,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 from agents.predictions import take
 from agents.rollout import Batch, DictRollout, Rollout, batch, converted
+from agents.shuffling import shuffled
+from npg import ranks
 
 
 class Minibatches:
@@ -21,7 +23,8 @@ class Minibatches:
         rollout: A full buffer.
         space: The action space.
         device: Where the policy is.
-        batch_size: Samples per minibatch; the last of an epoch may have fewer.
+        batch_size: Samples per minibatch, of all ranks together; the last of an epoch may have
+            fewer.
     """
 
     def __init__(
@@ -34,18 +37,19 @@ class Minibatches:
     def epoch(self) -> Iterator[Batch]:
         """Yields the minibatches of a random order, every sample once."""
         if self.samples is None:
-            for samples in self.rollout.get(self.batch_size):
+            for samples in self.rollout.get(max(1, self.batch_size // ranks.count())):
                 yield converted(samples, self.space)
             return
-        observations, *columns = self.samples
-        order = self._order().to(columns[0].device)
+        observations, *columns, num_envs, _ = self.samples
+        order = self._order().to(self.samples.returns.device)
+        rows, sizes, shares = shuffled(order, num_envs, self.batch_size)
         # Observations may be images: a second rollout of them need not fit.
-        pieces = (column[order].split(self.batch_size) for column in columns)
-        for rows, *rest in zip(order.split(self.batch_size), *pieces, strict=True):
-            yield Batch(take(observations, rows), *rest)
+        pieces = (column[rows].split(sizes) for column in columns)
+        for share, own, *rest in zip(shares, rows.split(sizes), *pieces, strict=True):
+            yield Batch(take(observations, own), *rest, share=share)
 
     def _order(self) -> torch.Tensor:
         """A permutation of samples that lie step by step, where that buffer's lie env by env."""
-        steps, envs = self.rollout.pos, self.rollout.n_envs
+        steps, envs = self.rollout.pos, self.rollout.n_envs * ranks.count()
         drawn = np.random.permutation(steps * envs)  # noqa: NPY002 - the generator that it draws from
         return torch.from_numpy(drawn % steps * envs + drawn // steps)

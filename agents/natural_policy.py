@@ -26,6 +26,7 @@ from agents.on_policy import OnPolicy
 from agents.predictions import prediction, take
 from agents.rollout import Batch, batch, standardised
 from agents.shared_features import KLBudget, behaviour_of
+from npg import ranks
 from npg.errors import ConfigurationError
 from npg.likelihoods import likelihood
 from npg.optim import FisherInverse, NaturalGradient, StepReport
@@ -118,8 +119,10 @@ class NaturalPolicyGradient(OnPolicy):
             parameters=self.parts.actor,
             curvature=self.curvature,
             cg_preconditioner=self.cg_preconditioner,
+            seed=ranks.index(),  # every rank draws labels of its own
             **self._actor_settings(),
         )
+        self.actor_optimizer.distributed = ranks.count() > 1
         self.critic_fit: Critic = (
             AdamCritic(self.policy, self.parts, self.n_critic_updates, self.batch_size)
             if self.critic == "adam"
@@ -148,7 +151,8 @@ class NaturalPolicyGradient(OnPolicy):
         samples = batch(self.rollout_buffer, self.action_space, self.device)
         self._n_updates += 1
         largest = float(samples.returns.abs().max())
-        if not (largest < LARGEST_RETURN and bool(torch.isfinite(samples.advantages).all())):
+        usable = largest < LARGEST_RETURN and bool(torch.isfinite(samples.advantages).all())
+        if ranks.any_rank(not usable):
             self._skip(f"returns up to {largest:g} are too large to learn from; scale the reward")
             return
         self._follow_attributes()

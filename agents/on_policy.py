@@ -20,10 +20,12 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from agents.collecting import collect
 from agents.one_file import OneFile
+from agents.over_ranks import CommonStatistics, begin_alike, stay_alike
 from agents.predictions import Parts
 from agents.rollout import DictRollout, Rollout
 from agents.training_state import TrainingState
 from envs import LeanVecEnv, normalization_state, normalizer_from_state
+from npg import ranks
 from npg.errors import ConfigurationError
 
 SUPPORTED_ACTIONS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -72,6 +74,17 @@ class OnPolicy(OneFile):
     def _check_settings(self) -> None:
         """Refuses arguments that cannot work; all attributes are set when it is called."""
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seeds the generators, those of every rank otherwise, and the environments.
+
+        Args:
+            seed: Of the first environment of the first rank; all others count on from it, as those
+                of one process with so many environments do.
+        """
+        if seed is not None and self.env is not None:
+            seed += ranks.index() * self.env.num_envs
+        super().set_random_seed(seed)
+
     def _setup_model(self) -> None:
         self._check_settings()
         if self.rollout_buffer_class is None:
@@ -81,6 +94,7 @@ class OnPolicy(OneFile):
         self.parts = Parts(self.policy, self.observation_space)
         self.training_optim_state = TrainingState(self)
         self._build_optimizers()
+        self._ranks = ranks.count()
         self.skipped_updates = 0
 
     def _build_optimizers(self) -> None:
@@ -109,9 +123,36 @@ class OnPolicy(OneFile):
         Returns:
             False if the callback stopped the training.
         """
+        stay_alike(self)
         if isinstance(rollout_buffer, (Rollout, DictRollout)):
-            return collect(self, env, callback, rollout_buffer, n_rollout_steps)
-        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+            whole = collect(self, env, callback, rollout_buffer, n_rollout_steps)
+        else:
+            before = self.num_timesteps
+            whole = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+            self.num_timesteps += (self.num_timesteps - before) * (ranks.count() - 1)
+        return self._agreed(whole)
+
+    def _agreed(self, whole: bool) -> bool:
+        """Whether every rank has a whole rollout; their normalisers then have seen all of them."""
+        if ranks.any_rank(not whole):
+            return False
+        if self._common_statistics is not None:
+            self._common_statistics.merge()
+        return True
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        """Prepares training; ranks begin with one policy."""
+        if self._ranks != ranks.count():
+            raise ConfigurationError(
+                f"the agent was made for {self._ranks} ranks of torch.distributed, and there are "
+                f"{ranks.count()}: join the process group first, and make or load the agent then"
+            )
+        begin_alike(self)
+        normaliser = self.get_vec_normalize_env()
+        several = ranks.count() > 1 and normaliser is not None
+        self._common_statistics = CommonStatistics(normaliser) if several else None
+        begun: tuple[int, BaseCallback] = super()._setup_learn(*args, **kwargs)
+        return begun
 
     def _skip(self, reason: str) -> None:
         """Counts and logs an update that was not made; the first one is a warning, too."""
@@ -125,7 +166,7 @@ class OnPolicy(OneFile):
             )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "parts"]
+        return [*super()._excluded_save_params(), "parts", "_ranks", "_common_statistics"]
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Changes the environments; raw ones get the present normaliser.

@@ -21,6 +21,7 @@ from agents.losses import Loss, Objective
 from agents.plain_heads import HEADS, Differentiated, head_of
 from agents.plain_networks import Layers, plain_features, plain_layers
 from agents.rollout import Batch
+from npg import ranks
 
 
 class Losses(NamedTuple):
@@ -98,11 +99,12 @@ class PlainActorCritic:
         value_loss = self.critic_gradients(values, objective.value, objective.vf_coef)
         for parameter in self.others:
             parameter.grad = None
+        ranks.average_([self.flat], samples.share)
         norm = float(torch.linalg.vector_norm(self.flat))
         if norm > max_norm:
             self.flat.mul_(max_norm / (norm + 1e-6))
         terms = (actor.policy_loss, value_loss, actor.entropy_loss)
-        return Losses(*map(float, terms)), norm
+        return Losses(*ranks.averages(map(float, terms), samples.share)), norm
 
     @torch.no_grad()
     def actor_gradients(

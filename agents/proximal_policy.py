@@ -22,6 +22,7 @@ from agents.minibatches import Minibatches
 from agents.plain_actor_critic import Losses
 from agents.plain_steps import fuse
 from agents.rollout import Batch
+from npg import ranks
 
 # A minibatch whose KL estimate is above so many times ``target_kl`` ends the update.
 STOP_ABOVE = 1.5
@@ -131,7 +132,8 @@ class ProximalPolicy(FirstOrder):
             return None
         surrogate = objective.policy
         assert isinstance(surrogate, ClippedSurrogate)
-        return _Pass(*losses, float(surrogate.approx_kl), float(surrogate.clip_fraction))
+        measured = [float(surrogate.approx_kl), float(surrogate.clip_fraction)]
+        return _Pass(*losses, *ranks.averages(measured, samples.share))
 
     def _too_far(self, measured: "_Pass") -> bool:
         return self.target_kl is not None and measured.kl > STOP_ABOVE * self.target_kl

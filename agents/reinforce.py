@@ -13,6 +13,7 @@ from agents.first_order import FirstOrder
 from agents.learning import learning
 from agents.plain_steps import fuse
 from agents.rollout import Batch
+from npg import ranks
 from npg.errors import ConfigurationError
 
 Baseline = Literal["value", "mean", "none"]
@@ -138,7 +139,8 @@ class REINFORCE(FirstOrder):
         returns = samples.returns
         if self.baseline == "none":
             return returns
-        others = (returns.sum() - returns) / (len(returns) - 1)
+        total = ranks.average(float(returns.sum())) * ranks.count()
+        others = (total - returns) / (len(returns) * ranks.count() - 1)
         return returns - others
 
     learn = learning("REINFORCE", updates=100)

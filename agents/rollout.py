@@ -1,5 +1,6 @@
 """The rollout: what one phase of acting leaves behind for one update."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Roll
 from torch import Tensor
 
 from agents.advantages import generalised_advantages
+from npg import ranks
 
 Observations = Tensor | dict[str, Tensor]
 
@@ -25,6 +27,9 @@ class Batch(NamedTuple):
         advantages: [N], not normalised.
         returns: λ-returns, the critic's targets, [N].
         values: V(s) of the critic during the rollout, [N].
+        num_envs: Environments that took these steps; N is a multiple of it, unless the samples are
+            a minibatch.
+        share: Share of these among the samples of all ranks, times the number of ranks.
     """
 
     observations: Observations
@@ -33,6 +38,8 @@ class Batch(NamedTuple):
     advantages: Tensor
     returns: Tensor
     values: Tensor
+    num_envs: int = 1
+    share: float = 1.0
 
 
 class _TimeLimits:
@@ -165,7 +172,8 @@ def batch(rollout: RolloutBuffer, space: spaces.Space, device: torch.device) -> 
         All samples.
     """
     if not isinstance(rollout, (Rollout, DictRollout)) or rollout.generator_ready:
-        return converted(next(iter(rollout.get(batch_size=None))), space)
+        samples = converted(next(iter(rollout.get(batch_size=None))), space)
+        return samples._replace(num_envs=rollout.n_envs)
 
     def column(values: np.ndarray) -> Tensor:
         return torch.as_tensor(values[: rollout.pos].reshape(-1), device=device)
@@ -177,6 +185,7 @@ def batch(rollout: RolloutBuffer, space: spaces.Space, device: torch.device) -> 
         column(rollout.advantages),
         column(rollout.returns),
         column(rollout.values),
+        rollout.n_envs,
     )
 
 
@@ -198,5 +207,24 @@ def converted(
 
 
 def standardised(advantages: Tensor) -> Tensor:
-    """Advantages of mean 0 and deviation 1, as Stable-Baselines3 makes them."""
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    """Advantages of mean 0 and deviation 1 over all ranks, as Stable-Baselines3 makes them.
+
+    Args:
+        advantages: Of this rank, [N].
+
+    Returns:
+        The same, moved and scaled; as they were where there is only one.
+    """
+    if ranks.count() == 1:
+        if len(advantages) == 1:
+            return advantages
+        return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    exact = advantages.double()
+    total, samples = ranks.averages([float(exact.sum()), float(len(exact))])
+    mean = total / samples
+    squares = ranks.average(float((exact - mean).square().sum()))
+    count = samples * ranks.count()
+    if count <= 1:
+        return advantages
+    deviation = math.sqrt(squares * ranks.count() / (count - 1))
+    return ((exact - mean) / (deviation + 1e-8)).to(advantages)

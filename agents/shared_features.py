@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 
 from agents.predictions import in_chunks, prediction
 from agents.rollout import Observations
+from npg import ranks
 from npg.likelihoods import detached, joint_kl
 
 BISECTIONS = 12
@@ -96,7 +97,7 @@ def mean_kl(
         behaviour: What :func:`behaviour_of` returned for them.
 
     Returns:
-        The mean over all samples.
+        The mean over all samples of all ranks.
     """
     training = policy.training
     policy.set_training_mode(False)
@@ -106,4 +107,4 @@ def mean_kl(
         total += float(divergence.sum())
         count += len(divergence)
     policy.set_training_mode(training)
-    return total / count
+    return ranks.average(total / count)

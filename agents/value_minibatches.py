@@ -13,6 +13,8 @@ from torch import Tensor
 from agents.backpropagation import Backpropagation, can_be_written_by_hand
 from agents.plain_networks import Layers, critic_layers, plain_features
 from agents.rollout import Batch
+from agents.shuffling import shuffled
+from npg import ranks
 
 
 class ValueMinibatches:
@@ -24,29 +26,41 @@ class ValueMinibatches:
         layers: What :func:`hand_written` found.
         features: The rollout's, [N, D].
         returns: Targets, [N].
-        batch_size: Rows per minibatch; the last of an epoch may have fewer.
+        batch_size: Rows per minibatch, of all ranks; the last of an epoch may have fewer.
+        num_envs: Environments that the rows are of, step by step.
     """
 
-    def __init__(self, layers: Layers, features: Tensor, returns: Tensor, batch_size: int) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        features: Tensor,
+        returns: Tensor,
+        batch_size: int,
+        num_envs: int = 1,
+    ) -> None:
         self.features = features
         self.returns = returns.unsqueeze(1)
         self.batch_size = batch_size
+        self.num_envs = num_envs
         self.network = Backpropagation(layers, min(batch_size, len(features)))
 
     def epoch(self) -> Iterator[float]:
         """Yields the loss of every minibatch of a random order, with its gradients in place."""
-        order = torch.randperm(len(self.returns)).to(self.returns.device)
-        pieces = (column[order].split(self.batch_size) for column in (self.features, self.returns))
-        for x, y in zip(*pieces, strict=True):
-            yield self._differentiate(x, y)
+        order = torch.randperm(len(self.returns) * ranks.count()).to(self.returns.device)
+        rows, sizes, shares = shuffled(order, self.num_envs, self.batch_size)
+        pieces = (column[rows].split(sizes) for column in (self.features, self.returns))
+        for x, y, share in zip(*pieces, shares, strict=True):
+            yield self._differentiate(x, y, share)
 
     @torch.no_grad()
-    def _differentiate(self, x: Tensor, y: Tensor) -> float:
+    def _differentiate(self, x: Tensor, y: Tensor, share: float) -> float:
         delta = self.network.forward(x).sub_(y)
         flat = delta.view(-1)
-        loss = float(torch.dot(flat, flat)) / len(x)
-        self.network.backward(delta.mul_(2 / len(x)))
-        return loss
+        rows = max(1, len(x))  # none of a minibatch may be this rank's
+        loss = float(torch.dot(flat, flat)) / rows
+        self.network.backward(delta.mul_(2 / rows))
+        ranks.average_(self.network.gradients, share)
+        return ranks.average(loss, share)
 
 
 def hand_written(
@@ -57,4 +71,4 @@ def hand_written(
     if layers is None or not can_be_written_by_hand(layers):
         return None
     features = plain_features(policy, batch.observations)
-    return ValueMinibatches(layers, features, batch.returns, batch_size)
+    return ValueMinibatches(layers, features, batch.returns, batch_size, batch.num_envs)

@@ -6,6 +6,7 @@ step = cg(F + 0.1, gradient).x
 ```
 """
 
+from npg.curvature.averaged import MeanOverRanks
 from npg.curvature.fisher import Fisher
 from npg.curvature.gauss_newton import GaussNewton
 from npg.curvature.hessian import Hessian
@@ -20,6 +21,7 @@ __all__ = [
     "GaussNewton",
     "Hessian",
     "Jacobian",
+    "MeanOverRanks",
     "SameConditions",
     "math_attention",
 ]

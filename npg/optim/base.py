@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from npg.curvature import math_attention
+from npg import ranks
+from npg.curvature import CurvatureMatrix, MeanOverRanks, math_attention
 from npg.errors import ConfigurationError
 from npg.linalg import flatten
 from npg.optim.closures import run_closure
@@ -133,7 +134,7 @@ def trainable(
 
 
 def refuse_replicas(optimizer: object, model: object) -> None:
-    """Refuses a model in DistributedDataParallel, whose gradients only ``backward()`` averages.
+    """Refuses a model in DistributedDataParallel, of an optimizer that cannot average by itself.
 
     Args:
         optimizer: Which differentiates by itself.
@@ -144,9 +145,10 @@ def refuse_replicas(optimizer: object, model: object) -> None:
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ConfigurationError(
-            f"{type(optimizer).__name__} differentiates by itself, which DistributedDataParallel "
-            "does not see: its replicas would drift apart. KFAC, EKFAC, SophiaG and the optimizers "
-            "that need gradients alone train such a model"
+            f"{type(optimizer).__name__} evaluates the model in its own way, which "
+            "DistributedDataParallel does not see: its replicas would drift apart. The optimizers "
+            "that need gradients alone, KFAC, EKFAC, SophiaG, NaturalGradient, NewtonCG and LBFGS "
+            "train such a model"
         )
 
 
@@ -161,6 +163,11 @@ class FunctionOptimizer(torch.optim.Optimizer):
         model: Module, or iterable of parameters or of parameter groups.
         defaults: Settings of the parameter groups, ``lr`` among them.
         parameters: Restricts a module to these of its parameters.
+
+    Attributes:
+        distributed: Whether a closure sees this rank's part of the batch only, and what is measured
+            of it is averaged over the ranks of ``torch.distributed``, which must all take their
+            steps together. So it is from the start for a model in DistributedDataParallel.
     """
 
     protocol: ClassVar[Protocol] = "function"
@@ -169,6 +176,8 @@ class FunctionOptimizer(torch.optim.Optimizer):
     needs_prediction: ClassVar[bool] = True
     # Whether its objective's evaluations keep their graph, to take a matrix from.
     keeps_graph: ClassVar[bool] = False
+    # Whether it evaluates the objective through :meth:`evaluate` and Objective alone.
+    averages: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -176,10 +185,12 @@ class FunctionOptimizer(torch.optim.Optimizer):
         defaults: dict[str, Any],
         parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
     ) -> None:
-        refuse_replicas(self, model)
+        if not self.averages:
+            refuse_replicas(self, model)
         super().__init__(trainable(model, parameters), defaults)
         self.settings = tuple(defaults)  # torch adds names of its own to these
         self.module = model if isinstance(model, nn.Module) else None
+        self.distributed = isinstance(model, nn.parallel.DistributedDataParallel)
         self.extra: dict[str, float] = {"steps": 0, "skipped": 0, "rejected": 0}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -266,7 +277,7 @@ class FunctionOptimizer(torch.optim.Optimizer):
         fits = isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad
         if called_backward or not (fits and (pair or not self.needs_prediction)):
             raise ConfigurationError(f"{type(self).__name__}: {self.advice}")
-        return loss, prediction
+        return (ranks.mean_loss(loss) if self.distributed else loss), prediction
 
     @property
     def advice(self) -> str:
@@ -302,10 +313,28 @@ class FunctionOptimizer(torch.optim.Optimizer):
             raise ConfigurationError(
                 f"{type(self).__name__} needs dense gradients: use nn.Embedding(..., sparse=False)"
             )
-        return flatten(
+        flat = flatten(
             torch.zeros_like(p) if gradient is None else gradient
             for p, gradient in zip(parameters, gradients, strict=True)
         )
+        return self.over_ranks(flat)
+
+    def over_ranks(self, vector: Tensor) -> Tensor:
+        """What was measured of this rank's part of the batch, of the whole one: its mean.
+
+        Args:
+            vector: Flat [P]; in place.
+
+        Returns:
+            The same tensor, as it was where the optimizer is not distributed.
+        """
+        if self.distributed:
+            ranks.average_([vector])
+        return vector
+
+    def matrix_over_ranks(self, matrix: CurvatureMatrix) -> CurvatureMatrix:
+        """The same of a matrix."""
+        return MeanOverRanks(matrix) if self.distributed else matrix
 
     @contextmanager
     def graph_needed(self) -> Iterator[None]:

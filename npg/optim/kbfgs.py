@@ -4,7 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,8 @@ class KBFGS(FunctionOptimizer):
     """
 
     needs_prediction = False
+
+    averages: ClassVar[bool] = False
 
     def __init__(
         self,

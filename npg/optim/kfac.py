@@ -102,6 +102,9 @@ class KFAC(FunctionOptimizer):
         seed: Seeds the labels that are drawn.
         parameters: Restricts the optimizer to a part of the model (actor, critic); or groups of
             parameters, with rates of their own.
+        distributed: Whether a step sees this rank's part of the batch, and statistics are averaged
+            over the ranks of ``torch.distributed``, as gradients then have to be. Default: whether
+            the model is in DistributedDataParallel, which does the latter.
 
     Raises:
         ConfigurationError: If the arguments do not fit together.
@@ -135,13 +138,14 @@ class KFAC(FunctionOptimizer):
         reduction: Reduction = "mean",
         seed: int = 0,
         parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
+        distributed: bool | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ConfigurationError(
                 "model must be the module itself, not its parameters: K-FAC listens to its layers; "
                 "parameters= restricts it to some of them"
             )
-        self.distributed = isinstance(model, DistributedDataParallel)
+        wrapped = isinstance(model, DistributedDataParallel)
         model = model.module if isinstance(model, DistributedDataParallel) else model
         self.adaptive = isinstance(damping, LevenbergMarquardt)
         defaults = {
@@ -156,6 +160,7 @@ class KFAC(FunctionOptimizer):
         check_intervals(statistics_interval, inverse_interval, statistics_decay, burn_in)
         check_samples(quadratic_samples)
         super().__init__(model, defaults, parameters)
+        self.distributed = wrapped if distributed is None else distributed
         check_groups(self.param_groups)
         self.extra |= {"skipped_statistics": 0, "uncaptured": 0}
         self.schedule = (

@@ -38,7 +38,8 @@ def curvature_and_gradient(
         likelihood: What a tensor prediction parametrises; for the Fisher matrix.
 
     Returns:
-        The matrix [P, P] and the flat gradient [P].
+        The matrix [P, P], of this rank's part of the batch where the optimizer is distributed, and
+        the flat gradient [P], of all of it.
 
     Raises:
         ConfigurationError: If the prediction does not fit the matrix, or the loss depends on none
@@ -47,7 +48,7 @@ def curvature_and_gradient(
     with optimizer.graph_needed():
         if kind == "hessian":
             hessian = Hessian(parameters, lambda: loss)
-            gradient = flatten(g.detach() for g in hessian.gradient)
+            gradient = optimizer.over_ranks(flatten(g.detach() for g in hessian.gradient))
             if not bool(gradient.any()):
                 optimizer.gradient(loss, parameters)  # says so where none takes part
             return hessian, gradient
@@ -62,7 +63,7 @@ def curvature_and_gradient(
             )
         matrix = GaussNewton(parameters, output, loss)
         if matrix.jacobian.recognised and _depends_through(output, loss):
-            return matrix, matrix.gradient()
+            return matrix, optimizer.over_ranks(matrix.gradient())
         return matrix, optimizer.gradient(loss, parameters)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from npg import ranks
 from npg.curvature import Fisher, math_attention
 from npg.errors import ConfigurationError, NumericalError
 from npg.likelihoods import as_distribution, detached, joint_kl
@@ -195,7 +196,7 @@ class NaturalGradient(FunctionOptimizer):
         with torch.enable_grad():
             old = as_distribution(start.prediction, self.likelihood)
 
-        matrix = self._matrix(parameters, old, prediction, weights)
+        matrix = self.matrix_over_ranks(self._matrix(parameters, old, prediction, weights))
         inverse = self._inverse(parameters, old, weights, settings)
         solution = inverse.solve(matrix, damping, start.gradient)
         known: dict[str, Any] = {
@@ -216,7 +217,7 @@ class NaturalGradient(FunctionOptimizer):
             return self.skip(loss, "direction is not finite", **known)
 
         reference = detached(old) if reference is None else reference
-        measure = _Measure(closure, reference, self.likelihood, weights)
+        measure = _Measure(closure, reference, self.likelihood, weights, self.distributed)
         searching = settings["line_search"] and target_kl is not None
         if searching and target_kl is not None:
             region = TrustRegion(
@@ -258,6 +259,7 @@ class NaturalGradient(FunctionOptimizer):
         factored = None
         if self.factors is not None:
             mask = None if weights is None else weights > 0
+            self.factors.fisher.distributed = self.distributed
             factored = self.factors.inverse(
                 parameters, prediction, float(settings["damping"]), mask
             )
@@ -310,9 +312,11 @@ class _Measure:
         reference: Distribution,
         likelihood: str | Callable[[Tensor], Distribution] | None,
         weights: Tensor | None,
+        distributed: bool,
     ) -> None:
         self.closure = closure
         self.reference = reference
+        self.distributed = distributed
         self.likelihood = likelihood
         self.weights = None if weights is None else weights / weights.sum()
 
@@ -323,6 +327,8 @@ class _Measure:
             mean = kl.mean()
         else:  # what a mask hides may be no number
             mean = torch.where(self.weights > 0, kl * self.weights, 0.0).sum()
+        if self.distributed:
+            return Trial(*ranks.averages([float(loss), float(mean)]))
         return Trial(float(loss), float(mean))
 
 

@@ -77,7 +77,7 @@ class DenseOptimizer(IteratedOptimizer):
         """C [P, P] in float64, where an evaluation was made."""
         assert start.graph is not None
         with self.graph_needed():
-            return self.matrix(*start.graph).to_dense().double()
+            return self.matrix_over_ranks(self.matrix(*start.graph)).to_dense().double()
 
     def advance(self, objective: Objective, start: Evaluation) -> tuple[StepReport, Evaluation]:
         """Tries steps of falling length, until one lowers the loss as it should."""

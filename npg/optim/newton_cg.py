@@ -219,9 +219,10 @@ class NewtonCG(FunctionOptimizer):
     ) -> tuple[StepReport, Evaluated]:
         """Takes one step from an evaluation; returns the last one where ``graphs`` are kept."""
         loss_tensor, output = evaluated
-        matrix, gradient = curvature_and_gradient(
+        own, gradient = curvature_and_gradient(
             self, self.matrix, objective.parameters, loss_tensor, output, self.likelihood
         )
+        matrix = self.matrix_over_ranks(own)
         prediction = loss_tensor if output is None else output  # nobody asks for it again
         start = self.start_from(loss_tensor, prediction, gradient)
         loss, norm = start.loss, start.gradient_norm
@@ -231,7 +232,7 @@ class NewtonCG(FunctionOptimizer):
             return self.skip(loss, obstacle, **known), evaluated
         damping = 0.0 if self.schedule is None else self.schedule.damping
         path = CGBacktracking() if self.cg_backtracking and not graphs else None
-        inverse = self._inverse(objective.parameters, matrix, output, damping, norm)
+        inverse = self._inverse(objective.parameters, own, output, damping, norm)
         warm = self._start_of_solution(gradient)
         solution = newton_direction(inverse, matrix, damping, gradient, warm, path)
         if not bool(solution.x.any()):
@@ -292,6 +293,7 @@ class NewtonCG(FunctionOptimizer):
         if self.factors is not None and output is not None:
             with torch.enable_grad():
                 prediction = as_distribution(output, self.likelihood)
+            self.factors.fisher.distributed = self.distributed
             factored = self.factors.inverse(parameters, prediction, damping)
             return replace(inverse, preconditioner=factored)
         if (
@@ -303,7 +305,7 @@ class NewtonCG(FunctionOptimizer):
         return replace(
             inverse,
             max_iterations=self.kronecker_cg_max_steps,
-            preconditioner=KroneckerPreconditioner(matrix, damping),
+            preconditioner=KroneckerPreconditioner(matrix, damping, self.distributed),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from npg import ranks
 from npg.curvature import SameConditions, math_attention
 from npg.errors import ConfigurationError
 from npg.linalg import add_, assign_
@@ -128,7 +129,12 @@ class Objective:
         """
         assert self.closure is not None
         with torch.no_grad(), self.conditions(), math_attention():
-            return self.closure()
+            result = self.closure()
+        if not self.optimizer.distributed:
+            return result
+        if isinstance(result, tuple):
+            return ranks.mean_loss(result[0]), *result[1:]
+        return ranks.mean_loss(result)
 
     def value(self) -> float:
         """Evaluates the value alone, where the parameters are."""

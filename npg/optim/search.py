@@ -74,6 +74,7 @@ class ParameterSearch(FunctionOptimizer):
     """
 
     needs_prediction: ClassVar[bool] = False
+    averages: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ near enough: conjugate gradient then needs a few iterations where it needed doze
 import torch
 from torch import Tensor
 
+from npg import ranks
 from npg.curvature import GaussNewton
 from npg.curvature.scalar_chain import ScalarChain
 from npg.errors import ConfigurationError
@@ -23,6 +24,7 @@ class KroneckerPreconditioner:
     Args:
         matrix: Curvature of a chain with one output, see :meth:`applies`.
         damping: λ, above 0.
+        distributed: Whether the moments are to be averaged over the ranks of ``torch.distributed``.
 
     Raises:
         ConfigurationError: If the matrix is another one, or λ is not positive.
@@ -32,7 +34,7 @@ class KroneckerPreconditioner:
         curvature", 2015, sections 3 and 6.3.
     """
 
-    def __init__(self, matrix: GaussNewton, damping: float) -> None:
+    def __init__(self, matrix: GaussNewton, damping: float, distributed: bool = False) -> None:
         chain = matrix.jacobian.blocks[0][0]
         if not (isinstance(chain, ScalarChain) and len(matrix.jacobian.blocks) == 1):
             raise ConfigurationError(
@@ -44,13 +46,16 @@ class KroneckerPreconditioner:
         self.layout = Layout(matrix.parameters)
         # Where every sample's loss depends on its own output alone, H_L 1 is the diagonal of H_L.
         weights = matrix.output_product(torch.ones_like(matrix.output)).clamp(min=0)
-        self.layers = []
+        moments = []
         for layer, signal in zip(chain.layers, chain.signals, strict=True):
             indices = [i for i in (layer.weight, layer.bias) if i is not None]
-            if not indices:
-                continue
-            inputs = _second_moment(layer.inputs, layer.weight, layer.bias)
-            signals = signal.T @ (weights * signal)
+            if indices:
+                inputs = _second_moment(layer.inputs, layer.weight, layer.bias)
+                moments.append((indices, inputs, signal.T @ (weights * signal)))
+        if distributed:
+            ranks.average_([moment for _, *both in moments for moment in both])
+        self.layers = []
+        for indices, inputs, signals in moments:
             shares = factored_damping(inputs, signals, damping)
             self.layers.append((indices, _inverse(inputs, shares[0]), _inverse(signals, shares[1])))
 
