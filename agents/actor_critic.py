@@ -88,7 +88,7 @@ class ActorCritic(OnPolicy):
         """The loss of some samples."""
         advantages = self._advantages(samples)
         if self.normalize_advantage:
-            advantages = standardised(advantages)
+            advantages = standardised(advantages, samples.share)
         return Objective(
             self._policy_loss(samples, advantages),
             self._value_loss(samples),

@@ -133,12 +133,11 @@ class OnPolicy(OneFile):
         return self._agreed(whole)
 
     def _agreed(self, whole: bool) -> bool:
-        """Whether every rank has a whole rollout; their normalisers then have seen all of them."""
-        if ranks.any_rank(not whole):
-            return False
+        """Whether every rank has a whole rollout; counters and normalisers then know of all."""
+        self.num_timesteps = round(ranks.average(self.num_timesteps))
         if self._common_statistics is not None:
             self._common_statistics.merge()
-        return True
+        return not ranks.any_rank(not whole)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         """Prepares training; ranks begin with one policy."""

@@ -206,11 +206,12 @@ def converted(
     )
 
 
-def standardised(advantages: Tensor) -> Tensor:
+def standardised(advantages: Tensor, share: float = 1.0) -> Tensor:
     """Advantages of mean 0 and deviation 1 over all ranks, as Stable-Baselines3 makes them.
 
     Args:
         advantages: Of this rank, [N].
+        share: As in :class:`Batch`; where it is 0, they do not count.
 
     Returns:
         The same, moved and scaled; as they were where there is only one.
@@ -220,9 +221,10 @@ def standardised(advantages: Tensor) -> Tensor:
             return advantages
         return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     exact = advantages.double()
-    total, samples = ranks.averages([float(exact.sum()), float(len(exact))])
+    counted = exact if share else exact[:0]
+    total, samples = ranks.averages([float(counted.sum()), float(len(counted))])
     mean = total / samples
-    squares = ranks.average(float((exact - mean).square().sum()))
+    squares = ranks.average(float((counted - mean).square().sum()))
     count = samples * ranks.count()
     if count <= 1:
         return advantages

@@ -12,9 +12,10 @@ class Shuffled(NamedTuple):
     """This rank's rows in a random order, and how they fall into minibatches.
 
     Attributes:
-        rows: Of this rank's samples, every one once.
-        sizes: Of this rank's part of each minibatch; maybe none of some.
-        shares: Share of that in the minibatch, times the number of ranks.
+        rows: Of this rank's samples, every one once; where none is in a minibatch, one that does
+            not count stands there, for not every network can be run on nothing.
+        sizes: Of this rank's part of each minibatch.
+        shares: Share of that in the minibatch, times the number of ranks; 0 where nothing counts.
     """
 
     rows: Tensor
@@ -43,7 +44,10 @@ def shuffled(order: Tensor, num_envs: int, batch_size: int) -> Shuffled:
     environments = num_envs * ranks.count()
     step, environment = order // environments, order % environments
     mine = environment // num_envs == ranks.index()
-    rows = (step * num_envs + environment % num_envs)[mine]
-    sizes = torch.stack([part.count_nonzero() for part in mine.split(batch_size)]).tolist()
-    shares = [own * ranks.count() / size for own, size in zip(sizes, whole, strict=True)]
-    return Shuffled(rows, sizes, shares)
+    rows = step * num_envs + environment % num_envs
+    parts = [
+        part[own] for part, own in zip(rows.split(batch_size), mine.split(batch_size), strict=True)
+    ]
+    shares = [len(part) * ranks.count() / size for part, size in zip(parts, whole, strict=True)]
+    parts = [part if len(part) else part.new_zeros(1) for part in parts]
+    return Shuffled(torch.cat(parts), [len(part) for part in parts], shares)

@@ -56,9 +56,8 @@ class ValueMinibatches:
     def _differentiate(self, x: Tensor, y: Tensor, share: float) -> float:
         delta = self.network.forward(x).sub_(y)
         flat = delta.view(-1)
-        rows = max(1, len(x))  # none of a minibatch may be this rank's
-        loss = float(torch.dot(flat, flat)) / rows
-        self.network.backward(delta.mul_(2 / rows))
+        loss = float(torch.dot(flat, flat)) / len(x)
+        self.network.backward(delta.mul_(2 / len(x)))
         ranks.average_(self.network.gradients, share)
         return ranks.average(loss, share)
 

@@ -92,7 +92,8 @@ def test_gradients_by_hand_are_those_of_autograd_in_double(
     collect(model)
     policy = model.policy.double()
     samples = batch(model.rollout_buffer, model.action_space, model.device)
-    samples = Batch(*(c.double() if c.is_floating_point() else c for c in samples))
+    columns = (c.double() if c.is_floating_point() else c for c in samples[:6])
+    samples = Batch(*columns)
     with torch.no_grad():  # the policy moves on
         for parameter in policy.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
