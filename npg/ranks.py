@@ -105,7 +105,8 @@ def mean_loss(loss: Tensor) -> Tensor:
         return loss
     mean = loss.detach().clone()
     average_([mean])
-    return mean + (loss - loss.detach())  # the same bits on every rank
+    with torch.enable_grad():
+        return mean + (loss - loss.detach())  # the same bits on every rank
 
 
 def share_(tensors: Iterable[Tensor]) -> None:

@@ -133,25 +133,6 @@ def trainable(
     return groups if grouped else tensors
 
 
-def refuse_replicas(optimizer: object, model: object) -> None:
-    """Refuses a model in DistributedDataParallel, of an optimizer that cannot average by itself.
-
-    Args:
-        optimizer: Which differentiates by itself.
-        model: What it was given.
-
-    Raises:
-        ConfigurationError: If it is such a model.
-    """
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise ConfigurationError(
-            f"{type(optimizer).__name__} evaluates the model in its own way, which "
-            "DistributedDataParallel does not see: its replicas would drift apart. The optimizers "
-            "that need gradients alone, KFAC, EKFAC, SophiaG, NaturalGradient, NewtonCG and LBFGS "
-            "train such a model"
-        )
-
-
 class FunctionOptimizer(torch.optim.Optimizer):
     """An optimizer whose ``step(closure)`` evaluates the objective as often as it needs.
 
@@ -176,8 +157,6 @@ class FunctionOptimizer(torch.optim.Optimizer):
     needs_prediction: ClassVar[bool] = True
     # Whether its objective's evaluations keep their graph, to take a matrix from.
     keeps_graph: ClassVar[bool] = False
-    # Whether it evaluates the objective through :meth:`evaluate` and Objective alone.
-    averages: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -185,8 +164,6 @@ class FunctionOptimizer(torch.optim.Optimizer):
         defaults: dict[str, Any],
         parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
     ) -> None:
-        if not self.averages:
-            refuse_replicas(self, model)
         super().__init__(trainable(model, parameters), defaults)
         self.settings = tuple(defaults)  # torch adds names of its own to these
         self.module = model if isinstance(model, nn.Module) else None

@@ -118,6 +118,8 @@ class EvolutionStrategies(ParameterSearch):
         self.deviation = Deviation(float(sigma), separable=adapt == "separable")
         self._asked: tuple[Population, Displaced] | None = None
         self.evaluator = Evaluator()
+        if self.distributed:  # vmap does not run a wrapped model
+            self.evaluator.batches = False
 
     def check(self) -> None:
         """Refuses settings that cannot work, given at first or changed since."""

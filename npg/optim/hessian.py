@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from npg import ranks
 from npg.curvature.hutchinson import Signs, probe
 from npg.curvature.twice_differentiable import TwiceDifferentiable
 from npg.errors import ConfigurationError
-from npg.optim.base import Protocol, refuse_replicas
+from npg.optim.base import Protocol
 from npg.optim.closures import run_closure
 from npg.optim.finite import all_finite, usable
 from npg.optim.gradient import real_view
@@ -55,8 +56,9 @@ class HessianOptimizer(SeededOptimizer):
     ) -> None:
         if hessian_interval < 1:
             raise ConfigurationError(f"hessian_interval must be at least 1, got {hessian_interval}")
-        refuse_replicas(self, model)
         super().__init__(model, defaults, parameters, **options)
+        # Its backward() leaves no graph behind: the closure has to leave differentiating to step().
+        self.distributed = isinstance(model, nn.parallel.DistributedDataParallel)
         self.hessian_interval = hessian_interval
         self.steps = 0
         self._signs: Signs | None = None
@@ -102,6 +104,8 @@ class HessianOptimizer(SeededOptimizer):
             for p in parameters:
                 if p.grad is not None:
                     p.grad = p.grad.detach()  # in place a view would refuse
+            if self.distributed and differentiated:
+                ranks.average_([p.grad for p in parameters if p.grad is not None])
         self._move()
         self.steps += 1
         return loss
@@ -155,8 +159,13 @@ class HessianOptimizer(SeededOptimizer):
         if self._signs is None or not self._signs.fits(dense):
             self._signs = Signs(dense)
         signs = self._signs.draw(self.generator)
+        if self.distributed:
+            ranks.share_(signs)
         products = probe(gradients, dense, signs)
         self._finite = all_finite(zip(gradients, products, strict=True))
+        if self.distributed:
+            ranks.average_(products)
+            self._finite = not ranks.any_rank(not self._finite)
         good = [True] * len(dense)
         if not self._finite:
             states = [self.state[p] for p in dense]

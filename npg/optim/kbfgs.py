@@ -4,7 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,8 +84,6 @@ class KBFGS(FunctionOptimizer):
 
     needs_prediction = False
 
-    averages: ClassVar[bool] = False
-
     def __init__(
         self,
         model: nn.Module,
@@ -113,6 +111,11 @@ class KBFGS(FunctionOptimizer):
         defaults |= {"damping": damping, "kl_clip": kl_clip}
         _check([defaults])
         super().__init__(model, defaults, parameters)
+        if self.distributed and memory is not None:
+            raise ConfigurationError(
+                f"memory={memory} keeps the rows of this rank's inputs, which those of other ranks "
+                "of DistributedDataParallel do not have: take memory=None"
+            )
         _check(self.param_groups)
         self.decoupled_weight_decay = decoupled_weight_decay
         self.memory = memory
@@ -245,6 +248,8 @@ class KBFGS(FunctionOptimizer):
             loss, _ = objective.evaluate()
             with self.graph_needed():
                 found = self.layers.measure(loss, wanted, kept)
+        if self.distributed:
+            found.average()
         return float(loss), found
 
     def _tell_of_unseen(self, evaluated: Evaluated) -> None:

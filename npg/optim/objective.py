@@ -132,9 +132,9 @@ class Objective:
             result = self.closure()
         if not self.optimizer.distributed:
             return result
-        if isinstance(result, tuple):
-            return ranks.mean_loss(result[0]), *result[1:]
-        return ranks.mean_loss(result)
+        loss, *rest = result if isinstance(result, tuple) else (result,)
+        loss = ranks.mean_loss(loss) if isinstance(loss, Tensor) else ranks.average(float(loss))
+        return (loss, *rest) if rest else loss
 
     def value(self) -> float:
         """Evaluates the value alone, where the parameters are."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from npg import ranks
 from npg.errors import ConfigurationError, NumericalError
 from npg.linalg import split
 from npg.optim.base import FunctionOptimizer, Prediction, StepReport
@@ -74,7 +75,6 @@ class ParameterSearch(FunctionOptimizer):
     """
 
     needs_prediction: ClassVar[bool] = False
-    averages: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -96,6 +96,8 @@ class ParameterSearch(FunctionOptimizer):
         device = self.param_groups[0]["params"][0].device
         self.generator = torch.Generator("cpu" if device.type == "meta" else device)
         self.generator.manual_seed(seed)
+        if self.distributed:
+            self._draw_alike()
         self.extra["failures_in_a_row"] = 0
 
     def _made(self, base: BaseOptimizer) -> torch.optim.Optimizer:
@@ -151,8 +153,14 @@ class ParameterSearch(FunctionOptimizer):
         finally:
             displaced.restore()
 
+    def _draw_alike(self) -> None:
+        """Lets all ranks try the candidates of rank 0."""
+        state = self.generator.get_state()
+        ranks.share_([state])
+        self.generator.set_state(state)
+
     def scalar(self, value: object) -> float:
-        """Reads an objective.
+        """Reads an objective; that of the whole batch, where ranks have parts of it.
 
         Args:
             value: What a closure returned for it.
@@ -168,7 +176,7 @@ class ParameterSearch(FunctionOptimizer):
             if getattr(value, "shape", None) == ():  # a tensor's, or NumPy's
                 plain = value.item()  # type: ignore[attr-defined]
             if isinstance(plain, Real):
-                return float(plain)
+                return ranks.average(float(plain)) if self.distributed else float(plain)
         kind = f"a {type(value).__name__}"
         if isinstance(value, Tensor):
             graph = " with a graph" if value.requires_grad else ""

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from npg import ranks
 from npg.curvature.kronecker.assignment import assign
 from npg.curvature.kronecker.blocks import Block, Call, MatrixBlock
 from npg.curvature.kronecker.capture import Capture, back_propagate, refuse_reentrant_checkpoint
@@ -61,6 +62,12 @@ class Evaluated:
 
     gradients: dict[Tensor, Tensor]
     means: list[Means | None]
+
+    def average(self) -> None:
+        """Makes them those of the batches of all ranks of ``torch.distributed``, in place."""
+        means = [m for m in self.means if m is not None]
+        parts = [t for m in means for t in (m.outputs, m.signals, m.inputs, m.moment)]
+        ranks.average_([*self.gradients.values(), *(t for t in parts if t is not None)])
 
     def finite(self) -> bool:
         """Whether the means are; reads one number."""

@@ -9,14 +9,11 @@ from torch.nn import functional as F
 
 from npg.errors import ConfigurationError
 from npg.optim import (
-    KBFGS,
     SOAP,
     AdaHessian,
     AdaX,
     FullMatrixAdagrad,
-    LossFlow,
     MuonWithAdamW,
-    NaturalGradient,
     NormalizedGradient,
     Shampoo,
     SignSGD,
@@ -212,15 +209,3 @@ def test_options_that_are_handed_on_and_those_that_are_not():
     assert takes("ekfac", "damping")
     assert not takes("normalized-gradient", "foreach")
     assert not takes("shampoo", "defaults")
-
-
-@pytest.mark.parametrize("kind", [AdaHessian, KBFGS, LossFlow, NaturalGradient, SophiaH])
-def test_replicas_are_refused_where_they_would_drift_apart(kind, monkeypatch):
-    class Replica(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.module = mlp()
-
-    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", Replica)
-    with pytest.raises(ConfigurationError, match="would drift apart"):
-        kind(Replica())
