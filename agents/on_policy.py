@@ -60,6 +60,7 @@ class OnPolicy(OneFile):
             _init_setup_model=False,
             supported_action_spaces=SUPPORTED_ACTIONS,
         )
+        self.skipped_updates = 0
         _refuse_unsupported(self.policy_class)
 
     @staticmethod
@@ -81,7 +82,6 @@ class OnPolicy(OneFile):
         self.parts = Parts(self.policy, self.observation_space)
         self.training_optim_state = TrainingState(self)
         self._build_optimizers()
-        self.skipped_updates = 0
 
     def _build_optimizers(self) -> None:
         """Makes what ``train`` needs; called whenever the policy is made anew."""

@@ -104,7 +104,8 @@ def test_arrays_and_numbers(dtype):
     value = np.arange(6).reshape(2, 3).astype(dtype)
     found = again({"array": value, "number": value[1, 2]})
     np.testing.assert_array_equal(found["array"], value)
-    assert found["array"].dtype == value.dtype.newbyteorder("=")
+    assert found["array"].dtype == value.dtype
+    assert found["array"].dtype.str == value.dtype.str
     assert found["array"].flags.writeable
     assert found["number"] == value[1, 2]
     assert type(found["number"]) is type(value[1, 2])
