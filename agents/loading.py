@@ -73,7 +73,7 @@ def built(
         ValueError: If the environments have other spaces, or ``policy_kwargs`` is to change.
     """
     _check_attributes(kind, attributes)
-    settings = attributes.setdefault("policy_kwargs", {})
+    settings = attributes["policy_kwargs"]
     settings.pop("device", None)
     architecture = settings.get("net_arch")
     if isinstance(architecture, list) and architecture and isinstance(architecture[0], dict):
@@ -161,6 +161,9 @@ def _check_attributes(kind: type["OneFile"], attributes: dict[str, Any]) -> None
         isinstance(policy, type) and issubclass(policy, BasePolicy)
     ):
         raise CheckpointError(f"agent.policy_class is no class of policies, but {_short(policy)}")
+    if not isinstance(attributes.setdefault("policy_kwargs", {}), dict):
+        settings = attributes["policy_kwargs"]
+        raise CheckpointError(f"agent.policy_kwargs is no dictionary, but {_short(settings)}")
     for name in ("observation_space", "action_space"):
         if not isinstance(attributes[name], spaces.Space):
             raise CheckpointError(f"agent.{name} is no space, but {_short(attributes[name])}")

@@ -104,7 +104,13 @@ def read(pickled: bytes) -> Any:
     Raises:
         CheckpointError: If it is damaged, or asks for something that is no data.
     """
-    return Values().of(pickles.read(pickled))
+    program = pickles.read(pickled)
+    try:
+        return Values().of(program)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever arguments that nobody pickled lead to
+        raise CheckpointError(f"it says what cannot be: {error!r}") from error
 
 
 def _class(named: Named) -> type:
@@ -271,6 +277,8 @@ _MAKERS: dict[str, Maker] = {
     "builtins.frozenset": lambda values, made: frozenset(_set(values, made)),
     "builtins.slice": _of_numbers(slice),
     "builtins.range": _of_numbers(range),
+    "builtins.xrange": _of_numbers(range),
+    "builtins.bytes": lambda values, made: bytes(_bytearray(values, made)),
     "builtins.complex": _of_numbers(complex),
     "builtins.bytearray": _bytearray,
     "collections.deque": _deque,

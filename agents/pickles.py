@@ -62,6 +62,8 @@ _LITERALS = {
     *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
+# Protocols before 3 have the names of Python 2.
+_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _SCALARS = (str, int, float, bytes, type(None))
 
@@ -211,7 +213,7 @@ class _Machine:
 
     def do_global(self, both: str) -> None:
         module, _, name = both.partition(" ")
-        self.stack.append(Named(module, name))
+        self.stack.append(Named(_MODULES.get(module, module), name))
 
     def do_stack_global(self) -> None:
         module, name = self.last(2)
