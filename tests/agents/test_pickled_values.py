@@ -214,7 +214,7 @@ class Mine:
         np.zeros(2, "M8[s]"),
         np.longdouble(1),
         np.random.default_rng(0),  # whose state numpy sets without looking
-        np.random.RandomState(0),  # noqa: NPY002
+        np.random.RandomState(0),
         random.Random(0),
         np.random.PCG64(0),
         Call(bytearray, 10**12),

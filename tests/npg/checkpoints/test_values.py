@@ -61,7 +61,7 @@ class Level(enum.IntEnum):
     HIGH = 3
 
 
-class Way(str, enum.Enum):
+class Way(enum.StrEnum):
     """Whose members are strings, too."""
 
     LEFT = "left"
@@ -387,7 +387,7 @@ def test_depth_without_end(one, depth):
     tensors = safetensors.torch.save({})
     write_archive(file, {"values.json": values.encode(), "tensors.safetensors": tensors})
     file.seek(0)
-    with pytest.raises(CheckpointError, match="deep|recursion"):
+    with pytest.raises(CheckpointError, match=r"deep|recursion"):
         checkpoints.read(file)["value"]
 
 
