@@ -8,58 +8,23 @@ from functools import partial
 from typing import IO, Any
 
 import torch
-from gymnasium import spaces
 from stable_baselines3.common import utils
 from stable_baselines3.common.buffers import BaseBuffer
 
+from agents import described_spaces as _described_spaces  # noqa: F401 - makes them known
 from agents.peer_checkpoint import peer_attributes, read_peer
+from agents.remedies import remedy
 from npg import checkpoints
 from npg.errors import CheckpointError
 
 Path = str | pathlib.Path | io.BufferedIOBase
 
-AGENT, STATES = "agent", "states"
+AGENT, STATES, SYSTEM = "agent", "states", "system"
+# Made anew from the learning rate; older versions of Stable-Baselines3 pickled it with its code.
+MADE_ANEW = {"lr_schedule"}
 
 checkpoints.accept_classes(
     ("agents", "envs", "stable_baselines3", "sb3_contrib"), (BaseBuffer, torch.nn.Module)
-)
-checkpoints.register(
-    "$box",
-    spaces.Box,
-    lambda space: [space.low, space.high, space.dtype.name],
-    lambda parts: spaces.Box(parts[0], parts[1], dtype=parts[2]),
-)
-checkpoints.register(
-    "$discrete",
-    spaces.Discrete,
-    lambda space: [int(space.n), int(space.start)],
-    lambda parts: spaces.Discrete(parts[0], start=parts[1]),
-)
-checkpoints.register(
-    "$multidiscrete",
-    spaces.MultiDiscrete,
-    lambda space: [space.nvec, space.start],
-    lambda parts: spaces.MultiDiscrete(parts[0], start=parts[1]),
-)
-checkpoints.register(
-    "$multibinary",
-    spaces.MultiBinary,
-    lambda space: space.n if isinstance(space.n, int) else [int(n) for n in space.n],
-    spaces.MultiBinary,
-)
-checkpoints.register("$dict", spaces.Dict, lambda space: dict(space.spaces), spaces.Dict)
-checkpoints.register("$product", spaces.Tuple, lambda space: list(space.spaces), spaces.Tuple)
-checkpoints.register(
-    "$schedule", utils.FloatSchedule, lambda made: made.value_schedule, utils.FloatSchedule
-)
-checkpoints.register(
-    "$constant", utils.ConstantSchedule, lambda made: made.val, utils.ConstantSchedule
-)
-checkpoints.register(
-    "$linear",
-    utils.LinearSchedule,
-    lambda made: [made.start, made.end, made.end_fraction],
-    lambda parts: utils.LinearSchedule(*parts),
 )
 
 
@@ -71,11 +36,13 @@ class Saved:
         names: Of the agent's attributes.
         attributes: Reads these, but for those that it is given, which are taken as they are.
         states: State dictionaries, by the names of what they belong to.
+        system: Versions of what saved it.
     """
 
     names: Collection[str]
     attributes: Callable[[Mapping[str, Any]], dict[str, Any]]
     states: dict[str, Any]
+    system: str
 
 
 def write(file: IO[bytes], attributes: Mapping[str, Any], states: Mapping[str, Any]) -> None:
@@ -84,17 +51,19 @@ def write(file: IO[bytes], attributes: Mapping[str, Any], states: Mapping[str, A
     Args:
         file: Open for writing.
         attributes: Of the agent. What is neither data nor a class that can be imported is pickled,
-            and needs ``trust=True`` to be read.
+            with a warning, and needs ``trust=True`` to be read.
         states: State dictionaries.
     """
-    checkpoints.write(file, {AGENT: dict(attributes), STATES: dict(states)})
+    kept = {name: value for name, value in attributes.items() if name not in MADE_ANEW}
+    system = utils.get_system_info(print_info=False)[1]
+    checkpoints.write(file, {AGENT: kept, STATES: dict(states), SYSTEM: system}, remedy)
 
 
 def read(path: Path, device: torch.device | str = "cpu", trust: bool = False) -> Saved:
     """Reads a file of this library, or one of Stable-Baselines3's format.
 
     Args:
-        path: File, with or without ".zip", or open for reading.
+        path: File, with or without ".zip", or open for reading: from its position to its end.
         device: Where tensors go.
         trust: Whether pickles are read, which run any code of who wrote the file.
 
@@ -124,10 +93,17 @@ def _found(path: pathlib.Path) -> pathlib.Path:
 
 def _read(file: IO[bytes], name: str, device: torch.device | str, trust: bool) -> Saved:
     device = utils.get_device(device)
-    if not checkpoints.is_sealed(file):
-        items, states = read_peer(file, name, device)
-        return Saved(items, partial(peer_attributes, items, name, trust), states)
-    content = checkpoints.read(file, device, trust)
+    stored = checkpoints.content_of(file, name)
+    if not checkpoints.is_sealed(stored):
+        items, states, system = read_peer(stored, name, device)
+        names = items.keys() - MADE_ANEW
+        items = {key: item for key, item in items.items() if key in names}
+        return Saved(items, partial(peer_attributes, items, name, trust), states, system)
+    content = checkpoints.opened(stored, name, device, trust, remedy)
     if not {AGENT, STATES} <= content.keys():
         raise CheckpointError(f"{name} is no checkpoint of an agent: it has {sorted(content)}")
-    return Saved(content.names(AGENT), partial(content.without, AGENT), content[STATES])
+    states = content[STATES]
+    if not isinstance(states, dict):
+        raise CheckpointError(f"{name} is no checkpoint of an agent: its states are no dictionary")
+    attributes = partial(content.without, AGENT)
+    return Saved(content.names(AGENT), attributes, states, str(content.get(SYSTEM, "")))

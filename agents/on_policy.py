@@ -62,6 +62,7 @@ class OnPolicy(OneFile):
             _init_setup_model=False,
             supported_action_spaces=SUPPORTED_ACTIONS,
         )
+        self.skipped_updates = 0
         _refuse_unsupported(self.policy_class)
 
     @staticmethod
@@ -95,7 +96,6 @@ class OnPolicy(OneFile):
         self.training_optim_state = TrainingState(self)
         self._build_optimizers()
         self._ranks = ranks.count()
-        self.skipped_updates = 0
 
     def _build_optimizers(self) -> None:
         """Makes what ``train`` needs; called whenever the policy is made anew."""

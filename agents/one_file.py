@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import get_system_info
 
 from agents import checkpoint
-from agents.loading import built
+from agents.loading import built, give_states, reading
 from agents.training_environments import environment_state, restore_environments
 from agents.training_state import TrainingState
 from npg.errors import CheckpointError
@@ -52,11 +52,17 @@ class OneFile(OnPolicyAlgorithm):
             load_path_or_dict: File, or what ``get_parameters`` returned.
             exact_match: Whether every parameter of the model must be given.
             device: Where to put them.
+
+        Raises:
+            CheckpointError: If a file is damaged, or of another model; one that fits in part may
+                have been loaded in part.
         """
-        if not isinstance(load_path_or_dict, dict):
-            load_path_or_dict = checkpoint.read(load_path_or_dict, device).states
-            load_path_or_dict.pop(ENVIRONMENTS, None)
-        super().set_parameters(load_path_or_dict, exact_match, device)
+        if isinstance(load_path_or_dict, dict):
+            super().set_parameters(load_path_or_dict, exact_match, device)
+            return
+        states = checkpoint.read(load_path_or_dict, device).states
+        states.pop(ENVIRONMENTS, None)
+        give_states(self, states, exact_match)
 
     def save(
         self,
@@ -67,7 +73,8 @@ class OneFile(OnPolicyAlgorithm):
         """Saves everything to one file, under a temporary name first, so that none is half-written.
 
         Args:
-            path: File (".zip" is added where it has no ending), or file-like.
+            path: File (".zip" is added where it has no ending), or file-like: there from its
+                position on.
             exclude: Attributes to leave out.
             include: Attributes to keep that would be left out. "environments" keeps the state of
                 the training environments, too: see :meth:`restore_environments`.
@@ -112,12 +119,12 @@ class OneFile(OnPolicyAlgorithm):
         library's, torch's or Stable-Baselines3's is refused by name.
 
         Args:
-            path: File, or file-like.
+            path: File, or file-like: there from its position to its end.
             env: Environments to train on. Raw ones are wrapped with the normaliser of the file;
                 a ``VecNormalize`` that has seen data is left alone.
             device: Where to put the policy.
             custom_objects: Attributes to take from here instead of from the file.
-            print_system_info: Whether to print versions now and at saving.
+            print_system_info: Whether to print the versions of now and those at saving.
             force_reset: Whether training starts with a reset of the environments.
             trust: Whether to unpickle what the file has pickled. This runs whatever code its author
                 put there: only for files of yours, or of somebody you would let use your account.
@@ -128,12 +135,14 @@ class OneFile(OnPolicyAlgorithm):
 
         Raises:
             CheckpointError: If the file is missing, damaged, needs ``trust``, or is no checkpoint
-                of such an agent.
-            RuntimeError: If its parameters do not fit the policy.
+                of such an agent, or its parameters do not fit the policy.
         """
-        if print_system_info:
-            get_system_info()
         saved = checkpoint.read(path, device, trust)
+        if print_system_info:
+            print("== CURRENT SYSTEM INFO ==")
+            get_system_info()
+            print("== SAVED MODEL SYSTEM INFO ==")
+            print(saved.system)
         if not cls._owns(saved.names):
             raise CheckpointError(
                 f"{path} is a checkpoint of another algorithm than {cls.__name__}: it has no "
@@ -148,12 +157,15 @@ class OneFile(OnPolicyAlgorithm):
                 stacklevel=2,
             )
         environments = saved.states.pop(ENVIRONMENTS, {})
+        if not isinstance(environments, Mapping):
+            raise CheckpointError(f"{path}: states.{ENVIRONMENTS} is no dictionary")
         attributes = saved.attributes(custom_objects or {})
         model = built(cls, attributes, saved.states, env, device, force_reset, kwargs)
         model._saved_environments = environments
-        model._attach_normaliser()
-        if "seed" not in kwargs:
-            model.training_optim_state.restore_generators()
+        with reading(f"{path}: states.training_optim_state"):
+            model._attach_normaliser()
+            if "seed" not in kwargs:
+                model.training_optim_state.restore_generators()
         return model
 
     def restore_environments(self) -> str:

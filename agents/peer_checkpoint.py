@@ -1,142 +1,45 @@
-"""Reading a zip file of Stable-Baselines3 or sb3-contrib, whose settings are pickled, with care.
-
-A pickle is a program. This one may make the data that such settings consist of (spaces, arrays,
-schedules), and name the classes among them; what else it asks for is refused by its name, unless
-the user trusts the file.
-"""
+"""Reading a zip file of Stable-Baselines3 or sb3-contrib, whose settings are pickled, with care."""
 
 import base64
-import io
 import json
-import pickle
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import IO, Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import cloudpickle
 import torch
-from gymnasium import spaces
-from stable_baselines3.common import utils
 
-from npg.checkpoints import named_class, remedy
+from agents import pickled_values, torch_file
+from agents.remedies import remedy
+from npg.checkpoints import members_of
 from npg.errors import CheckpointError
 
-# Made anew from the learning rate; older versions pickled it with its code.
-MADE_ANEW = {"lr_schedule"}
 _SERIALIZED = ":serialized:"
-
-# What a pickle may call. Each of them makes data, and does nothing else with its arguments.
-_NUMPY = ("numpy.core", "numpy._core")  # the one before NumPy 2
-CALLABLE = {
-    "builtins.set",
-    "builtins.frozenset",
-    "builtins.slice",
-    "builtins.complex",
-    "builtins.bytearray",
-    "collections.deque",
-    "collections.OrderedDict",
-    "_codecs.encode",
-    "numpy.dtype",
-    "numpy.ndarray",
-    *(f"{package}.multiarray.{name}" for package in _NUMPY for name in ("_reconstruct", "scalar")),
-    *(f"{package}.numeric._frombuffer" for package in _NUMPY),
-    *(
-        f"numpy.{name}"
-        for name in ("bool_", "float32", "float64", "int8", "int32", "int64", "uint8")
-    ),
-    "numpy.random._pickle.__generator_ctor",
-    "numpy.random._pickle.__bit_generator_ctor",
-    "numpy.random._pickle.__randomstate_ctor",
-    *(f"numpy.random._{name.lower()}.{name}" for name in ("PCG64", "MT19937", "Philox", "SFC64")),
-    *(
-        f"numpy.random.bit_generator.{name}"
-        for name in ("SeedSequence", "__pyx_unpickle_SeedSequence")
-    ),
-    *(
-        f"{kind.__module__}.{kind.__qualname__}"
-        for kind in (
-            *(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
-            *(spaces.Dict, spaces.Tuple),
-            *(utils.FloatSchedule, utils.ConstantSchedule, utils.LinearSchedule),
-        )
-    ),
-}
-
-
-@dataclass(frozen=True)
-class _Named:
-    """A class that a pickle names and cannot call."""
-
-    name: str
-
-
-class _Careful(pickle._Unpickler):  # type: ignore[name-defined]
-    """Python's own unpickler in Python, whose instructions can be changed."""
-
-    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
-
-    def __init__(self, file: IO[bytes], place: str) -> None:
-        super().__init__(file)
-        self.place = place
-        self._found: list[object] = []
-
-    def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}"
-        if full in CALLABLE:
-            found = super().find_class(module, name)
-        else:
-            try:
-                named_class(f"{module}:{name}", trust=False)
-            except CheckpointError as error:
-                raise CheckpointError(
-                    f"{self.place} is pickled and asks for {full}, which no such file needs; "
-                    f"{remedy(self.place)}"
-                ) from error
-            found = _Named(f"{module}:{name}")
-        self._found.append(found)
-        return found
-
-    def load_build(self) -> None:
-        """Sets what an object holds, but nothing on the classes and functions themselves."""
-        if any(self.stack[-2] is found for found in self._found):  # type: ignore[has-type]
-            raise CheckpointError(f"{self.place}: its pickle would change a class")
-        pickle._Unpickler.load_build(self)  # type: ignore[attr-defined]
-
-    dispatch[pickle.BUILD[0]] = load_build
-
-    def persistent_load(self, pid: object) -> Any:
-        raise CheckpointError(f"{self.place}: its pickle refers to something outside of it")
+# Stable-Baselines3 does not compress; somebody may have since. JSON shrinks to a tenth.
+_KINDS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+_GROWTH = 50
+# What is no state dictionary: variables of algorithms off policy, by their name now and before.
+_VARIABLES = {"pytorch_variables.pth", "tensors.pth"}
 
 
 def read_peer(
-    file: IO[bytes], name: str, device: torch.device | str
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    content: bytes, name: str, device: torch.device | str
+) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Reads a file of Stable-Baselines3's format.
 
     Args:
-        file: Open for reading.
+        content: The file's.
         name: What errors call it.
         device: Where tensors go.
 
     Returns:
-        The attributes as they stand in the file, for :func:`peer_attributes`, and the state
-        dictionaries by name.
+        The attributes as they stand in the file, for :func:`peer_attributes`, the state
+        dictionaries by name, and what the file says about the system that it was saved on.
 
     Raises:
         CheckpointError: If the file is damaged, or something else.
     """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-            members = {} if damaged else {m: archive.read(m) for m in archive.namelist()}
-    except Exception as error:  # zipfile's own, zlib's, struct's: whatever damaged bytes lead to
-        raise CheckpointError(
-            f"{name} wasn't a zip-file, or is truncated or damaged ({error}): a checkpoint is the "
-            "zip file that save() wrote"
-        ) from error
-    if damaged:
-        raise CheckpointError(f"{name} is damaged: its member {damaged} fails its checksum")
+    members = members_of(content, name, _KINDS, _GROWTH)
     missing = {"data", "policy.pth"} - members.keys()
     if missing:
         raise CheckpointError(
@@ -147,11 +50,13 @@ def read_peer(
     except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{name}: its member data is damaged ({error})") from error
     states = {
-        member.removesuffix(".pth"): _state(f"{name}: {member}", content, device)
-        for member, content in members.items()
-        if member.endswith(".pth") and member != "pytorch_variables.pth"
+        member.removesuffix(".pth"): torch_file.read(state, f"{name}: {member}", device)
+        for member, state in members.items()
+        if member.endswith(".pth") and member not in _VARIABLES
     }
-    return items, states
+    states["policy"] = _with_extractors(states["policy"])
+    system = members.get("system_info.txt", b"not in the file").decode(errors="replace")
+    return items, states, system
 
 
 def peer_attributes(
@@ -172,9 +77,8 @@ def peer_attributes(
         CheckpointError: If a pickle is damaged, or asks for what may not be run.
     """
     return {
-        key: given[key] if key in given else _attribute(f"{name}: {key}", key, item, trust)
+        key: given[key] if key in given else _attribute(f"{name}: agent.{key}", key, item, trust)
         for key, item in items.items()
-        if key not in MADE_ANEW or key in given
     }
 
 
@@ -183,35 +87,28 @@ def _attribute(place: str, key: str, item: Any, trust: bool) -> Any:
         return item
     try:
         pickled = base64.b64decode(item[_SERIALIZED])
-        if trust:
-            return cloudpickle.loads(pickled)
-        return _resolved(_Careful(io.BytesIO(pickled), f"agent.{key}").load(), seen={})
-    except CheckpointError as error:
-        raise CheckpointError(f"{place}: {error}") from error
+        try:
+            return pickled_values.read(pickled)
+        except Exception:  # a file of old, or one that nobody wrote
+            if trust:
+                return cloudpickle.loads(pickled)
+            raise
     except Exception as error:  # a pickle can raise whatever it likes
-        raise CheckpointError(f"{place} cannot be read: {error!r}; {remedy(place)}") from error
+        raise CheckpointError(
+            f"{place} is pickled and cannot be read: {error}; {remedy(f'agent.{key}')}"
+        ) from error
 
 
-def _resolved(value: Any, seen: dict[int, tuple[Any, Any]]) -> Any:
-    """Puts classes in place of their names, in containers too, each of which is visited once."""
-    if isinstance(value, _Named):
-        return named_class(value.name, trust=False)
-    if not isinstance(value, dict | list | tuple):
-        return value
-    if id(value) not in seen:
-        seen[id(value)] = value, value  # it holds itself, perhaps
-        if isinstance(value, dict):
-            for key, item in value.items():
-                value[key] = _resolved(item, seen)
-        elif isinstance(value, list):
-            value[:] = [_resolved(item, seen) for item in value]
-        elif type(value) is tuple:
-            seen[id(value)] = value, tuple(_resolved(item, seen) for item in value)
-    return seen[id(value)][1]
-
-
-def _state(place: str, content: bytes, device: torch.device | str) -> Any:
-    try:
-        return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{place} is damaged: {error}") from error
+def _with_extractors(policy: Any) -> Any:
+    """Before 1.7, a policy had one extractor of features under one name, not under three."""
+    if not isinstance(policy, dict) or any(k.startswith("pi_features_extractor.") for k in policy):
+        return policy
+    first = "features_extractor."
+    more = {
+        f"{part}_{key}": value
+        for key, value in policy.items()
+        if key.startswith(first)
+        for part in ("pi", "vf")
+    }
+    policy.update(more)
+    return policy

@@ -9,6 +9,7 @@ import torch
 from stable_baselines3.common.vec_env import VecNormalize
 
 from envs import load_normalization_state, normalization_state
+from npg.errors import CheckpointError
 
 if TYPE_CHECKING:
     from agents.on_policy import OnPolicy
@@ -20,8 +21,8 @@ _SETTINGS = ("training", "norm_reward", "clip_obs", "clip_reward", "gamma", "eps
 class TrainingState:
     """A view of an agent's extra state, as tensors and primitives only.
 
-    Stable-Baselines3 saves any attribute that has ``state_dict`` and ``load_state_dict``, and loads
-    it without running code.
+    It has ``state_dict`` and ``load_state_dict``, so that ``get_parameters`` and ``set_parameters``
+    of Stable-Baselines3 treat it as they treat the policy.
 
     Args:
         model: The agent.
@@ -50,7 +51,14 @@ class TrainingState:
         Args:
             state: What :meth:`state_dict` gave, or an empty mapping to keep what there is.
             strict: Ignored: a state that is absent starts afresh.
+
+        Raises:
+            CheckpointError: If the normaliser or the generators are none; nothing was loaded.
         """
+        if state.get("normaliser") is not None:
+            _check_normaliser(state["normaliser"])
+        if state.get("generators") is not None:
+            _check_generators(state["generators"])
         for name, optimizer in self.model._optimizers().items():
             if name in state.get("optimizers", {}):
                 optimizer.load_state_dict(state["optimizers"][name])
@@ -103,6 +111,49 @@ def _generators() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
+
+
+def _check_generators(state: dict[str, Any]) -> None:
+    """What is set without looking by those who own them, who then read wherever it points to."""
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    words = state["python"][1]
+    if (
+        name != "MT19937"
+        or not _is_integer(keys, (624,))
+        or not (type(position) is int and 0 <= position <= 624)
+        or has_gauss not in (0, 1)
+        or not isinstance(gauss, float)
+    ):
+        raise CheckpointError("generators: the state of NumPy's is none of an MT19937")
+    if not (_is_integer(words, (625,)) and 0 <= int(words[-1]) <= 624):
+        raise CheckpointError("generators: the state of Python's is none of an MT19937")
+    try:
+        torch.Generator().set_state(state["torch"].cpu())
+    except Exception as error:
+        raise CheckpointError(f"generators: the state of torch's is none: {error}") from error
+
+
+def _is_integer(words: object, shape: tuple[int, ...]) -> bool:
+    """Whether something is a vector of unsigned numbers of 32 bits."""
+    return (
+        isinstance(words, torch.Tensor)
+        and words.dtype is torch.int64
+        and words.shape == shape
+        and bool(((words >= 0) & (words < 2**32)).all())
+    )
+
+
+def _check_normaliser(state: dict[str, Any]) -> None:
+    moments = [*state["obs_rms"].values(), state["ret_rms"]]
+    for moment in moments:
+        mean, var, count = (moment[name] for name in ("mean", "var", "count"))
+        if not all(isinstance(value, torch.Tensor) for value in (mean, var, count)) or (
+            mean.shape != var.shape or count.numel() != 1
+        ):
+            raise CheckpointError("normaliser: its moments are no mean, variance and number")
+    numbers = [state[name] for name in ("clip_obs", "clip_reward", "gamma", "epsilon")]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise CheckpointError("normaliser: a setting is no number")
 
 
 def _unused(normaliser: VecNormalize) -> bool:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import zipfile
 from collections.abc import Mapping
 from typing import IO
@@ -11,14 +10,13 @@ from npg.errors import CheckpointError
 
 _MARK = b"sha256:"
 _DIGITS = hashlib.sha256().digest_size * 2
-_BLOCK = 1 << 20  # bytes hashed at a time
 
 
 def write_archive(file: IO[bytes], members: Mapping[str, bytes]) -> None:
     """Writes members one after another, uncompressed, and seals the file.
 
     Args:
-        file: Open for writing; it need not be seekable.
+        file: Open for writing, which begins at its position; it need not be seekable.
         members: Contents by name.
     """
     sealing = _Sealing(file)
@@ -31,21 +29,37 @@ def write_archive(file: IO[bytes], members: Mapping[str, bytes]) -> None:
     sealing.seal()
 
 
-def is_sealed(file: IO[bytes]) -> bool:
-    """Whether a file ends as :func:`write_archive` ends one; its position stays where it was."""
-    position = file.tell()
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(size - len(_MARK) - _DIGITS, 0))
-    ends_so = file.read(len(_MARK)) == _MARK
-    file.seek(position)
-    return ends_so
+def content_of(file: IO[bytes], name: str) -> bytes:
+    """What a file holds from its position to its end.
+
+    Args:
+        file: Open for reading; it need not be seekable.
+        name: What errors call it.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        CheckpointError: If it gives something else.
+    """
+    content = file.read()
+    if not isinstance(content, bytes):
+        raise CheckpointError(
+            f"{name} gives {type(content).__name__}, not bytes: open it for reading with 'rb'"
+        )
+    return content
 
 
-def read_archive(file: IO[bytes], name: str) -> dict[str, bytes]:
+def is_sealed(content: bytes) -> bool:
+    """Whether a file ends as :func:`write_archive` ends one."""
+    return content[:-_DIGITS].endswith(_MARK)
+
+
+def read_archive(content: bytes, name: str) -> dict[str, bytes]:
     """Reads all members of a sealed file, if every byte of it is as it was written.
 
     Args:
-        file: Open for reading, seekable.
+        content: The file's.
         name: What errors call it.
 
     Returns:
@@ -54,29 +68,50 @@ def read_archive(file: IO[bytes], name: str) -> dict[str, bytes]:
     Raises:
         CheckpointError: If the file is truncated, or a byte was changed.
     """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    digest = hashlib.sha256()
-    left = size - _DIGITS
-    while left > 0:
-        block = file.read(min(left, _BLOCK))
-        if not block:
-            break
-        digest.update(block)
-        left -= len(block)
-    if file.read() != digest.hexdigest().encode():
+    body = memoryview(content)[:-_DIGITS]
+    if content[-_DIGITS:] != hashlib.sha256(body).hexdigest().encode():
         raise CheckpointError(
             f"{name} is damaged or truncated: its SHA-256 is not the one that was written with it"
         )
-    file.seek(0)
+    return members_of(content, name, {zipfile.ZIP_STORED}, growth=1)
+
+
+def members_of(content: bytes, name: str, kinds: set[int], growth: float) -> dict[str, bytes]:
+    """Reads all members of a zip archive, which may be anybody's.
+
+    Args:
+        content: The file's.
+        name: What errors call it.
+        kinds: Of compression that are read.
+        growth: How many times larger than the file all members may be together.
+
+    Returns:
+        Contents by name.
+
+    Raises:
+        CheckpointError: If it is no archive, damaged, compressed otherwise, has two members of one
+            name, or would be larger than that.
+    """
     try:
-        with zipfile.ZipFile(file) as archive:
-            # What was sealed here is not compressed, and so cannot be larger than the file.
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            listed = archive.infolist()
+            if any(member.compress_type not in kinds for member in listed):
                 raise CheckpointError(f"{name} is no checkpoint: a member of it is compressed")
-            return {member: archive.read(member) for member in archive.namelist()}
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"{name} is no checkpoint: {error}") from error
+            if len({member.filename for member in listed}) < len(listed):
+                raise CheckpointError(f"{name} is no checkpoint: it has two members of one name")
+            if sum(member.file_size for member in listed) > growth * len(content):
+                raise CheckpointError(
+                    f"{name} is no checkpoint: opened, it would be more than {growth:g} times as "
+                    "large as it is"
+                )
+            return {member.filename: archive.read(member) for member in listed}
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile's own, zlib's, struct's: whatever damaged bytes lead to
+        raise CheckpointError(
+            f"{name} wasn't a zip-file, or is truncated or damaged ({error}): a checkpoint is the "
+            "zip file that save() wrote"
+        ) from error
 
 
 class _Sealing(io.RawIOBase):
@@ -104,9 +139,16 @@ class _Sealing(io.RawIOBase):
 
     def seal(self) -> None:
         """Writes the digest in place of what was held back."""
-        self.file.write(self.digest.hexdigest().encode())
+        self._hand_on(self.digest.hexdigest().encode())
         self.file.flush()
 
     def _emit(self, data: bytes | memoryview) -> None:
         self.digest.update(data)
-        self.file.write(data)
+        self._hand_on(data)
+
+    def _hand_on(self, data: bytes | memoryview) -> None:
+        """Writes all of it; a pipe, or an unbuffered file, may take only a part at a time."""
+        left = memoryview(data)
+        while left:
+            taken = self.file.write(left)
+            left = left[len(left) if taken is None else taken :]

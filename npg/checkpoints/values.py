@@ -8,9 +8,11 @@ describes is pickled, and is read back only from a file that the user trusts.
 
 import base64
 import collections
+import enum
 import math
 import pickle
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -18,15 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npg.checkpoints.classes import class_name, named_class
+from npg.checkpoints import classes, tensors
 from npg.errors import CheckpointError
 
 Json = Any
+# What a user can do about a value, given its place, that is read only with trust.
+Remedy = Callable[[str], str]
+# Values within values; a file that nests deeper was made to exhaust whoever reads it.
+MAX_DEPTH = 100
 
 # By type: the tag, and what gives the value in terms of types that are described already. By tag:
 # what makes the value again.
-_describers: dict[type, tuple[str, Callable[[Any], Any]]] = {}
-_restorers: dict[str, Callable[[Any], Any]] = {}
+_DESCRIBERS: dict[type, tuple[str, Callable[[Any], Any]]] = {}
+RESTORERS: dict[str, Callable[[Any], Any]] = {}
 
 
 def register(
@@ -40,168 +46,186 @@ def register(
         describe: Gives a value that is made of types known already.
         restore: Makes the value from that. It gets whatever a file may hold: it must only build.
     """
-    _describers[kind] = (tag, describe)
-    _restorers[tag] = restore
+    _DESCRIBERS[kind] = (tag, describe)
+    RESTORERS[tag] = restore
 
 
-register("$float", float, repr, float)  # those that JSON has no number for
-register("$tuple", tuple, list, tuple)
-register("$size", torch.Size, list, torch.Size)
-register("$set", set, lambda items: sorted(items, key=repr), set)
-register(
-    "$deque",
-    collections.deque,
-    lambda items: [list(items), items.maxlen],
-    lambda described: collections.deque(described[0], described[1]),
-)
-register("$device", torch.device, str, torch.device)
-_restorers["$complex"] = torch.view_as_complex
-_restorers["$items"] = dict
+def trust_remedy(place: str) -> str:
+    """What a user can do about a value that is read only with trust."""
+    return f"trust=True reads {place}, which can run any code of who wrote the file"
 
 
-def encode(value: Any, tensors: dict[str, Tensor], place: str) -> Json:  # noqa: ANN401
-    """Describes a value.
+@dataclass
+class Description:
+    """Describes values, and gathers what is not JSON.
 
-    Args:
-        value: Anything.
-        tensors: Gets the tensors and arrays in it, under the names of their places.
-        place: Name of the value's own place; of what is in it, this, a dot and its key.
-
-    Returns:
-        What JSON can hold.
+    Attributes:
+        tensors: Tensors and arrays in them, by names that begin with their places.
+        untrusted: Places of what is read back only with trust, and what is there.
     """
-    kind = type(value)
-    if value is None or kind in (bool, int, str) or (kind is float and math.isfinite(value)):
-        return value
-    if kind is list:
-        return [encode(item, tensors, f"{place}.{i}") for i, item in enumerate(value)]
-    if kind in (dict, collections.OrderedDict):
-        return _encode_mapping(value, tensors, place)
-    if isinstance(value, Tensor) and value.layout is torch.strided:
-        if value.is_complex():  # of which safetensors has not every precision
-            return {"$complex": encode(torch.view_as_real(value.resolve_conj()), tensors, place)}
-        return _encode_tensor(value.detach(), tensors, place)
-    if kind is np.ndarray and value.dtype.kind in "biuf":
-        native = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
-        return {"$array": _keep(torch.from_numpy(native), tensors, place)}
-    if isinstance(value, np.generic) and value.dtype.kind in "biuf":
-        return {"$number": [value.dtype.name, encode(value.item(), tensors, place)]}
-    if isinstance(value, torch.dtype):
-        return {"$dtype": str(value).removeprefix("torch.")}
-    if isinstance(value, type) and (name := class_name(value)):
-        return {"$class": name}
-    if kind in _describers:
-        tag, describe = _describers[kind]
-        return {tag: encode(describe(value), tensors, place)}
-    pickled = base64.b64encode(cloudpickle.dumps(value)).decode()
-    return {"$pickle": pickled, "type": f"{kind.__module__}.{kind.__qualname__}"}
 
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    untrusted: dict[str, str] = field(default_factory=dict)
 
-def decode(described: Json, tensors: Mapping[str, Tensor], place: str, trust: bool) -> Any:  # noqa: ANN401
-    """Makes the value that :func:`encode` described.
+    def of(self, value: Any, place: str, depth: int = 0) -> Json:  # noqa: ANN401
+        """Describes a value.
 
-    Args:
-        described: What it returned.
-        tensors: What it put aside.
-        place: Where the value comes from, for errors.
-        trust: Whether pickles may be read, and classes of any package imported.
+        Args:
+            value: Anything.
+            place: Name of its place; of what is in it, this, a dot and its key.
+            depth: Of values that it is in.
 
-    Returns:
-        The value.
+        Returns:
+            What JSON can hold.
 
-    Raises:
-        CheckpointError: If the description is of nothing known, or needs trust.
-    """
-    if isinstance(described, list):
-        return [decode(d, tensors, f"{place}.{i}", trust) for i, d in enumerate(described)]
-    if not isinstance(described, dict):
+        Raises:
+            CheckpointError: If it contains itself, or nests deeper than is read.
+        """
+        if depth > MAX_DEPTH:
+            raise CheckpointError(
+                f"{place[:80]}… nests more than {MAX_DEPTH} values deep, or contains itself"
+            )
+        kind = type(value)
+        if value is None or kind in (bool, int, str) or (kind is float and math.isfinite(value)):
+            return value
+        if kind is list:
+            return [self.of(item, f"{place}.{i}", depth + 1) for i, item in enumerate(value)]
+        if kind is dict:
+            return self._mapping(value, place, depth)
+        if tensors.is_kept(value):
+            describe = tensors.describe_array if kind is np.ndarray else tensors.describe_tensor
+            return describe(value, self.tensors, place)
+        if kind is collections.OrderedDict:
+            return self._ordered(value, place, depth)
+        tag, inner = _described(value)
+        if tag == "$class" and not classes.is_accepted(inner):
+            self.untrusted[place] = f"the class {inner}"
+        if tag:
+            return {tag: self.of(inner, place, depth + 1)}
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        self.untrusted[place] = f"a pickled {name}"
+        pickled = base64.b64encode(cloudpickle.dumps(value)).decode()
+        return {"$pickle": pickled, "type": name}
+
+    def _mapping(self, value: Mapping[Any, Any], place: str, depth: int) -> dict[str, Json]:
+        if all(type(key) is str and not key.startswith("$") for key in value):
+            return {k: self.of(item, f"{place}.{k}", depth + 1) for k, item in value.items()}
+        items = [
+            [self.of(key, place, depth + 1), self.of(item, f"{place}.{key}", depth + 1)]
+            for key, item in value.items()
+        ]
+        return {"$items": items}
+
+    def _ordered(
+        self, value: collections.OrderedDict[Any, Any], place: str, depth: int
+    ) -> dict[str, Json]:
+        """With what ``Module.state_dict`` notes for modules of later versions."""
+        described = {"$ordered": self.of(dict(value), place, depth + 1)}
+        metadata = vars(value).get("_metadata")
+        if metadata is not None:
+            described["metadata"] = self.of(metadata, f"{place}._metadata", depth + 1)
         return described
-    tag = next(iter(described), "")
-    if not tag.startswith("$"):
-        return {k: decode(d, tensors, f"{place}.{k}", trust) for k, d in described.items()}
-    content = described[tag]
-    if tag == "$pickle":
-        return _unpickled(content, described["type"], place, trust)
-    if tag == "$class":
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Makes the values that a :class:`Description` is of.
+
+    Attributes:
+        tensors: Those that it gathered.
+        device: Where they go.
+        trust: Whether pickles may be read, and classes of any package imported.
+        remedy: What errors tell to do without.
+    """
+
+    tensors: Mapping[str, Tensor]
+    device: torch.device | str = "cpu"
+    trust: bool = False
+    remedy: Remedy = trust_remedy
+
+    def value(self, described: Json, place: str, depth: int = 0) -> Any:  # noqa: ANN401
+        """Makes a value; each time, one that shares nothing with another.
+
+        Args:
+            described: What :meth:`Description.of` returned.
+            place: Where the value comes from, for errors.
+            depth: Of values that it is in.
+
+        Returns:
+            The value.
+
+        Raises:
+            CheckpointError: If the description is of nothing known, or needs trust.
+        """
+        if depth > MAX_DEPTH:
+            raise CheckpointError(f"{place[:80]}… nests more than {MAX_DEPTH} values deep")
+        if isinstance(described, list):
+            return [self.value(d, f"{place}.{i}", depth + 1) for i, d in enumerate(described)]
+        if not isinstance(described, dict):
+            return described
+        tag = next(iter(described), "")
+        if not tag.startswith("$"):
+            return {k: self.value(d, f"{place}.{k}", depth + 1) for k, d in described.items()}
         try:
-            return named_class(content, trust)
+            return self._tagged(tag, described, place, depth)
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever a description that nobody wrote leads to
+            raise CheckpointError(f"{place} is no {tag[1:]}: {error!r}") from error
+
+    def _tagged(self, tag: str, described: dict[str, Json], place: str, depth: int) -> Any:  # noqa: ANN401
+        content = described[tag]
+        if tag in ("$tensor", "$array"):
+            return tensors.made(described, self.tensors, self.device)
+        if tag == "$pickle":
+            return self._unpickled(content, described["type"], place)
+        inner = self.value(content, place, depth + 1)
+        if tag == "$ordered":
+            made = collections.OrderedDict(inner)
+            if "metadata" in described:
+                vars(made)["_metadata"] = self.value(described["metadata"], place, depth + 1)
+            return made
+        if tag == "$class":
+            return self._named(classes.named_class, inner, place)
+        if tag == "$enum":
+            return self._named(classes.data_class, inner[0], place).__members__[inner[1]]
+        if tag == "$named":
+            return tuple.__new__(self._named(classes.data_class, inner[0], place), inner[1])
+        if tag not in RESTORERS:
+            raise CheckpointError(f"{place}: a value of the unknown kind {tag}")
+        return RESTORERS[tag](inner)
+
+    def _named(self, find: Callable[[str, bool], type], name: str, place: str) -> Any:  # noqa: ANN401
+        try:
+            return find(name, self.trust)
         except CheckpointError as error:
-            raise CheckpointError(f"{place}: {error}; {remedy(place)}") from error
-    if tag in ("$tensor", "$array"):
-        return _decode_tensor(tag, content, described.get("order"), tensors)
-    if tag == "$dtype":
-        return _torch_type(content)
-    inner = decode(content, tensors, place, trust)
-    if tag == "$number":
-        return _number(*inner)
-    if tag not in _restorers:
-        raise CheckpointError(f"{place}: a value of the unknown kind {tag}")
-    return _restorers[tag](inner)
+            raise CheckpointError(f"{place}: {error}; {self.remedy(place)}") from error
+
+    def _unpickled(self, content: str, kind: str, place: str) -> Any:  # noqa: ANN401
+        if not self.trust:
+            raise CheckpointError(f"{place}: a pickled {kind}; {self.remedy(place)}")
+        return pickle.loads(base64.b64decode(content))
 
 
-def remedy(place: str) -> str:
-    """What a user can do about a value that needs trust."""
-    attribute = place.split(".")[1] if "." in place else place
-    return (
-        "trust=True reads it, which can run any code of who wrote the file; or give it yourself, "
-        f"custom_objects={{{attribute!r}: ...}}"
-    )
-
-
-def _encode_mapping(
-    value: Mapping[Any, Any], tensors: dict[str, Tensor], place: str
-) -> dict[str, Json]:
-    if all(type(key) is str and not key.startswith("$") for key in value):
-        return {key: encode(item, tensors, f"{place}.{key}") for key, item in value.items()}
-    items = [
-        [encode(key, tensors, place), encode(item, tensors, f"{place}.{key}")]
-        for key, item in value.items()
-    ]
-    return {"$items": items}
-
-
-def _encode_tensor(value: Tensor, tensors: dict[str, Tensor], place: str) -> dict[str, Json]:
-    """Keeps the order of its dimensions in memory too: products of matrices round by it."""
-    strides = value.stride()
-    order = sorted(range(value.ndim), key=lambda d: (-strides[d], d))
-    if order == list(range(value.ndim)):
-        return {"$tensor": _keep(value, tensors, place)}
-    return {"$tensor": _keep(value.permute(order), tensors, place), "order": order}
-
-
-def _decode_tensor(
-    tag: str, name: str, order: list[int] | None, tensors: Mapping[str, Tensor]
-) -> Tensor | np.ndarray[Any, Any]:
-    value = tensors[name]
-    if order is not None:
-        value = value.permute([order.index(d) for d in range(len(order))])
-    return value if tag == "$tensor" else value.cpu().numpy()
-
-
-def _keep(value: Tensor, tensors: dict[str, Tensor], place: str) -> str:
-    """Copies a tensor to where nothing changes it, and returns its name."""
-    while place in tensors:
-        place += "'"
-    tensors[place] = value.to("cpu", copy=True, memory_format=torch.contiguous_format)
-    return place
-
-
-def _number(name: str, value: complex) -> np.generic:
-    dtype = np.dtype(name)
-    if dtype.kind not in "biuf":
-        raise CheckpointError(f"no number is of the type {name}")
-    number: np.generic = dtype.type(value)
-    return number
-
-
-def _torch_type(name: str) -> torch.dtype:
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
-        raise CheckpointError(f"torch has no type {name!r}")
-    return found
-
-
-def _unpickled(content: str, kind: str, place: str, trust: bool) -> Any:  # noqa: ANN401
-    if not trust:
-        raise CheckpointError(f"{place}: a pickled {kind}; {remedy(place)}")
-    return pickle.loads(base64.b64decode(content))
+def _described(value: Any) -> tuple[str, Any]:  # noqa: ANN401
+    """The tag of a value and what it consists of; no tag if only a pickle can hold it."""
+    kind = type(value)
+    if kind in _DESCRIBERS:
+        tag, describe = _DESCRIBERS[kind]
+        return tag, describe(value)
+    if isinstance(value, np.generic) and tensors.is_plain(value.dtype):
+        return "$number", [value.dtype, value.item()]
+    if isinstance(value, np.dtype) and tensors.is_plain(value) and value.fields is None:
+        return "$numpy", value.str
+    if isinstance(value, type) and issubclass(value, np.generic) and value.__module__ == "numpy":
+        return ("$scalar", np.dtype(value)) if tensors.is_plain(np.dtype(value)) else ("", None)
+    if isinstance(value, type):
+        name = classes.class_name(value)
+        return ("$class", name) if name else ("", None)
+    name = classes.class_name(kind)
+    if name and isinstance(value, enum.Enum):
+        known = kind.__members__.get(value.name) is value  # not a combination of flags
+        return ("$enum", [name, value.name]) if known else ("", None)
+    if name and classes.has_named_fields(kind) and not getattr(value, "__dict__", None):
+        return "$named", [name, list(value)]
+    return "", None

@@ -4,24 +4,31 @@ import io
 import pathlib
 import random
 import warnings
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
-from agents import NPG, TRPO
-from npg import checkpoints
+from agents import NPG, PPO, TRPO
+from npg import checkpoints, optim
 from npg.errors import CheckpointError, ConfigurationError
-from tests.agents.checkpoints import actions_of, box_env, equal_states
+from tests.agents.checkpoints import actions_of, box_env, equal_states, some_observations
 from tests.agents.helpers import (
+    BOX,
+    VECTOR,
     BatchNorm,
+    Toy,
     both_agents,
     both_critics,
     parameters,
     record_kl,
     same,
     small,
+    vector_env,
 )
 
 
@@ -242,3 +249,62 @@ def test_a_copy_of_the_agent_can_be_trained_apart(tmp_path) -> None:
     twin.learn(64, reset_num_timesteps=False)
     assert same(before, parameters(model))
     assert not same(before, parameters(twin))
+
+
+def test_observations_by_name_keep_their_order(tmp_path) -> None:
+    """Features are put together in it; Gymnasium sorts what it is given as a dictionary."""
+    parts = OrderedDict(z=VECTOR, a=spaces.Box(-1, 1, (2,), np.float64), m=spaces.Discrete(3))
+    model = small(TRPO, vector_env(lambda: Toy(spaces.Dict(parts), BOX)), "MultiInputPolicy")
+    model.save(tmp_path / "model")
+    loaded = TRPO.load(tmp_path / "model")
+    assert list(loaded.observation_space.spaces) == ["z", "a", "m"]
+    assert loaded.observation_space == model.observation_space
+    seen = {"z": some_observations(2), "a": np.ones((2, 2)), "m": np.array([0, 2])}
+    np.testing.assert_array_equal(
+        model.predict(seen, deterministic=True)[0], loaded.predict(seen, deterministic=True)[0]
+    )
+
+
+def test_what_only_trust_reads_is_named_when_it_is_saved(tmp_path) -> None:
+    model = small(PPO, box_env(), clip_range=lambda left: 0.1 + left)
+    words = r"agent\.clip_range.*trust=True.*custom_objects=\{'clip_range': \.\.\.\}"
+    with pytest.warns(UserWarning, match=words):
+        model.save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=words):
+        PPO.load(tmp_path / "model")
+    loaded = PPO.load(tmp_path / "model", custom_objects={"clip_range": 0.3})
+    assert loaded.clip_range(1.0) == 0.3
+    assert PPO.load(tmp_path / "model", trust=True).clip_range(1.0) == 1.1
+
+
+def test_a_schedule_of_learning_rates_is_saved_once(tmp_path) -> None:
+    model = small(PPO, box_env(), learning_rate=LinearSchedule(1e-3, 1e-4, 0.5))
+    model.tensorboard_log = tmp_path / "logs"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.save(tmp_path / "model")
+    assert "lr_schedule" not in checkpoints.read(tmp_path / "model.zip")["agent"]
+    loaded = PPO.load(tmp_path / "model")
+    assert loaded.lr_schedule(0.75) == model.lr_schedule(0.75)
+    assert loaded.tensorboard_log == model.tensorboard_log
+
+
+def test_the_count_of_skipped_updates_goes_on(tmp_path) -> None:
+    model = small(TRPO, box_env())
+    model.skipped_updates = 3
+    model.save(tmp_path / "model")
+    assert TRPO.load(tmp_path / "model").skipped_updates == 3
+
+
+@pytest.mark.parametrize("optimizer", optim.names())
+def test_every_optimizer_is_saved_without_a_pickle(optimizer, tmp_path) -> None:
+    try:
+        model = small(PPO, box_env(), optimizer=optimizer, learning_rate=1e-3)
+    except ConfigurationError:
+        pytest.skip("no optimizer of gradients alone")
+    model.learn(64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.save(tmp_path / "model")
+    loaded = PPO.load(tmp_path / "model")
+    assert equal_states(model.policy.optimizer.state_dict(), loaded.policy.optimizer.state_dict())
