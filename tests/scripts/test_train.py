@@ -250,11 +250,15 @@ def test_a_torn_progress_file_is_begun_anew(run, torn):
 
 
 @pytest.mark.parametrize("killed", ["after its checkpoint", "before its first one"])
-def test_a_resumed_run_is_the_uninterrupted_one(run, tmp_path, killed):
+def test_a_resumed_run_is_the_uninterrupted_one(run, tmp_path, killed, capsys):
     (run / ".last_model.zip.99999.tmp").write_bytes(b"half")
     if killed == "before its first one":
-        (run / "last_model.zip").unlink()
+        for path in run.iterdir():
+            if path.name != "config.yml":
+                path.unlink()
+        (run / "progress.csv").touch()
     assert main(f"trpo --resume {run} --total-timesteps 512".split()) == 0
+    assert ("the run begins anew" in capsys.readouterr().err) == (killed == "before its first one")
     whole = tmp_path / "whole"
     words = f"trpo --env CartPole-v1 --track-dir {whole} --num-envs 2 --total-timesteps 512"
     words += " --normalize-obs --normalize-reward --eval-freq 100 --seed 3"
@@ -264,6 +268,20 @@ def test_a_resumed_run_is_the_uninterrupted_one(run, tmp_path, killed):
     assert equal_states(ours, theirs)
     assert steps_of(run) == steps_of(whole)
     assert not list(run.glob(".*.tmp"))
+
+
+def test_a_trained_run_without_a_checkpoint_is_left_alone(run, capsys):
+    (run / "last_model.zip").unlink()
+    for left in ("best_model.zip", "evaluations.npz", "progress.csv"):
+        before = {path.name: path.read_bytes() for path in run.iterdir() if path.name != ".lock"}
+        assert main(f"trpo --resume {run} --total-timesteps 512".split()) == 2
+        said = capsys.readouterr().err
+        assert re.search(rf"no last_model.zip to go on from, and .*overwrite its .*{left}", said)
+        assert "start a new run without --resume" in said
+        after = {path.name: path.read_bytes() for path in run.iterdir() if path.name != ".lock"}
+        assert after == before
+        (run / left).unlink()
+    assert main(f"trpo --resume {run} --total-timesteps 256".split()) == 0
 
 
 def test_resume_drops_what_came_after_the_checkpoint(run):
@@ -337,7 +355,7 @@ def test_numerical_error_saves_and_exits_with_1(environments, tmp_path, capsys):
     assert "not finite" in error
     assert str(checkpoint) in error
     assert "Traceback" not in error
-    assert TRPO.load(checkpoint).num_timesteps == 192
+    assert TRPO.load(checkpoint).num_timesteps == 128  # that it was trained on
 
 
 def test_an_environment_that_raises_keeps_its_traceback(environments, tmp_path):
