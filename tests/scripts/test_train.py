@@ -18,6 +18,8 @@ import pytest
 import yaml
 from common.interrupts import Interrupts
 from common.lock import locked
+from evaluate import main as evaluate
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train import main
 from training import check_agents, command_line, run_directory, session
@@ -231,6 +233,22 @@ def test_resume_without_the_environments_state_begins_new_episodes(run, capsys):
     assert "note: episodes begin anew, since the checkpoint was saved without" in (
         capsys.readouterr().err
     )
+
+
+def test_a_run_of_an_earlier_version_goes_on(run, tmp_path, capsys):
+    """Its checkpoints are what Stable-Baselines3's own save wrote."""
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    for name in ("best_model.zip", "last_model.zip"):
+        model = TRPO.load(run / name)
+        model.save(other / name)
+        OnPolicyAlgorithm.save(model, run / name)
+    assert evaluate([str(run), "--episodes", "2"]) == 0
+    for directory in (run, other):
+        assert main(f"trpo --resume {directory} --total-timesteps 512".split()) == 0
+        assert "note: episodes begin anew" in capsys.readouterr().err
+    ours, theirs = (checkpoints.read(d / "last_model.zip")["states"] for d in (run, other))
+    assert equal_states(ours, theirs)
+    assert steps_of(run) == steps_of(other) == [128, 256, 384, 512]
 
 
 def test_two_processes_do_not_write_into_one_directory(run, capsys):
