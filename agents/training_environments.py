@@ -55,7 +55,9 @@ def restore_environments(model: "OnPolicy", saved: Mapping[str, Any]) -> str:
         observed, starts = saved["last_obs"], saved["last_episode_starts"]
         _check(model.env, observed, starts)
         states.give(model.env, saved["state"])
-    except (states.NoState, KeyError, ValueError) as reason:
+    except KeyError as name:
+        return f"the checkpoint has the state of its environments, but not {name}"
+    except (states.NoState, ValueError) as reason:
         return str(reason)
     model._last_obs, model._last_episode_starts = observed, starts
     return ""
