@@ -7,6 +7,7 @@
 The result is a Stable-Baselines3 `VecEnv`. EnvPool is imported when it is first used, not here.
 """
 
+import envs.wrapper_states  # noqa: F401 - makes them known
 from envs.lean import LeanVecEnv
 from envs.lqr import LinearQuadraticRegulator
 from envs.making import make

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
+
+from envs.described import digest
 
 Reward = Literal["accuracy", "balanced"] | Callable[[int, int], float]
 Observation = NDArray[np.float32]
@@ -75,6 +77,28 @@ class Classification:
         drawn, self._left = np.split(self._left, [number])
         return drawn
 
+    def order(self) -> dict[str, object]:
+        """Return what is left of the epoch, and which data that is of."""
+        return {"left": self._left.copy(), "data": self._digest()}
+
+    def check(self, order: Mapping[str, Any], *shown: NDArray[np.int64]) -> None:
+        """Raise a ValueError unless `order` returned this, and all indices are those of samples."""
+        if order["data"] != self._digest():
+            raise ValueError("the state is one of other data")
+        for indices in (order["left"], *shown):
+            if (
+                not isinstance(indices, np.ndarray)
+                or indices.dtype != np.int64
+                or indices.ndim != 1
+            ):
+                raise ValueError("the state has no indices of samples where they should be")
+            if len(indices) and not 0 <= indices.min() <= indices.max() < len(self.labels):
+                raise ValueError(f"the state shows samples that are none of {len(self.labels):,}")
+
+    def go_on(self, order: Mapping[str, Any]) -> None:
+        """Take what `check` accepted."""
+        self._left = order["left"].copy()
+
     def actions(self, given: ArrayLike, number: int) -> NDArray[np.int64]:
         """Return guesses as classes (number,); raise a ValueError where they are none."""
         actions, classes = np.asarray(given), int(self.action_space.n)
@@ -90,6 +114,10 @@ class Classification:
         if self._table is not None:
             return self._table[actions, labels]
         return np.where(actions == labels, self._hits[shown], np.float32(0))
+
+    def _digest(self) -> str:
+        """Tell these data and rewards from others; inputs, which may be large, by their sizes."""
+        return digest([self.inputs.shape, self.labels, self._hits, self._table, self.replacement])
 
 
 def _classes(given: NDArray[np.generic]) -> NDArray[np.int64]:

@@ -132,14 +132,34 @@ class LeanVecEnv(DummyVecEnv):
             "observations": [buffer.copy() for buffer in self.buf_obs.values()],
         }
 
+    def check_episode_state(self, state: dict[str, list]) -> None:
+        """Refuse what `episode_state` cannot have said here.
+
+        Args:
+            state: what it is said to have returned.
+
+        Raises:
+            ValueError: it did not, or of other environments.
+        """
+        forms = [[(b.shape, b.dtype) for b in buffers] for buffers in self._buffers(state)]
+        counted = [len(state["returns"]), len(state["lengths"])] == [self.num_envs] * 2
+        numbers = all(isinstance(value, int | float) for value in state["returns"])
+        counts = all(isinstance(value, int) and value >= 0 for value in state["lengths"])
+        if not (counted and numbers and counts and forms[0] == forms[1]):
+            raise ValueError("the state of the episodes is not that of such environments")
+
     def restore_episode_state(self, state: dict[str, list]) -> None:
         """Go on from what `episode_state` said; seeds that wait for a reset are dropped.
 
         Args:
             state: what it returned.
+
+        Raises:
+            ValueError: it did not, or of other environments; nothing has changed.
         """
+        self.check_episode_state(state)
         self._returns, self._lengths = list(state["returns"]), list(state["lengths"])
-        for buffer, saved in zip(self.buf_obs.values(), state["observations"], strict=True):
+        for buffer, saved in zip(*self._buffers(state), strict=True):
             buffer[...] = saved
         self._reset_seeds()
         self._reset_options()
@@ -194,6 +214,10 @@ class LeanVecEnv(DummyVecEnv):
         if isinstance(self.observation_space, gym.spaces.Tuple):
             return tuple(copies.values())
         return copies
+
+    def _buffers(self, state: dict[str, list]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the observation buffers, and those that a state has."""
+        return list(self.buf_obs.values()), list(state["observations"])
 
     def _annotate(self, error: Exception, index: int) -> None:
         """Add to an exception which environment raised it, and when."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import ArrayLike
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from envs import states
 from envs.array import ArrayVecEnv
 from envs.classification import Classification, Observation, Reward
+from envs.described import described, generator
 
 
 class MetricBandit(gym.Env[Observation, np.int64]):
@@ -93,6 +96,29 @@ class MetricBandit(gym.Env[Observation, np.int64]):
         reward = float(data.rewards(data.actions(np.ravel(action), 1), shown)[0])
         label = int(data.labels[self._shown])
         return data.inputs[self._shown].copy(), reward, True, False, {"label": label}
+
+    def order_state(self) -> dict[str, object]:
+        """Say where in the order of the data the environment is.
+
+        Returns:
+            What is left of the epoch, the input that is shown, and the generator.
+        """
+        drawn = described(self.np_random, "the generator")
+        return {**self._data.order(), "shown": self._shown, "generator": drawn}
+
+    def restore_order_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `order_state` said.
+
+        Args:
+            state: what it returned.
+
+        Raises:
+            ValueError: it did not, or of other data; nothing has changed.
+        """
+        drawn, shown = generator(state["generator"], "the generator"), state["shown"]
+        self._data.check(state, np.array([] if shown is None else [shown], dtype=np.int64))
+        self._data.go_on(state)
+        self.np_random, self._shown = drawn, shown
 
 
 class MetricBanditVecEnv(ArrayVecEnv):
@@ -190,8 +216,41 @@ class MetricBanditVecEnv(ArrayVecEnv):
     def close(self) -> None:
         """Nothing is open."""
 
+    def order_state(self) -> dict[str, object]:
+        """Say where in the order of the data the environments are.
+
+        Returns:
+            What is left of the epoch, the inputs that are shown, and the generator.
+        """
+        drawn = described(self._generator, "the generator")
+        return {**self._data.order(), "shown": self._shown.copy(), "generator": drawn}
+
+    def restore_order_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `order_state` said; a seed that waits for a reset is dropped.
+
+        Args:
+            state: what it returned.
+
+        Raises:
+            ValueError: it did not, or of other data; nothing has changed.
+        """
+        drawn = generator(state["generator"], "the generator")
+        self._data.check(state, state["shown"])
+        if len(state["shown"]) not in (0, self.num_envs):
+            raise ValueError(f"the state is of {len(state['shown'])} environments")
+        self._data.go_on(state)
+        self._generator, self._shown = drawn, state["shown"].copy()
+        self._observed = self._data.inputs[self._shown]
+        self._reset_seeds()
+
     def _show(self) -> Observation:
         """Draw the next inputs."""
         self._shown = self._data.draw(self.num_envs, self._generator)
         self._observed = self._data.inputs[self._shown]
         return self._observed.copy()
+
+
+states.register(MetricBandit, MetricBandit.order_state, MetricBandit.restore_order_state)
+states.register(
+    MetricBanditVecEnv, MetricBanditVecEnv.order_state, MetricBanditVecEnv.restore_order_state
+)

@@ -1,5 +1,6 @@
 """Checkpoints: everything that training goes on from."""
 
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,6 +15,8 @@ from npg import checkpoints
 from npg.errors import CheckpointError, NumericalError
 
 BEST, LAST = "best.zip", "last.zip"
+# Of what earlier versions wrote with torch.save, and is still read.
+EARLIER = ".pt"
 
 
 @dataclass
@@ -33,6 +36,21 @@ class Progress:
     """Their number."""
     best: float | None = None
     """Best figure of merit of an evaluation."""
+
+
+def existing(directory: Path, name: str) -> Path:
+    """Finds a checkpoint, also one of an earlier version.
+
+    Args:
+        directory: Of the run.
+        name: BEST or LAST.
+
+    Returns:
+        The file, which may not be there.
+    """
+    file = directory / name
+    earlier = file.with_suffix(EARLIER)
+    return earlier if earlier.exists() and not file.exists() else file
 
 
 def save(
@@ -104,7 +122,11 @@ def load_model(file: Path, model: nn.Module) -> None:
 
 def _loaded(file: Path, model: nn.Module) -> Mapping[str, Any]:
     device = next(model.parameters()).device
-    saved = checkpoints.read(file, device)
+    saved: Mapping[str, Any]
+    if file.suffix == EARLIER:
+        saved = torch.load(file, map_location=device, weights_only=True)
+    else:
+        saved = checkpoints.read(file, device)
     model.load_state_dict(saved["model"])
     return saved
 
@@ -116,6 +138,9 @@ def _reading(file: Path) -> Iterator[None]:
         raise CheckpointError(f"there is no checkpoint {file}")
     try:
         yield
-    except (CheckpointError, KeyError, RuntimeError, TypeError) as error:
+    except (
+        *(CheckpointError, KeyError, RuntimeError, TypeError),
+        *(pickle.UnpicklingError, EOFError),  # of an earlier version's
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{file} is damaged, or of another model: {reason}") from error

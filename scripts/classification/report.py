@@ -3,7 +3,7 @@
 from common.report import command, print_places, tensorboard
 from common.run_directory import PLOT
 
-from classification.checkpoints import BEST, LAST
+from classification.checkpoints import BEST, LAST, existing
 from classification.loop import Loop
 from classification.session import Run
 
@@ -23,7 +23,7 @@ def print_summary(loop: Loop) -> None:
         f"best {progress.best:.4f}, after {progress.step:,} steps, {progress.seconds:.1f} s",
         {
             "learning curve": run.directory / PLOT,
-            "checkpoint": f"{run.directory / BEST} (the last one: {LAST})",
+            "checkpoint": f"{existing(run.directory, BEST)} (the last one: {LAST})",
             "TensorBoard": tensorboard(run.directory),
             "continue with": command("classify.py", "--resume", run.directory, *more),
         },

@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import Logger
 from torch import nn
 
 from classification import checkpoints, data, models, options
-from classification.checkpoints import LAST, Progress
+from classification.checkpoints import BEST, LAST, Progress
 from classification.data import Data
 from classification.models import Task
 from classification.objective import METRICS, Objective, objective_of
@@ -79,8 +79,9 @@ def start(chosen: Options) -> Run:
             held.enter_context(locked(chosen.resume, "run", "start a new one"))
             remove_unfinished(chosen.resume)
         run = build(chosen, load(chosen))
-        if chosen.resume is not None and (chosen.resume / LAST).exists():
-            run.progress = checkpoints.load(chosen.resume / LAST, run.model, run.optimizer)
+        last = None if chosen.resume is None else checkpoints.existing(chosen.resume, LAST)
+        if last is not None and last.exists():
+            run.progress = checkpoints.load(last, run.model, run.optimizer)
         elif chosen.start_from is not None:
             _start_from(chosen.start_from, chosen, run.model)
         if chosen.resume is None:
@@ -88,6 +89,9 @@ def start(chosen: Options) -> Run:
             run.directory = run_directory.create(chosen.track_dir, *names)
             held.enter_context(locked(run.directory, "run", "start a new one"))
         elif run.share < 1:
+            if last is not None and not last.exists():
+                best = checkpoints.existing(chosen.resume, BEST)
+                run_directory.begin_anew(chosen.resume, LAST, best.name)
             run.directory = chosen.resume
         else:
             raise ConfigurationError(
@@ -169,7 +173,7 @@ def _start_from(directory: Path, chosen: Options, model: nn.Module) -> None:
         raise ConfigurationError(
             f"the run in {directory} has another {' and '.join(other)}{reason}: give {words}"
         )
-    checkpoints.load_model(directory / LAST, model)
+    checkpoints.load_model(checkpoints.existing(directory, LAST), model)
 
 
 def _device(name: str) -> torch.device:

@@ -14,6 +14,8 @@ from common.interrupts import Interrupts
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from envs import load_normalization_state, normalization_state
+from envs.normalization_state import NormalizationState
 from training.run_directory import LAST, read_evaluations
 
 # Drawing takes some tenths of a second: a short run should not spend its time on it.
@@ -124,37 +126,61 @@ class Checkpoints(BaseCallback):
     """Keeps last_model.zip up to date, and ends the training on a signal.
 
     It saves between an update and the next rollout, where nothing is half done and from where a
-    continued run is the uninterrupted one. On a signal, too, the training ends there; if that takes
-    longer than PATIENCE it ends at once, and the samples of the rollout are lost.
+    continued run is the uninterrupted one; the first time before the first rollout. On a signal,
+    too, the training ends there. Where a rollout is given up (an error, or one that a signal did
+    not see the end of within PATIENCE) what is saved is the agent as it was before it, without the
+    environments: training goes on from there in new episodes.
 
     Args:
         directory: Of the run.
         every: Environment steps between checkpoints; 0 for none during the training.
         interrupts: Where signals arrive.
+
+    Attributes:
+        path: Of the checkpoint.
     """
 
-    PATIENCE: ClassVar[float] = 20.0  # seconds
+    # Seconds that a signal leaves to a rollout under way, counted from its next step. An update is
+    # waited for, and so is a step: nothing else can be done with an environment that hangs.
+    PATIENCE: ClassVar[float] = 20.0
 
     def __init__(self, directory: Path, every: int, interrupts: Interrupts) -> None:
         super().__init__()
         self.path = directory / LAST
         self.every = every
         self.interrupts = interrupts
-        self._saved_at = 0
+        self._saved_at: int | None = None
         self._ended = False
         self._deadline = math.inf
+        self._collecting = False
+        self._began_at: int | None = None
+        self._normaliser: NormalizationState | None = None
 
     def save(self) -> None:
-        """Saves now."""
+        """Saves now, which has to be between an update and the next rollout."""
         self.model.save(self.path, include=["environments"])
+
+    def give_up(self) -> None:
+        """Saves the agent as it was before the rollout under way, or the update after it."""
+        if self._began_at is None:  # no rollout has begun
+            return
+        self.model.num_timesteps = self._began_at
+        normaliser = self.model.get_vec_normalize_env()
+        if normaliser is not None and self._normaliser is not None:
+            load_normalization_state(normaliser, self._normaliser)
+        self.model.save(self.path)
 
     def finish(self) -> None:
         """Saves what the training ended with, unless that was done before its last step."""
-        if not self._ended:
+        if self._ended:
+            self.model.num_timesteps = self._began_at  # the step that ended it is lost
+        elif not self._collecting:
             self.save()
-
-    def _on_training_start(self) -> None:
-        self._saved_at = self.model.num_timesteps
+        elif time.monotonic() >= self._deadline:
+            print("the rollout is given up: its samples are lost", file=sys.stderr)
+            self.give_up()
+        else:  # the goal was reached in the middle of a rollout
+            self.model.save(self.path)
 
     def _on_step(self) -> bool:
         if self.interrupts.received is None:
@@ -166,7 +192,13 @@ class Checkpoints(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         self._ended = self.interrupts.received is not None
-        due = self.every and self.model.num_timesteps - self._saved_at >= self.every
-        if due or self._ended:
-            self._saved_at = self.model.num_timesteps
+        self._collecting, self._began_at = True, self.model.num_timesteps
+        normaliser = self.model.get_vec_normalize_env()
+        self._normaliser = None if normaliser is None else normalization_state(normaliser)
+        due = self._saved_at is None or self._began_at - self._saved_at >= self.every
+        if (self.every and due) or self._ended:
+            self._saved_at = self._began_at
             self.save()
+
+    def _on_rollout_end(self) -> None:
+        self._collecting = False

@@ -99,7 +99,8 @@ class Options(Generic[Arguments]):
     stop_at: float | None = None
     """Stop when an evaluation's mean return reaches this."""
     save_freq: int = 50_000
-    """Environment steps between checkpoints (last_model.zip); 0 saves at the end only."""
+    """Environment steps between checkpoints (last_model.zip), the first of which comes before the
+    first step; 0 saves at the end only."""
     track_dir: Path = Path("runs")
     """Where run directories are made."""
     resume: Path | None = None

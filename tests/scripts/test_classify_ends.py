@@ -105,11 +105,35 @@ def test_a_damaged_checkpoint(run, capsys):
     assert "is not the directory of a run" in capsys.readouterr().err
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(run):
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(run, capsys):
     rows = rows_of(run)
     (run / "last.zip").unlink()
+    for left in ("best.zip", "progress.csv"):  # a training that would be lost
+        before = (run / "progress.csv").read_bytes()
+        assert main(["--resume", str(run), "--no-progress-bar"]) == 2
+        said = capsys.readouterr().err
+        assert re.search(rf"no last.zip to go on from, and .*overwrite its .*{left}", said)
+        assert (run / "progress.csv").read_bytes() == before
+        (run / left).unlink()
     assert main(["--resume", str(run), "--no-progress-bar"]) == 0
+    assert "the run begins anew" in capsys.readouterr().err
     assert rows_of(run) == rows
+
+
+def test_a_run_of_an_earlier_version_goes_on(run, tmp_path, capsys):
+    """Its checkpoints are what torch.save wrote."""
+    whole = classify(tmp_path / "whole", "--optimizer", "adamw", "--epochs", 3)
+    for name in ("best", "last"):
+        torch.save(saved(run, f"{name}.zip"), run / f"{name}.pt")
+        (run / f"{name}.zip").unlink()
+    (run / "whole.pt").write_bytes((run / "last.pt").read_bytes())
+    (run / "last.pt").write_bytes(b"half")
+    assert main(["--resume", str(run), "--epochs", "3", "--no-progress-bar"]) == 2
+    assert "last.pt is damaged" in capsys.readouterr().err
+    (run / "whole.pt").rename(run / "last.pt")
+    assert main(["--resume", str(run), "--epochs", "3", "--no-progress-bar"]) == 0
+    assert described(saved(run)) == described(saved(whole))
+    assert rows_of(run) == rows_of(whole)
 
 
 # ------------------------------------------------------------------------------- ends and faults
