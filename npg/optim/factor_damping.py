@@ -52,7 +52,7 @@ def choose_factor_damping(
         extra["factor_damping_stood"] = False
         return
     preconditioner, present = optimizer.preconditioner, extra["factor_damping"]
-    best = (_reduction(optimizer, model, gradients, damping), present, preconditioner.state_dict())
+    best = (_reduction(optimizer, model, gradients, damping), present, preconditioner.own_state())
     for candidate in (present / SPACING, present * SPACING):
         if not BOUNDS[0] <= candidate <= BOUNDS[1]:
             continue
@@ -62,7 +62,7 @@ def choose_factor_damping(
             continue
         found = _reduction(optimizer, model, gradients, damping)
         if found < best[0]:
-            best = (found, candidate, preconditioner.state_dict())
+            best = (found, candidate, preconditioner.own_state())
     extra["factor_damping"] = best[1]
     extra["factor_damping_stood"] = best[1] == present
     preconditioner.load_state_dict(best[2])

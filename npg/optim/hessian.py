@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from npg import ranks
 from npg.curvature.hutchinson import Signs, probe
 from npg.curvature.twice_differentiable import TwiceDifferentiable
 from npg.errors import ConfigurationError
@@ -16,6 +15,7 @@ from npg.optim.closures import run_closure
 from npg.optim.finite import all_finite, usable
 from npg.optim.gradient import real_view
 from npg.optim.seeded import SeededOptimizer
+from npg.preconditioners.ranks import mean_over_ranks
 
 GRAPH_ADVICE = (
     "step(closure) with a closure that runs the forward pass and returns the loss (nothing else to "
@@ -31,7 +31,9 @@ class HessianOptimizer(SeededOptimizer):
     the gradients are without one after the step, so that nothing keeps it alive.
 
     Args:
-        model: Module, or parameters, or groups of them.
+        model: Module, or parameters, or groups of them. With one in DistributedDataParallel steps
+            that probe take a closure that runs the forward pass only; the ranks' curvatures are
+            averaged as their gradients are.
         defaults: Settings of the groups, ``lr`` among them.
         parameters: Restricts a module to these of its parameters.
         hessian_interval: Steps from one probe to the next.
@@ -56,12 +58,12 @@ class HessianOptimizer(SeededOptimizer):
     ) -> None:
         if hessian_interval < 1:
             raise ConfigurationError(f"hessian_interval must be at least 1, got {hessian_interval}")
-        super().__init__(model, defaults, parameters, **options)
-        # Its backward() leaves no graph behind: the closure has to leave differentiating to step().
         self.distributed = isinstance(model, nn.parallel.DistributedDataParallel)
+        super().__init__(model, defaults, parameters, **options)
         self.hessian_interval = hessian_interval
         self.steps = 0
         self._signs: Signs | None = None
+        self._means: dict[Tensor, Tensor] = {}  # of the gradients of this step, over ranks
         self._finite = False  # as far as this step's probe has seen
         self._replaces = True  # convolutions or attention, as far as is known
 
@@ -96,16 +98,21 @@ class HessianOptimizer(SeededOptimizer):
         loss, differentiated = None, False
         if closure is not None:
             loss, differentiated = self._evaluate(closure, parameters)
+        if self.distributed and self.needs_graph and not differentiated:
+            raise ConfigurationError(
+                f"{type(self).__name__} probes the Hessian on this step, and the graph of averaged "
+                "gradients is not to be had: with DistributedDataParallel give step a closure "
+                "that runs the forward pass and returns the loss"
+            )
         self._finite = False
         try:
             if self.needs_graph:
                 self._probe(must_have_graph=not differentiated)
         finally:
             for p in parameters:
-                if p.grad is not None:
-                    p.grad = p.grad.detach()  # in place a view would refuse
-            if self.distributed and differentiated:
-                ranks.average_([p.grad for p in parameters if p.grad is not None])
+                if p.grad is not None:  # in place a view would refuse
+                    p.grad = self._means.get(p, p.grad).detach()
+            self._means = {}
         self._move()
         self.steps += 1
         return loss
@@ -140,7 +147,17 @@ class HessianOptimizer(SeededOptimizer):
                 p.grad = None
         for p, gradient in zip(parameters, gradients, strict=True):
             p.grad = gradient
+        if self.distributed:
+            self._average(parameters)
         return loss.detach(), True
+
+    def _average(self, parameters: list[Tensor]) -> None:
+        """Finds the ranks' mean gradients, and lets the probe see the same parameters on each."""
+        means = mean_over_ranks([p.grad for p in parameters], parameters)
+        for p, mean in zip(parameters, means, strict=True):
+            if mean is not None:
+                self._means[p] = mean
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
 
     def _probe(self, *, must_have_graph: bool) -> None:
         """Takes z ⊙ Hz into the curvature of every parameter that has a gradient."""
@@ -159,13 +176,11 @@ class HessianOptimizer(SeededOptimizer):
         if self._signs is None or not self._signs.fits(dense):
             self._signs = Signs(dense)
         signs = self._signs.draw(self.generator)
-        if self.distributed:
-            ranks.share_(signs)
         products = probe(gradients, dense, signs)
-        self._finite = all_finite(zip(gradients, products, strict=True))
         if self.distributed:
-            ranks.average_(products)
-            self._finite = not ranks.any_rank(not self._finite)
+            gradients = [self._means[p] for p in dense]
+            products = [m for m in mean_over_ranks(products, dense) if m is not None]
+        self._finite = all_finite(zip(gradients, products, strict=True))
         good = [True] * len(dense)
         if not self._finite:
             states = [self.state[p] for p in dense]

@@ -24,6 +24,7 @@ from npg.optim.kfac_settings import (
 )
 from npg.optim.kfac_state import check_state, packed_state, unpacked_state
 from npg.preconditioners import ChainCheck, ChainInverse, EigenbasisInverse, KroneckerInverse
+from npg.preconditioners.assignment import Assignment
 from npg.steps import LevenbergMarquardt
 
 Inverse = Literal["block-diagonal", "block-tridiagonal"]
@@ -99,6 +100,11 @@ class KFAC(FunctionOptimizer):
             ``"reduce"``, see :mod:`npg.curvature.kronecker.blocks`.
         reduction: Whether the loss is a ``"mean"`` or a ``"sum"`` over samples; only the empirical
             Fisher asks.
+        assignment: Of the inverses to the ranks of ``torch.distributed``, which share them out by
+            what they cost. ``"communication-optimal"`` sends every inverse to every rank, once per
+            inversion; with ``"memory-optimal"`` one rank keeps it, and sends what it makes of the
+            layer's gradient, on every step: less memory, more messages. All ranks then call
+            ``state_dict`` together.
         seed: Seeds the labels that are drawn.
         parameters: Restricts the optimizer to a part of the model (actor, critic); or groups of
             parameters, with rates of their own.
@@ -136,6 +142,7 @@ class KFAC(FunctionOptimizer):
         burn_in: int = 0,
         sharing: Sharing = "expand",
         reduction: Reduction = "mean",
+        assignment: Assignment = "communication-optimal",
         seed: int = 0,
         parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
         distributed: bool | None = None,
@@ -156,7 +163,7 @@ class KFAC(FunctionOptimizer):
             "damping": None if self.adaptive else damping,
         }
         check_groups([defaults])
-        check_choices(fisher, inverse, eigenbasis, sharing, reduction)
+        check_choices(fisher, inverse, eigenbasis, sharing, reduction, assignment)
         check_intervals(statistics_interval, inverse_interval, statistics_decay, burn_in)
         check_samples(quadratic_samples)
         super().__init__(model, defaults, parameters)
@@ -194,6 +201,7 @@ class KFAC(FunctionOptimizer):
         self._inverse: type[KroneckerInverse] = (
             ChainInverse if tridiagonal else EigenbasisInverse if eigenbasis else KroneckerInverse
         )
+        self.assignment: Assignment = assignment
         self._listen(model)
 
     def _listen(self, model: nn.Module) -> None:
@@ -202,7 +210,10 @@ class KFAC(FunctionOptimizer):
             model, self.tensors(), generator=self.generator, **self._curvature
         )
         self.preconditioner = self._inverse(
-            self.fisher.blocks, distributed=self.distributed, decay=self.statistics_decay
+            self.fisher.blocks,
+            distributed=self.distributed,
+            decay=self.statistics_decay,
+            assignment=self.assignment,
         )
         self.chain: ChainCheck | None = None
         if isinstance(self.preconditioner, ChainInverse):
@@ -394,7 +405,8 @@ class KFAC(FunctionOptimizer):
         Raises:
             ConfigurationError: If it does not fit; then nothing of it was loaded.
         """
-        check_state(state_dict, self._own_state(), self.fisher.blocks, self._in_order())
+        known = set(self.preconditioner.own_state())
+        check_state(state_dict, known, self.fisher.blocks, self._in_order())
         rest = copy.deepcopy(state_dict)  # what is updated in place must not be the caller's
         own = rest.pop("kfac")
         super().load_state_dict(rest)

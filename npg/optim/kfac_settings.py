@@ -48,7 +48,7 @@ def _within(value: object, lower: float, upper: float) -> bool:
 
 
 def check_choices(
-    fisher: str, inverse: str, eigenbasis: bool, sharing: str, reduction: str
+    fisher: str, inverse: str, eigenbasis: bool, sharing: str, reduction: str, assignment: str
 ) -> None:
     """Refuses names that are none.
 
@@ -58,6 +58,7 @@ def check_choices(
         eigenbasis: As there.
         sharing: As there.
         reduction: As there.
+        assignment: As there.
 
     Raises:
         ConfigurationError: If one is unknown, or two exclude each other.
@@ -67,6 +68,7 @@ def check_choices(
         "inverse": (inverse, ("block-diagonal", "block-tridiagonal")),
         "sharing": (sharing, ("expand", "reduce")),
         "reduction": (reduction, ("mean", "sum")),
+        "assignment": (assignment, ("communication-optimal", "memory-optimal")),
     }
     for name, (given, known) in choices.items():
         if given not in known:

@@ -52,7 +52,7 @@ def unpacked_state(
 
 def check_state(
     state: dict[str, Any],
-    own: dict[str, Any],
+    known: set[str],
     blocks: Sequence[Block],
     parameters: Sequence[Tensor],
 ) -> None:
@@ -60,7 +60,7 @@ def check_state(
 
     Args:
         state: A saved ``state_dict``.
-        own: What this optimizer would save under ``"kfac"``.
+        known: Names in the state of this optimizer's preconditioner.
         blocks: Blocks of this optimizer's curvature.
         parameters: All parameters in the groups' order.
 
@@ -71,7 +71,7 @@ def check_state(
     saved = state.get("kfac")
     if saved is None:
         raise ConfigurationError("the state is not K-FAC's: it has no curvature")
-    if set(saved["preconditioner"]) != set(own["preconditioner"]):
+    if set(saved["preconditioner"]) != known:
         raise ConfigurationError(
             "the state is of another inverse: inverse= and eigenbasis= must be as they were when "
             "it was saved"

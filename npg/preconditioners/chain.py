@@ -10,6 +10,7 @@ from torch import Tensor
 from npg.curvature.kronecker import Block, MatrixBlock
 from npg.curvature.kronecker.layers import LinearLayer
 from npg.errors import ConfigurationError, NumericalError
+from npg.preconditioners.assignment import Assignment
 from npg.preconditioners.kfac import (
     TOLERATED_FAILURES,
     KroneckerInverse,
@@ -29,6 +30,9 @@ class ChainInverse(KroneckerInverse):
             form one is for :class:`npg.preconditioners.chain_check.ChainCheck` to find out.
         distributed: Whether the moments are those of all ranks of ``torch.distributed``, which
             then have to call :meth:`follow` together.
+        decay: Weight of the past in the moments' running means.
+        assignment: ``"communication-optimal"``, but that every rank makes the inverse of the chain,
+            which cannot be shared out.
 
     Attributes:
         input_pairs: E[a_l a_{l+1}ᵀ] per neighbours.
@@ -36,7 +40,7 @@ class ChainInverse(KroneckerInverse):
         inverse: The one in use; None before the first.
 
     Raises:
-        ConfigurationError: If a block is not that of a linear layer.
+        ConfigurationError: If a block is not that of a linear layer, or the assignment is another.
 
     Reference:
         Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate
@@ -44,9 +48,19 @@ class ChainInverse(KroneckerInverse):
     """
 
     def __init__(
-        self, blocks: Sequence[Block], *, distributed: bool = False, decay: float = 0.95
+        self,
+        blocks: Sequence[Block],
+        *,
+        distributed: bool = False,
+        decay: float = 0.95,
+        assignment: Assignment = "communication-optimal",
     ) -> None:
-        super().__init__(blocks, distributed=distributed, decay=decay)
+        super().__init__(blocks, distributed=distributed, decay=decay, assignment=assignment)
+        if assignment == "memory-optimal":
+            raise ConfigurationError(
+                'inverse="block-tridiagonal" is one inverse of all layers, which every rank makes '
+                'for itself: use assignment="communication-optimal"'
+            )
         self.layers: list[MatrixBlock] = []
         for block in blocks:
             if not (isinstance(block, MatrixBlock) and isinstance(block.layer, LinearLayer)):
@@ -156,10 +170,10 @@ class ChainInverse(KroneckerInverse):
                 solved.update(zip(block.parameters, block.layer.gradients(matrix), strict=True))
         torch._foreach_copy_(list(out.values()), [solved[p] for p in out])
 
-    def state_dict(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         """What a resumed run must go on with: tensors, numbers, lists and dictionaries of them."""
         return {
-            **super().state_dict(),
+            **super().own_state(),
             "failed": self._failed,
             "input_pairs": [pair.clone() for pair in self.input_pairs],
             "signal_pairs": [pair.clone() for pair in self.signal_pairs],

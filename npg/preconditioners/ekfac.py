@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from npg.curvature.kronecker import Block, MatrixBlock
+from npg.errors import ConfigurationError
 from npg.linalg.inverses import positive_eigenbasis
+from npg.preconditioners.assignment import Assignment
 from npg.preconditioners.kfac import KroneckerInverse, Rows, on_device_of
 from npg.preconditioners.ranks import sum_over_ranks
 
@@ -28,9 +30,14 @@ class EigenbasisInverse(KroneckerInverse):
         blocks: Whose moments to invert; matrix blocks with ``keep_rows``.
         distributed: Whether the moments are those of all ranks of ``torch.distributed``, which
             then have to call :meth:`follow` together.
+        decay: Weight of the past in the moments' running means.
+        assignment: ``"communication-optimal"``: every rank measures in all bases.
 
     Attributes:
         scales: S [(g,) o, d] of the blocks that have bases, by their number.
+
+    Raises:
+        ConfigurationError: If the assignment is another.
 
     Reference:
         George et al., "Fast approximate natural gradient descent in a Kronecker-factored
@@ -38,9 +45,19 @@ class EigenbasisInverse(KroneckerInverse):
     """
 
     def __init__(
-        self, blocks: Sequence[Block], *, distributed: bool = False, decay: float = 0.95
+        self,
+        blocks: Sequence[Block],
+        *,
+        distributed: bool = False,
+        decay: float = 0.95,
+        assignment: Assignment = "communication-optimal",
     ) -> None:
-        super().__init__(blocks, distributed=distributed, decay=decay)
+        super().__init__(blocks, distributed=distributed, decay=decay, assignment=assignment)
+        if assignment == "memory-optimal":
+            raise ConfigurationError(
+                "eigenbasis=True measures every rank's gradients in the bases of all layers: use "
+                'assignment="communication-optimal"'
+            )
         self.scales: dict[int, Tensor] = {}
 
     def follow(self, rows: Sequence[Rows], decay: float) -> None:
@@ -50,13 +67,13 @@ class EigenbasisInverse(KroneckerInverse):
             rows: Of the step that was taken in, per block.
             decay: As the moments were updated with.
         """
-        measured: list[tuple[int, Tensor, Tensor]] = []
+        due: list[tuple[int, MatrixBlock]] = []
         for i, block in enumerate(self.blocks):
             if not (_has_basis(block) and block.moments and (self.distributed or rows[i])):
                 continue
-            if not self.inverses[i]:
-                self._diagonalise(i, block, self.damping)
-            measured.append((i, *_moments_in_basis(block, rows[i], *self.inverses[i])))
+            due.append((i, block))
+        self._diagonalise([i for i, _ in due if not self.inverses[i]], self.damping)
+        measured = [(i, *_moments_in_basis(block, rows[i], *self.inverses[i])) for i, block in due]
         totals, counts = [m[1] for m in measured], [m[2] for m in measured]
         if self.distributed:
             totals, counts = sum_over_ranks(totals), sum_over_ranks(counts)
@@ -79,9 +96,9 @@ class EigenbasisInverse(KroneckerInverse):
             NumericalError: If a block could not be inverted three times in a row.
         """
         damping = self.damping if damping is None else damping
-        for i, block in enumerate(self.blocks):
-            if _has_basis(block) and self.inverses[i]:
-                self._diagonalise(i, block, damping)
+        self._diagonalise(
+            [i for i, b in enumerate(self.blocks) if _has_basis(b) and self.inverses[i]], damping
+        )
         super().refresh(damping)
 
     def redamp(self, damping: float) -> None:
@@ -92,27 +109,35 @@ class EigenbasisInverse(KroneckerInverse):
         """
         super().refresh(damping)
 
-    def _factors(self, block: Block, damping: float) -> list[Tensor]:
-        return [] if _has_basis(block) else super()._factors(block, damping)
+    def _inverts(self, block: Block) -> bool:
+        return not _has_basis(block)
 
-    def _diagonalise(self, i: int, block: MatrixBlock, damping: float) -> None:
-        """Takes the factors' eigenvectors as the new bases, or keeps the old ones."""
+    def _diagonalise(self, places: Sequence[int], damping: float) -> None:
+        """Takes the factors' eigenvectors as the new bases of blocks, or keeps the old ones."""
+        if not places:
+            return
+        climbed = self.climbed
+        found = {i: self._bases(self.blocks[i]) for i in places if self.shares.mine(i)}
+        settled = self._settled(places, found, climbed, damping, symmetric=False)
+        for i, bases in settled.items():
+            if i in self.scales:
+                # The diagonal, in the new basis, of diag(S) in the old one.
+                turn_inputs, turn_signals = (
+                    new.mT @ old for new, old in zip(bases, self.inverses[i], strict=True)
+                )
+                self.scales[i] = turn_signals.square() @ self.scales[i] @ turn_inputs.square().mT
+            self.inverses[i] = bases
+
+    def _bases(self, block: Block) -> list[Tensor]:
+        """Eigenvectors of the block's moments, as far as they can be had."""
         found = []
         for moment in block.moments:
             eigen, report = positive_eigenbasis(moment)
             self.climbed += report.rung > 0
             if eigen is None:
-                self._keep(i, damping)
-                return
+                break
             found.append(eigen[1])
-        self.failures[i] = 0
-        if i in self.scales:
-            # The diagonal, in the new basis, of diag(S) in the old one.
-            turn_inputs, turn_signals = (
-                new.mT @ old for new, old in zip(found, self.inverses[i], strict=True)
-            )
-            self.scales[i] = turn_signals.square() @ self.scales[i] @ turn_inputs.square().mT
-        self.inverses[i] = found
+        return found
 
     def _solve(self, i: int, gradients: Sequence[Tensor], out: list[Tensor]) -> None:
         block = self.blocks[i]
@@ -124,10 +149,10 @@ class EigenbasisInverse(KroneckerInverse):
         inner = inner / (self.scales[i] + self.damping)
         torch._foreach_copy_(out, block.layer.gradients(signals @ inner @ inputs.mT))
 
-    def state_dict(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         """What a resumed run must go on with; ``inverses`` holds the bases."""
         scales = {i: scale.clone() for i, scale in self.scales.items()}
-        return {**super().state_dict(), "scales": scales}
+        return {**super().own_state(), "scales": scales}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave, each tensor on its block's device."""

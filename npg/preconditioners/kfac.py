@@ -12,12 +12,16 @@ from npg.errors import NumericalError
 from npg.linalg import empty_flat, split
 from npg.linalg.inverses import positive_inverse
 from npg.linalg.kronecker import factored_damping
+from npg.linalg.symmetric import pack, packed_shape, unpack
+from npg.preconditioners.assignment import Assignment, Shares, inversion_cost
 from npg.preconditioners.base import Preconditioner
 
 # Rows, signals and number of samples of each batch of one step, see MatrixBlock.
 Rows = list[tuple[Tensor, list[Tensor], int]]
 # A factor that cannot be inverted leaves its last inverse in use, but not for ever.
 TOLERATED_FAILURES = 3
+# How inverting a block went: where there is an old inverse, and where there never was one.
+INVERTED, FAILED, NEVER = 1, 2, 3
 
 
 class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]]):
@@ -29,6 +33,8 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
         blocks: Whose moments to invert.
         distributed: Whether the moments are those of all ranks of ``torch.distributed``.
         decay: Weight of the past in the moments' running means, see :meth:`update`.
+        assignment: Who keeps the inverses that the ranks share out, see
+            :class:`npg.preconditioners.assignment.Shares`.
 
     Attributes:
         damping: λ of the inverses in use.
@@ -41,9 +47,16 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
     """
 
     def __init__(
-        self, blocks: Sequence[Block], *, distributed: bool = False, decay: float = 0.95
+        self,
+        blocks: Sequence[Block],
+        *,
+        distributed: bool = False,
+        decay: float = 0.95,
+        assignment: Assignment = "communication-optimal",
     ) -> None:
         self.blocks = list(blocks)
+        costs = [inversion_cost(block.shapes()) for block in self.blocks]
+        self.shares = Shares(costs, assignment, distributed=distributed)
         self.decay = decay
         self.distributed = distributed
         self.inverses: list[list[Tensor]] = [[] for _ in self.blocks]
@@ -78,6 +91,8 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
     def refresh(self, damping: float | None = None) -> None:
         """Inverts the blocks' present moments; equal shapes go through one call.
 
+        Each rank inverts its share.
+
         Args:
             damping: λ, above 0. Default: the last one.
 
@@ -85,9 +100,12 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
             NumericalError: If a block could not be inverted three times in a row.
         """
         damping = self.damping if damping is None else damping
-        damped: list[list[Tensor]] = [
-            self._factors(block, damping) if block.moments else [] for block in self.blocks
-        ]
+        asked = [i for i, block in enumerate(self.blocks) if block.moments and self._inverts(block)]
+        damped: list[list[Tensor]] = [[] for _ in self.blocks]
+        for i in asked:
+            if self.shares.mine(i):
+                damped[i] = self._factors(self.blocks[i], damping)
+        climbed = self.climbed
         groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for i, factors in enumerate(damped):
             for j, factor in enumerate(factors):
@@ -102,15 +120,14 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
                 places, self._inverted([damped[i][j] for i, j in places]), strict=True
             ):
                 fresh[i][j] = inverse
-        for i, new in enumerate(fresh):
-            if not new:
-                continue
-            if any(inverse is None for inverse in new):
-                self._keep(i, damping)
-            else:
-                self.inverses[i] = [inverse for inverse in new if inverse is not None]
-                self.failures[i] = 0
+        found = {i: [m for m in new if m is not None] for i, new in enumerate(fresh) if new}
+        for i, settled in self._settled(asked, found, climbed, damping).items():
+            self.inverses[i] = settled
         self.damping = damping
+
+    def _inverts(self, block: Block) -> bool:
+        """Whether :meth:`refresh` has to invert the block's moments."""
+        return True
 
     def _factors(self, block: Block, damping: float) -> list[Tensor]:
         """The block's moments with their damping added: what is to be inverted."""
@@ -142,11 +159,77 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
             start = stop
         return result
 
-    def _keep(self, i: int, damping: float) -> None:
+    def _settled(
+        self,
+        asked: Sequence[int],
+        found: Mapping[int, list[Tensor]],
+        climbed: int,
+        damping: float,
+        *,
+        symmetric: bool = True,
+    ) -> dict[int, list[Tensor]]:
+        """Agrees with the other ranks on what was inverted.
+
+        Args:
+            asked: Blocks that were to be inverted, the same on every rank.
+            found: What this rank made of its share; fewer matrices than the block has mean that
+                one could not be inverted.
+            climbed: What :attr:`climbed` was before.
+            damping: λ.
+            symmetric: Whether half of a square matrix tells all of it.
+
+        Returns:
+            New inverses of the blocks that have one; on the ranks that do not keep it, none.
+        """
+        outcomes = [self._outcome(i, found) if self.shares.speaks(i) else 0 for i in asked]
+        *outcomes, rose = self.shares.summed([*outcomes, self.climbed - climbed])
+        self.climbed = climbed + rose
+        for i, outcome in zip(asked, outcomes, strict=True):
+            self.failures[i] = 0 if outcome == INVERTED else self.failures[i] + 1
+            if outcome != INVERTED:
+                self._keep(i, damping, first=outcome == NEVER)
+        good = [i for i, outcome in zip(asked, outcomes, strict=True) if outcome == INVERTED]
+        if self.shares.size == 1:
+            return {i: found[i] for i in good}
+        if self.shares.memory_optimal:
+            return {i: found.get(i, []) for i in good}
+        return self._sent(good, found, symmetric=symmetric)
+
+    def _outcome(self, i: int, found: Mapping[int, list[Tensor]]) -> int:
+        if len(found[i]) == len(self.blocks[i].moments):
+            return INVERTED
+        return FAILED if self.inverses[i] else NEVER
+
+    def _sent(
+        self, good: Sequence[int], found: Mapping[int, list[Tensor]], *, symmetric: bool
+    ) -> dict[int, list[Tensor]]:
+        """Lets every rank have every inverse."""
+        result: dict[int, list[Tensor]] = {}
+        messages: dict[int, list[Tensor]] = {}
+        for i in good:
+            if self.shares.owners[i] is None:
+                result[i] = found[i]
+            elif self.shares.mine(i):
+                # Rows in order, as they arrive: the order decides which kernel multiplies.
+                messages[i] = [pack(m) if symmetric else m.contiguous() for m in found[i]]
+            else:
+                messages[i] = [
+                    m.new_empty(packed_shape(m.shape) if symmetric else m.shape)
+                    for m in self.blocks[i].moments
+                ]
+        self.shares.fill(messages)
+        for i, sent in messages.items():
+            moments = self.blocks[i].moments
+            result[i] = [
+                unpack(m, like.shape) if symmetric else m
+                for m, like in zip(sent, moments, strict=True)
+            ]
+        return result
+
+    def _keep(self, i: int, damping: float, *, first: bool) -> None:
         """Goes on with an old inverse, where there is one."""
         self.kept += 1
-        self.failures[i] += 1
-        if self.failures[i] >= TOLERATED_FAILURES or not self.inverses[i]:
+        if self.failures[i] >= TOLERATED_FAILURES or first:
             shapes = ", ".join(str(tuple(p.shape)) for p in self.blocks[i].parameters)
             raise NumericalError(
                 f"the curvature of the layer with parameters of shape {shapes} could not be "
@@ -202,7 +285,7 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
         """
         for i, block in enumerate(self.blocks):
             places = [out.get(p) for p in block.parameters]
-            if all(place is None for place in places):
+            if all(place is None for place in places) or not self.shares.kept(i):
                 continue
             given = given_gradients(block, gradients)
             targets = [
@@ -216,6 +299,13 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
                 solved = [torch.empty_like(g) for g in wide]
                 self._solve(i, wide, solved)
                 torch._foreach_copy_(targets, solved)
+        if self.shares.memory_optimal:
+            self.shares.fill(
+                {
+                    i: [out[p] for p in block.parameters if p in out]
+                    for i, block in enumerate(self.blocks)
+                }
+            )
 
     def _solve(self, i: int, gradients: Sequence[Tensor], out: list[Tensor]) -> None:
         """Multiplies the gradients of block ``i`` by its inverse."""
@@ -231,7 +321,26 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
             torch._foreach_copy_(out, split(solved, block.parameters))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must go on with: tensors, numbers, lists and dictionaries of them."""
+        """What a resumed run must go on with: tensors, numbers, lists and dictionaries of them.
+
+        Returns:
+            The same on every rank; where each keeps its share, all must ask together.
+        """
+        state = self.own_state()
+        if self.shares.memory_optimal and self.shares.size > 1:
+            state["inverses"] = self._gathered()
+        return state
+
+    def _gathered(self) -> list[list[Tensor]]:
+        """The inverses of all ranks."""
+        known = [int(self.shares.speaks(i) and bool(own)) for i, own in enumerate(self.inverses)]
+        good = [i for i, there in enumerate(self.shares.summed(known)) if there]
+        found = {i: self.inverses[i] for i in good}
+        sent = self._sent(good, found, symmetric=True)
+        return [sent.get(i, []) for i in range(len(self.blocks))]
+
+    def own_state(self) -> dict[str, Any]:
+        """The same of what this rank keeps, for itself alone."""
         return {
             "inverses": [list(inverse) for inverse in self.inverses],
             "failures": list(self.failures),
@@ -241,10 +350,10 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` gave, each tensor on its block's device."""
+        """Restores what :meth:`state_dict` or :meth:`own_state` gave, on each block's device."""
         self.inverses = [
-            [on_device_of(block, inverse) for inverse in inverses]
-            for block, inverses in zip(self.blocks, state["inverses"], strict=True)
+            [on_device_of(block, inverse) for inverse in inverses] if self.shares.kept(i) else []
+            for i, (block, inverses) in enumerate(zip(self.blocks, state["inverses"], strict=True))
         ]
         self.failures = list(state["failures"])
         self.damping, self.climbed, self.kept = (

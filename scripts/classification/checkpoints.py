@@ -56,20 +56,29 @@ def existing(directory: Path, name: str) -> Path:
 def save(
     file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
-    """Writes a checkpoint, which takes the file's place when it is whole.
+    """Writes a checkpoint: :func:`entries`, by :func:`write`."""
+    write(file, entries(model, optimizer, progress))
+
+
+def entries(
+    model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+) -> dict[str, Any]:
+    """Says what a checkpoint holds; all ranks ask together.
 
     Args:
-        file: Where to.
         model: Whose parameters and buffers are saved.
         optimizer: Whose state is saved.
         progress: Saved, too.
 
+    Returns:
+        Tensors and plain values, by name.
+
     Raises:
-        NumericalError: If a parameter is not finite; the file is left alone.
+        NumericalError: If a parameter is not finite.
     """
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise NumericalError(f"a parameter is not finite after step {progress.step:,}")
-    entries = {
+    return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "progress": asdict(progress),
@@ -78,6 +87,10 @@ def save(
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         },
     }
+
+
+def write(file: Path, entries: dict[str, Any]) -> None:
+    """Writes a checkpoint, which takes the file's place when it is whole."""
     with replacing(file) as temporary, open(temporary, "wb") as opened:
         checkpoints.write(opened, entries)
 

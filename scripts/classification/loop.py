@@ -36,6 +36,7 @@ class Loop:
     Attributes:
         evaluation: The last evaluation: loss and figures, by name.
         loss: Training loss of the last step.
+        interrupted: The signal that ended the training, on whichever rank it arrived; 0 is none.
     """
 
     def __init__(self, run: Run, interrupts: Interrupts) -> None:
@@ -43,6 +44,7 @@ class Loop:
         self.interrupts = interrupts
         self.evaluation: dict[str, float] = {}
         self.loss = math.nan
+        self.interrupted = 0
         self._evaluated_at = -1
         self._order: tuple[int, Tensor] | None = None
         # In the groups, as torch's schedulers do, they are in the checkpoint, too.
@@ -67,19 +69,28 @@ class Loop:
         if every is None:
             every = run.steps_per_epoch
         self.save()  # something to name should the first steps go wrong
-        while (share := run.share) < 1 and self.interrupts.received is None:
-            self._step(share)
+        while self._goes_on():
+            self._step(run.share)
             if every and progress.step % every == 0:
                 self.evaluate()
             after_step()
-        if self.interrupts.received is None and self._evaluated_at != progress.step:
+        if not self.interrupted and self._evaluated_at != progress.step:
             self.evaluate()
         self.save()
 
+    def _goes_on(self) -> bool:
+        """Whether there is another step to take, on which all ranks agree."""
+        progress, received = self.run.progress, self.interrupts.received or 0
+        progress.seconds, signal = self.run.ranks.largest(progress.seconds, received)
+        self.interrupted = int(signal)
+        return not self.interrupted and self.run.share < 1
+
     def save(self, name: str = LAST) -> None:
-        """Saves a checkpoint now."""
+        """Saves a checkpoint now; all ranks call this, since optimizers may have to gather."""
         run = self.run
-        checkpoints.save(run.directory / name, run.model, run.optimizer, run.progress)
+        entries = checkpoints.entries(run.model, run.optimizer, run.progress)
+        if run.ranks.is_main:
+            checkpoints.write(run.directory / name, entries)
 
     def evaluate(self) -> None:
         """Measures the model on the test data, logs that, and saves the model."""
@@ -114,13 +125,14 @@ class Loop:
         batch = self._batch(progress.step)
 
         def forward() -> tuple[Tensor, Tensor]:
-            output = run.model(batch.inputs)
+            output = run.replica(batch.inputs)
             return run.objective.loss(output, batch), output
 
         searched = run.objective.searched
-        self.loss = train_step(
+        loss = train_step(
             run.optimizer, forward, None if searched is None else lambda out: searched(out, batch)
         )
+        self.loss = run.ranks.total(loss)[0] / run.ranks.size
         progress.seconds += time.perf_counter() - started
         progress.step += 1
         if not math.isfinite(self.loss):
@@ -129,22 +141,33 @@ class Loop:
         progress.loss_count += 1
 
     def _batch(self, step: int) -> Samples:
-        """Returns the samples of a step: epochs are shuffled by the run's seed and their number."""
+        """Returns this rank's samples of a step.
+
+        Epochs are shuffled by the run's seed and their number, the same on every rank.
+        """
         train, size = self.run.data.train, self.run.batch_size
         epoch, number = divmod(step, self.run.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             seed = seeds.derived(self.run.options.seed, seeds.ORDER, epoch)
             order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
             self._order = epoch, order.to(train.labels.device)
-        return train[self._order[1][number * size : (number + 1) * size]]
+        own = size // self.run.ranks.size
+        first = number * size + self.run.ranks.rank * own
+        return train[self._order[1][first : first + own]]
 
 
 @torch.no_grad()
 def measured(run: Run, data: Samples) -> dict[str, float]:
     """Returns the mean loss per sample and the figures of the task, by name."""
-    model, task = run.model, run.task
-    model.eval()
-    output = torch.cat([model(inputs) for inputs in data.inputs.split(EVALUATION_BATCH)])
-    model.train()
+    task, output = run.task, _outputs(run, data.inputs)
     figures = {name: float(measure(output, data)) for name, measure in task.measures.items()}
     return {"loss": float(task.loss(output, data)), **figures}
+
+
+def _outputs(run: Run, inputs: Tensor) -> Tensor:
+    """What the model makes of all inputs, of which every rank takes its share."""
+    run.model.eval()
+    own = inputs.tensor_split(run.ranks.size)[run.ranks.rank]
+    output = torch.cat([run.model(part) for part in own.split(EVALUATION_BATCH)])
+    run.model.train()
+    return run.ranks.joined(output, len(inputs))

@@ -9,8 +9,10 @@ import torch
 from common import run_directory, seeds
 from common.files import remove_unfinished
 from common.lock import locked
+from common.ranks import Ranks
 from stable_baselines3.common.logger import Logger
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from classification import checkpoints, data, models, options
 from classification.checkpoints import BEST, LAST, Progress
@@ -20,6 +22,8 @@ from classification.objective import METRICS, Objective, objective_of
 from classification.options import Options
 from npg import optim
 from npg.errors import ConfigurationError
+
+SINGLE = Ranks()
 
 # What a run must have in common with the one that it starts from.
 SHARED = ("data", "model", "seed", "imbalance")
@@ -33,18 +37,22 @@ class Run:
     directory: Path
     data: Data
     model: nn.Module
+    replica: nn.Module
+    """The model as it is trained: among several ranks, one whose gradients they average."""
     task: Task
     optimizer: torch.optim.Optimizer
     objective: Objective
     progress: Progress
     logger: Logger
+    ranks: Ranks
     held: ExitStack = field(default_factory=ExitStack)
     """To be closed when the run has ended: the lock of its directory."""
 
     @property
     def batch_size(self) -> int:
-        """Samples of a step."""
-        return self.options.batch_size or len(self.data.train)
+        """Samples of a step, of all ranks together; each has as many."""
+        samples = self.options.batch_size or len(self.data.train)
+        return samples - samples % self.ranks.size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -62,11 +70,12 @@ class Run:
         return max(shares)
 
 
-def start(chosen: Options) -> Run:
+def start(chosen: Options, ranks: Ranks = SINGLE) -> Run:
     """Loads the data, builds model and optimizer, or loads them; only then makes the directory.
 
     Args:
         chosen: All options.
+        ranks: That train the run together; rank 0 writes.
 
     Returns:
         The run, with its configuration written and its logs open.
@@ -75,10 +84,11 @@ def start(chosen: Options) -> Run:
         ConfigurationError: If the options do not go with the data or the run to resume.
     """
     with ExitStack() as held:
-        if chosen.resume is not None:
+        if chosen.resume is not None and ranks.is_main:
             held.enter_context(locked(chosen.resume, "run", "start a new one"))
             remove_unfinished(chosen.resume)
-        run = build(chosen, load(chosen))
+        _check_ranks(chosen, ranks)
+        run = build(chosen, load(chosen), ranks)
         last = None if chosen.resume is None else checkpoints.existing(chosen.resume, LAST)
         if last is not None and last.exists():
             run.progress = checkpoints.load(last, run.model, run.optimizer)
@@ -86,10 +96,12 @@ def start(chosen: Options) -> Run:
             _start_from(chosen.start_from, chosen, run.model)
         if chosen.resume is None:
             names = (chosen.data, chosen.model, chosen.optimizer)
-            run.directory = run_directory.create(chosen.track_dir, *names)
-            held.enter_context(locked(run.directory, "run", "start a new one"))
+            if ranks.is_main:
+                run.directory = run_directory.create(chosen.track_dir, *names)
+                held.enter_context(locked(run.directory, "run", "start a new one"))
+            run.directory = ranks.shared(run.directory)
         elif run.share < 1:
-            if last is not None and not last.exists():
+            if ranks.is_main and last is not None and not last.exists():
                 best = checkpoints.existing(chosen.resume, BEST)
                 run_directory.begin_anew(chosen.resume, LAST, best.name)
             run.directory = chosen.resume
@@ -98,9 +110,10 @@ def start(chosen: Options) -> Run:
                 f"the run in {chosen.resume} has done its {run.progress.step:,} steps in "
                 f"{run.progress.seconds:.1f} s: give more --epochs, or more --budget-seconds"
             )
-        options.write(run.directory, chosen)
-        resumed_at = None if chosen.resume is None else run.progress.step
-        run.logger = run_directory.open_logger(run.directory, False, resumed_at, "time/step")
+        if ranks.is_main:
+            options.write(run.directory, chosen)
+            resumed_at = None if chosen.resume is None else run.progress.step
+            run.logger = run_directory.open_logger(run.directory, False, resumed_at, "time/step")
         run.held = held.pop_all()
     return run
 
@@ -127,12 +140,38 @@ def load(chosen: Options) -> Data:
     return samples
 
 
-def build(chosen: Options, samples: Data) -> Run:
+def _check_ranks(chosen: Options, ranks: Ranks) -> None:
+    """Refuses what several ranks cannot share out."""
+    if chosen.objective != "loss":
+        refuse_ranks(ranks, f"--objective {chosen.objective} is of the whole batch")
+    if chosen.batch_size % ranks.size:
+        raise ConfigurationError(
+            f"batch_size is of all ranks together, and must be a multiple of their number, "
+            f"{ranks.size}; got {chosen.batch_size}"
+        )
+
+
+def refuse_ranks(ranks: Ranks, reason: str) -> None:
+    """Refuses several ranks.
+
+    Args:
+        ranks: How many there are.
+        reason: Why one is all that can be.
+
+    Raises:
+        ConfigurationError: If there are more.
+    """
+    if ranks.size > 1:
+        raise ConfigurationError(f"{reason}: run it without torchrun, not as {ranks.size} ranks")
+
+
+def build(chosen: Options, samples: Data, ranks: Ranks = SINGLE) -> Run:
     """Makes model, optimizer and objective.
 
     Args:
         chosen: All options.
         samples: What :func:`load` returned.
+        ranks: That train the model together.
 
     Returns:
         The run, which writes and logs nothing yet.
@@ -143,12 +182,24 @@ def build(chosen: Options, samples: Data) -> Run:
     torch.manual_seed(seeds.derived(chosen.seed, seeds.TRAINING))
     model, task = models.build(chosen.model, samples.image_size, samples.classes)
     model.to(samples.train.inputs.device)
-    optimizer = _optimizer(chosen, model, task)
+    replica = model if ranks.size == 1 else DistributedDataParallel(model)
+    optimizer = _optimizer(chosen, replica, task)
     objective = objective_of(chosen.objective, task, optimizer, chosen.draws)
     if chosen.objective != "loss":
         task = replace(task, metric=METRICS[chosen.objective])
-    logger = Logger(None, [])
-    return Run(chosen, Path(), samples, model, task, optimizer, objective, Progress(), logger)
+    return Run(
+        options=chosen,
+        directory=Path(),
+        data=samples,
+        model=model,
+        replica=replica,
+        task=task,
+        optimizer=optimizer,
+        objective=objective,
+        progress=Progress(),
+        logger=Logger(None, []),
+        ranks=ranks,
+    )
 
 
 def _optimizer(chosen: Options, model: nn.Module, task: Task) -> torch.optim.Optimizer:

@@ -209,3 +209,19 @@ def test_options_that_are_handed_on_and_those_that_are_not():
     assert takes("ekfac", "damping")
     assert not takes("normalized-gradient", "foreach")
     assert not takes("shampoo", "defaults")
+
+
+class Replica(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.module = mlp()
+
+
+@pytest.mark.parametrize("kind", [AdaHessian, SophiaH])
+def test_replicas_are_probed_through_a_forward_only_closure(kind, monkeypatch):
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", Replica)
+    model = Replica()
+    optimizer = kind(model)
+    model.module(torch.randn(3, 3)).sum().backward(create_graph=True)
+    with pytest.raises(ConfigurationError, match="give step a closure"):
+        optimizer.step()

@@ -25,6 +25,11 @@ VARIANTS = {
     "plain chain": ({"inverse": "block-tridiagonal", "kl_clip": 1e-3}, False),
     "exact step": ({"damping": LevenbergMarquardt(0.1), "weight_decay": 0.01}, True),
     "ekfac": ({"damping": LevenbergMarquardt(1e-3), "eigenbasis": True}, True),
+    "memory-optimal": ({"kl_clip": 1e-3, "assignment": "memory-optimal"}, False),
+    "memory-optimal exact step": (
+        {"damping": LevenbergMarquardt(0.1), "assignment": "memory-optimal"},
+        True,
+    ),
     "fixed momentum": ({"damping": LevenbergMarquardt(0.1), "momentum": 0.5}, True),
 }
 
@@ -45,9 +50,9 @@ def model_and_data():
     return model, x, torch.randint(3, (10,), generator=generator)
 
 
-def train(optimizer, model, x, y, closures):
+def train(optimizer, model, x, y, closures, steps=STEPS):
     reports = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         if closures:
             reports.append(optimizer.step(objective(model, x, y)))
             continue
@@ -55,6 +60,21 @@ def train(optimizer, model, x, y, closures):
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
     return [[r.loss, r.loss_after, r.damping, r.reduction_ratio] for r in reports]
+
+
+def _in_two(name, own):
+    """The parameters after a training that went on from a state in other optimizers."""
+    saved = None
+    model, x, y = model_and_data()
+    for steps in (STEPS, 2):
+        wrapped = DistributedDataParallel(model)
+        optimizer = make(wrapped, name)
+        if saved is not None:
+            optimizer.load_state_dict(saved)
+        train(optimizer, wrapped, x[own], y[own], VARIANTS[name][1], steps)
+        saved = optimizer.state_dict()
+        optimizer.fisher.capture.remove()
+    return snapshot(model)
 
 
 def _process(rank: int) -> dict:
@@ -65,7 +85,13 @@ def _process(rank: int) -> dict:
         optimizer = make(wrapped, name)
         own = slice(0, 5) if rank == 0 else slice(5, 10)
         reports = train(optimizer, wrapped, x[own], y[own], closures)
-        found[name] = (snapshot(model), reports)
+        inverses = optimizer.preconditioner.inverses
+        sizes = [sum(m.numel() for m in own) for own in inverses]
+        state = optimizer.state_dict()["kfac"]["preconditioner"]
+        found[name] = (snapshot(model), reports, sizes, state)
+        train(optimizer, wrapped, x[own], y[own], closures, steps=2)
+        found[f"{name} at once"] = snapshot(model)
+        found[f"{name} in two"] = _in_two(name, own)
     # A batch that is bad on one rank is left out on both, and a loss that is stops both.
     for closures in (False, True):
         model, x, y = model_and_data()
@@ -96,6 +122,31 @@ def test_is_one_process_with_the_whole_batch(name, results):
     torch.testing.assert_close(first[0], snapshot(model), rtol=1e-6, atol=1e-9)
     for ours, theirs in zip(reports, first[1], strict=True):
         assert theirs == pytest.approx(ours, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_states_are_of_all_ranks_and_go_on_bit_for_bit(name, results):
+    first, second = results
+    for found in results:
+        assert torch.equal(found[f"{name} in two"], found[f"{name} at once"])
+    described = [list(_tensors(found[name][3])) for found in (first, second)]
+    assert len(described[0]) == len(described[1]) > 0
+    assert all(torch.equal(a, b) for a, b in zip(*described, strict=True))
+
+
+@pytest.mark.parametrize("name", ["memory-optimal", "memory-optimal exact step"])
+def test_a_layer_s_inverse_is_on_one_rank(name, results):
+    # Factors of 4 and 4, 5 and 5, 6 and 3: n³ of 128, 250 and 243, shared out as 250 and 371.
+    first, second = (found[name][2] for found in results)
+    assert (first, second) == ([0, 50, 0], [32, 0, 45])
+
+
+def _tensors(state):
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict | list):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(value)
 
 
 @pytest.mark.parametrize("closures", [False, True])
