@@ -15,8 +15,10 @@ from stable_baselines3.common.utils import get_system_info
 
 from agents import checkpoint
 from agents.loading import built, give_states, reading
+from agents.rank_states import of_all_ranks, of_this_rank, restore_generators
 from agents.training_environments import environment_state, restore_environments
 from agents.training_state import TrainingState
+from npg import ranks
 from npg.errors import CheckpointError
 
 ENVIRONMENTS = "environments"
@@ -77,12 +79,15 @@ class OneFile(OnPolicyAlgorithm):
                 position on.
             exclude: Attributes to leave out.
             include: Attributes to keep that would be left out. "environments" keeps the state of
-                the training environments, too: see :meth:`restore_environments`.
+                the training environments, too: see :meth:`restore_environments`. On several ranks of
+                ``torch.distributed`` all have to ask for it together; rank 0 writes the file.
         """
         include = {*(include or ())}
         states = self.get_parameters()
         if ENVIRONMENTS in include:
-            states[ENVIRONMENTS] = environment_state(self)
+            states[ENVIRONMENTS] = of_all_ranks(self, environment_state(self))
+            if ranks.index() > 0:
+                return
         left_out = {*self._excluded_save_params(), *(exclude or ())} - include
         left_out |= {name.partition(".")[0] for name in self._get_torch_save_params()[0]}
         attributes = {name: value for name, value in vars(self).items() if name not in left_out}
@@ -161,11 +166,12 @@ class OneFile(OnPolicyAlgorithm):
             raise CheckpointError(f"{path}: states.{ENVIRONMENTS} is no dictionary")
         attributes = saved.attributes(custom_objects or {})
         model = built(cls, attributes, saved.states, env, device, force_reset, kwargs)
-        model._saved_environments = environments
+        own = of_this_rank(environments)
+        model._saved_environments = own.get("environments", {})
         with reading(f"{path}: states.training_optim_state"):
             model._attach_normaliser()
             if "seed" not in kwargs:
-                model.training_optim_state.restore_generators()
+                restore_generators(model, own)
         return model
 
     def restore_environments(self) -> str:

@@ -42,7 +42,7 @@ class TrainingState:
         return {
             "optimizers": {n: o.state_dict() for n, o in self.model._optimizers().items()},
             "normaliser": self.normaliser if env is None else normalization_state(env),
-            "generators": _generators(),
+            "generators": generators(),
         }
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
@@ -58,7 +58,7 @@ class TrainingState:
         if state.get("normaliser") is not None:
             _check_normaliser(state["normaliser"])
         if state.get("generators") is not None:
-            _check_generators(state["generators"])
+            _check_generators(state["generators"])  # before anything is loaded
         for name, optimizer in self.model._optimizers().items():
             if name in state.get("optimizers", {}):
                 optimizer.load_state_dict(state["optimizers"][name])
@@ -88,21 +88,28 @@ class TrainingState:
                 stacklevel=4,
             )
 
-    def restore_generators(self) -> None:
-        """Sets Python's, NumPy's and torch's global generators to where they were at saving."""
-        if self._generators is None:
+    def restore_generators(self, saved: dict[str, Any] | None = None) -> None:
+        """Sets Python's, NumPy's and torch's global generators to where they were at saving.
+
+        Args:
+            saved: What :func:`generators` returned. Default: that of the file that was loaded.
+        """
+        state = self._generators if saved is None else saved
+        if state is None:
             return
-        python = self._generators["python"]
+        _check_generators(state)
+        python = state["python"]
         random.setstate((python[0], tuple(python[1].cpu().tolist()), python[2]))
-        name, keys, *rest = self._generators["numpy"]
+        name, keys, *rest = state["numpy"]
         np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
-        torch.set_rng_state(self._generators["torch"].cpu())
-        on_devices = [state.cpu() for state in self._generators.get("cuda", [])]
+        torch.set_rng_state(state["torch"].cpu())
+        on_devices = [each.cpu() for each in state.get("cuda", [])]
         if on_devices and len(on_devices) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(on_devices)
 
 
-def _generators() -> dict[str, Any]:
+def generators() -> dict[str, Any]:
+    """Where Python's, NumPy's and torch's global generators are."""
     version, words, gauss = random.getstate()
     name, keys, *rest = np.random.get_state()  # noqa: NPY002 (SB3 draws from it)
     return {
