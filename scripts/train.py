@@ -17,7 +17,9 @@ from common.failures import Failure, configuration_errors, plain_warnings, train
 from common.interrupts import Interrupts
 from stable_baselines3.common.callbacks import BaseCallback
 from training import callbacks, command_line, learning_curve, report, session
+from training.home import Home
 from training.progress import ProgressBar
+from training.watchdog import Watchdog
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,9 +44,11 @@ def train(run: session.Run) -> int:
     options = run.options
     draw = partial(learning_curve.draw, run.directory, run.agent, options.env, options.seed)
     done = run.resumed_at or 0
+    home = Home(run.directory, run.lock)
+    home.contents.append(partial(session.write_again, run))
     evaluations = callbacks.Evaluations(
         run.eval_env,
-        run.directory,
+        home,
         every=options.eval_freq,
         episodes=options.eval_episodes,
         seed=options.seed,
@@ -54,20 +58,20 @@ def train(run: session.Run) -> int:
     evaluations.go_on(done)
     started = time.monotonic()
     with Interrupts() as interrupts:
-        checkpoints = callbacks.Checkpoints(run.directory, options.save_freq, interrupts)
-        beside: list[BaseCallback] = [evaluations, checkpoints]
+        command = report.go_on_command(run)
+        checkpoints = callbacks.Checkpoints(home, options.save_freq, interrupts, command)
+        checkpoints.init_callback(run.model)
+        watchdog = Watchdog(options.env_timeout, home, options.env, checkpoints.rescue)
+        beside: list[BaseCallback] = [evaluations, checkpoints, watchdog]
         if options.progress_bar and not options.verbose:
             beside.append(ProgressBar(f"{run.agent.upper()} {options.env}", evaluations))
         try:
-            with training_errors(f"the agent before it: {checkpoints.path}"):
+            with training_errors(checkpoints.rescue), watchdog:
                 run.model.learn(
                     options.total_timesteps - done,
                     callback=callbacks.Callbacks(beside),
                     reset_num_timesteps=run.resumed_at is None,
                 )
-        except Exception:
-            checkpoints.save()  # parameters are whole also after an error
-            raise
         finally:
             for callback in beside:
                 if isinstance(callback, ProgressBar):
@@ -78,7 +82,8 @@ def train(run: session.Run) -> int:
         report.print_interrupted(run)
         return 128 + interrupts.received
     if not evaluations.reached:
-        evaluations.final()
+        with training_errors(checkpoints.rescue), watchdog:
+            evaluations.final()
     draw()
     report.print_summary(run, evaluations, time.monotonic() - started)
     return 0

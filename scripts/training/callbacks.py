@@ -1,20 +1,22 @@
 """What happens during training beside it: evaluations, checkpoints, a graceful end."""
 
+import io
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from common import seeds
+from common.failures import TRAINING, Failure
+from common.files import replacing, tolerated
 from common.interrupts import Interrupts
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from training.run_directory import LAST, read_evaluations
+from training.home import Home
+from training.run_directory import BEST, EVALUATIONS, LAST, read_evaluations
 
 # Drawing takes some tenths of a second: a short run should not spend its time on it.
 SECONDS_BETWEEN_PLOTS = 10.0
@@ -34,7 +36,7 @@ class Evaluations(EvalCallback):
 
     Args:
         eval_env: Environments, wrapped as those of the training.
-        directory: Of the run.
+        home: The run's directory.
         every: Environment steps between evaluations; 0 for none.
         episodes: Of an evaluation.
         seed: Of the run.
@@ -45,7 +47,7 @@ class Evaluations(EvalCallback):
     def __init__(
         self,
         eval_env: VecEnv,
-        directory: Path,
+        home: Home,
         every: int,
         episodes: int,
         seed: int,
@@ -55,11 +57,11 @@ class Evaluations(EvalCallback):
         super().__init__(
             eval_env,
             n_eval_episodes=episodes,
-            log_path=str(directory),
-            best_model_save_path=str(directory),
             verbose=0,
         )
-        self.directory = directory
+        self.home = home
+        home.contents.append(self.write)
+        self._written = io.BytesIO()  # evaluations.npz
         self.every = every
         self.seed = seed
         self.stop_at = np.inf if stop_at is None else stop_at
@@ -68,7 +70,7 @@ class Evaluations(EvalCallback):
 
     def go_on(self, steps: int) -> None:
         """Takes over the evaluations of the run until the checkpoint that it goes on from."""
-        earlier = read_evaluations(self.directory, until=steps)
+        earlier = read_evaluations(self.home.directory, until=steps)
         if not earlier or not len(earlier["timesteps"]):
             return
         self.evaluations_timesteps = earlier["timesteps"].tolist()
@@ -76,6 +78,7 @@ class Evaluations(EvalCallback):
         self.evaluations_length = earlier["ep_lengths"].tolist()
         self.evaluations_successes = earlier["successes"].tolist() if "successes" in earlier else []
         self.best_mean_reward = float(earlier["results"].mean(axis=1).max())
+        np.savez(self._written, **earlier)
 
     def final(self) -> None:
         """Evaluates the policy as it is now."""
@@ -112,12 +115,31 @@ class Evaluations(EvalCallback):
 
     def _evaluate(self) -> None:
         self.eval_env.seed(seeds.derived(self.seed, seeds.EVALUATION, self.num_timesteps))
-        # The base class evaluates on calls that its frequency divides.
+        file = self.home.directory / BEST
+        if not file.exists():  # it was removed: the best of those to come
+            self.best_mean_reward = -np.inf
+        best = self.best_mean_reward
+        # The base class evaluates on calls that its frequency divides, and writes to a path, which
+        # would be half a file if the disk is full.
         self.eval_freq, frequency = 1, self.eval_freq
-        self.log_path = str(self.directory / ".evaluations")
+        self.log_path = self._written = io.BytesIO()
         super()._on_step()
-        os.replace(self.directory / ".evaluations.npz", self.directory / "evaluations.npz")
         self.eval_freq = frequency
+        self.home.ensure()
+        self.write()
+        if self.best_mean_reward > best:
+            # So that the next one is saved, if this one is not.
+            reached, self.best_mean_reward = self.best_mean_reward, best
+            with tolerated(file):
+                self.model.save(file)
+                self.best_mean_reward = reached
+
+    def write(self) -> None:
+        """Writes evaluations.npz, if there has been an evaluation."""
+        file = self.home.directory / EVALUATIONS
+        if content := self._written.getvalue():
+            with tolerated(file), replacing(file) as temporary:
+                temporary.write_bytes(content)
 
 
 class Checkpoints(BaseCallback):
@@ -127,31 +149,76 @@ class Checkpoints(BaseCallback):
     continued run is the uninterrupted one. On a signal, too, the training ends there; if that takes
     longer than PATIENCE it ends at once, and the samples of the rollout are lost.
 
+    One that cannot be written is tried again before every rollout.
+
     Args:
-        directory: Of the run.
+        home: The run's directory.
         every: Environment steps between checkpoints; 0 for none during the training.
         interrupts: Where signals arrive.
+        command: That goes on with the run.
     """
 
     PATIENCE: ClassVar[float] = 20.0  # seconds
 
-    def __init__(self, directory: Path, every: int, interrupts: Interrupts) -> None:
+    def __init__(self, home: Home, every: int, interrupts: Interrupts, command: str) -> None:
         super().__init__()
-        self.path = directory / LAST
+        self.home = home
+        self.path = home.directory / LAST
         self.every = every
         self.interrupts = interrupts
+        self.command = command
         self._saved_at = 0
+        self._kept = self.path.exists()
         self._ended = False
         self._deadline = math.inf
 
     def save(self) -> None:
         """Saves now."""
+        self.home.ensure()
         self.model.save(self.path, include=["environments"])
+        self._saved_at, self._kept = self.model.num_timesteps, True
 
     def finish(self) -> None:
-        """Saves what the training ended with, unless that was done before its last step."""
-        if not self._ended:
+        """Saves what the training ended with, unless that was done before its last step.
+
+        Raises:
+            Failure: If it cannot be written.
+        """
+        if self._ended:
+            return
+        try:
             self.save()
+        except OSError as error:
+            raise Failure(
+                f"the last checkpoint cannot be written ({_reason(error)}): {self._left()}",
+                TRAINING,
+            ) from error
+
+    def rescue(self) -> str:
+        """Saves after an error, when parameters are as they were after the last update.
+
+        The environments' state is left out: it may be what caused the error, and would again.
+        Nothing is saved if nothing was done since the last checkpoint.
+
+        Returns:
+            What was saved, and how to go on.
+        """
+        if self.path.exists() and self._saved_at == self.model.num_timesteps:
+            return self._left()
+        try:
+            self.home.ensure()
+            self.model.save(self.path)
+        except Exception as error:  # the one that is on its way says more
+            return f"and the agent cannot be saved ({_reason(error)}): {self._left()}"
+        return (
+            f"the agent is saved as it was after {self.model.num_timesteps:,} steps: {self.path}; "
+            f"continue with: {self.command}"
+        )
+
+    def _left(self) -> str:
+        if not self._kept:
+            return f"there is no earlier one; begin again with: {self.command}"
+        return f"{self.path}, of step {self._saved_at:,}, is whole; continue with: {self.command}"
 
     def _on_training_start(self) -> None:
         self._saved_at = self.model.num_timesteps
@@ -165,8 +232,14 @@ class Checkpoints(BaseCallback):
         return not self._ended and time.monotonic() < self._deadline
 
     def _on_rollout_start(self) -> None:
-        self._ended = self.interrupts.received is not None
+        self.home.ensure()
+        ending = self.interrupts.received is not None
         due = self.every and self.model.num_timesteps - self._saved_at >= self.every
-        if due or self._ended:
-            self._saved_at = self.model.num_timesteps
-            self.save()
+        if due or ending or (self._kept and not self.path.exists()):
+            with tolerated(self.path):
+                self.save()
+                self._ended = ending
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -100,6 +100,9 @@ class Options(Generic[Arguments]):
     """Stop when an evaluation's mean return reaches this."""
     save_freq: int = 50_000
     """Environment steps between checkpoints (last_model.zip); 0 saves at the end only."""
+    env_timeout: float = 600.0
+    """Seconds that one step or reset of the environments may take. Then the run ends, saved, and
+    says where it hangs; 0 waits for ever."""
     track_dir: Path = Path("runs")
     """Where run directories are made."""
     resume: Path | None = None
@@ -133,6 +136,7 @@ CHANGEABLE = {
     "eval_freq",
     "stop_at",
     "save_freq",
+    "env_timeout",
     "resume",
     "progress_bar",
     "verbose",

@@ -4,10 +4,13 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from common import seeds
+from common.event_files import EventFiles
 from common.files import remove_unfinished
 from common.lock import locked
+from common.progress_file import ProgressFile
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
@@ -33,6 +36,8 @@ class Run:
     eval_env: VecEnv
     resumed_at: int | None
     """Steps of the checkpoint that it goes on from; None for a new run."""
+    lock: TextIO
+    """Of its directory."""
     held: ExitStack
     """To be closed when the run has ended: the lock of its directory."""
 
@@ -49,14 +54,14 @@ def start(agent: str, options: Options) -> Run:
     """
     with ExitStack() as held:
         if options.resume is not None:
-            held.enter_context(locked(options.resume, "run", "start a new one"))
+            lock = held.enter_context(locked(options.resume, "run", "start a new one"))
             remove_unfinished(options.resume)
         env = _environments(options, options.num_envs, options.seed, options.backend)
         resumed_at = None
         if options.resume is None:
             model = _new_model(agent, options, env)
             directory = run_directory.create(options.track_dir, agent, options.env)
-            held.enter_context(locked(directory, "run", "start a new one"))
+            lock = held.enter_context(locked(directory, "run", "start a new one"))
         elif not (options.resume / run_directory.LAST).exists():  # killed before the first one
             model = _new_model(agent, options, env)
             directory, resumed_at = options.resume, 0
@@ -67,7 +72,15 @@ def start(agent: str, options: Options) -> Run:
         tables = options.verbose > 0
         model.set_logger(run_directory.open_logger(directory, tables, resumed_at))
         eval_env = _evaluation_env(options, model)
-        return Run(agent, options, directory, model, eval_env, resumed_at, held.pop_all())
+        return Run(agent, options, directory, model, eval_env, resumed_at, lock, held.pop_all())
+
+
+def write_again(run: Run) -> None:
+    """Writes configuration and logs into the run's directory, which somebody has emptied."""
+    run_directory.write_config(run.directory, run.agent, run.options)
+    for output in run.model.logger.output_formats:
+        if isinstance(output, (ProgressFile, EventFiles)):
+            output.renew()
 
 
 def _environments(options: Options, number: int, seed: int, backend: str) -> VecEnv:
