@@ -2,6 +2,7 @@
 
     python scripts/faults.py all
     python scripts/faults.py kill --times 50
+    python scripts/faults.py table --only hangs
 
 Each row is a fault, what is promised for it, and whether that held. Exit code 1 if one did not.
 """
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from faulting import kills, mutations
+from faulting import kills, mutations, table
 from faulting.report import Row, show
 
-Part = Literal["kill", "mutate"]
+Part = Literal["kill", "mutate", "table"]
 
 
 @dataclass
@@ -29,6 +30,8 @@ class Options:
     """Kills of each environment's run."""
     mutations: int = 10_000
     """Changed checkpoints."""
+    only: str = ""
+    """Part of the names of the table's rows that are wanted."""
     seed: int = 0
     """Of the moments and the changes."""
 
@@ -37,6 +40,7 @@ def main(options: Options) -> int:
     """Runs them; returns the exit code."""
     parts = {
         "kill": lambda place: kills.rows(place, options.times, options.seed),
+        "table": lambda place: table.rows(place, options.only),
         "mutate": lambda place: mutations.rows(place, options.mutations, options.seed),
     }
     chosen = parts if options.part == "all" else {options.part: parts[options.part]}
