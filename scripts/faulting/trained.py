@@ -38,6 +38,7 @@ def start(
         [sys.executable, *launcher, str(TRAIN), *map(str, words), "--no-progress-bar"],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | variables,
         text=True,
+        shell=False,
         start_new_session=True,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options},
     )
