@@ -44,7 +44,7 @@ def train(run: session.Run) -> int:
     options = run.options
     draw = partial(learning_curve.draw, run.directory, run.agent, options.env, options.seed)
     done = run.resumed_at or 0
-    home = Home(run.directory, run.lock)
+    home = Home(run.directory, run.lock, run.held)
     home.contents.append(partial(session.write_again, run))
     evaluations = callbacks.Evaluations(
         run.eval_env,

@@ -25,7 +25,8 @@ class Failure(Exception):
 
     def report(self) -> int:
         """Prints the line; returns the exit code."""
-        Console(stderr=True, soft_wrap=True).print(f"error: {self}", style="red", markup=False)
+        with suppress(OSError):  # as in plain_warnings
+            Console(stderr=True, soft_wrap=True).print(f"error: {self}", style="red", markup=False)
         return self.exit_code
 
 

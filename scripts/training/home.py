@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
 
@@ -19,13 +20,15 @@ class Home:
     Args:
         directory: Of the run.
         lock: That the run holds on it.
+        held: What is closed when the run has ended.
 
     Attributes:
         contents: What to call to write into an empty directory what the run still knows.
     """
 
-    def __init__(self, directory: Path, lock: TextIO) -> None:
+    def __init__(self, directory: Path, lock: TextIO, held: ExitStack) -> None:
         self.directory = directory
+        self.held = held
         self.contents: list[Callable[[], None]] = []
         self._lock = lock
 
@@ -51,9 +54,10 @@ class Home:
     def _make(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock = locked(self.directory, "run", "start a new one")
+            lock = locked(self.directory, "run", "start a new one")
         except ConfigurationError as error:
             raise error.__cause__ or error from None
+        self._lock = self.held.enter_context(lock)
         warnings.warn(
             f"{self.directory} was removed: it is made anew, with what this process still knows of "
             "the run",

@@ -98,25 +98,30 @@ class Watchdog(BaseCallback):
                 return
 
     def _end(self, call: FrameType) -> None:
+        try:
+            self._tell(call)
+        finally:  # whatever cannot be written
+            for child in multiprocessing.active_children():
+                child.kill()
+            self.end(TRAINING)
+
+    def _tell(self, call: FrameType) -> None:
         which = "an environment"
         if "index" in call.f_locals:
             which = f"environment {call.f_locals['index']}"
         which += f" of {call.f_locals['self'].num_envs} ({self.env})"
         stacks = self.home.directory / STACKS
-        faulthandler.dump_traceback()
+        saved = self.rescue()
         with tolerated(stacks), open(stacks, "w") as file:
             faulthandler.dump_traceback(file)
         Failure(
             f"{which} has not returned from {CALLS[call.f_code]} for {self.timeout:g} s, which is "
-            f"what --env-timeout allows; where it is: {stacks}; {self.rescue()}",
+            f"what --env-timeout allows; where it is: {stacks}; {saved}",
             TRAINING,
         ).report()
-        for child in multiprocessing.active_children():
-            child.kill()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
-        self.end(TRAINING)
 
 
 def _call(frame: FrameType) -> FrameType | None:
