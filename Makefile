@@ -37,11 +37,12 @@ test: lint ## lint, types, import contracts, then the tests with coverage
 test-slow: $(VENV)/.dev ## the tests that take minutes: learning, a Ray cluster if Ray is installed
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
-lint: $(VENV)/.dev ## formatting, lint, types, import contracts
+lint: $(VENV)/.dev ## formatting, lint, types, import contracts, security
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive npg agents envs scripts
 
 format: $(VENV)/.dev ## rewrite the sources as `make lint` wants them
 	@$(BIN)/ruff check --fix-only --quiet .

@@ -79,8 +79,8 @@ class OneFile(OnPolicyAlgorithm):
                 position on.
             exclude: Attributes to leave out.
             include: Attributes to keep that would be left out. "environments" keeps the state of
-                the training environments, too: see :meth:`restore_environments`. On several ranks of
-                ``torch.distributed`` all have to ask for it together; rank 0 writes the file.
+                the training environments, too: see :meth:`restore_environments`. All ranks of
+                ``torch.distributed`` have to ask for it together; the first writes the file.
         """
         include = {*(include or ())}
         states = self.get_parameters()

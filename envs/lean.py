@@ -37,6 +37,8 @@ class LeanVecEnv(DummyVecEnv):
         super().__init__(env_fns)
         # Dictionaries and tuples have several buffers; everything else has exactly this one.
         self._single_buffer: np.ndarray | None = self.buf_obs.get(None)  # type: ignore[call-overload]
+        single = self._single_buffer is not None
+        self._single_shape = self.observation_space.shape if single else None
         self._has_monitor = [is_wrapped(env, Monitor) for env in self.envs]
         self._returns = [0.0] * self.num_envs
         self._lengths = [0] * self.num_envs
@@ -57,6 +59,7 @@ class LeanVecEnv(DummyVecEnv):
 
         Raises:
             Exception: whatever an environment raises, with a note that says which one and when.
+            ValueError: an observation has not the shape of the observation space, likewise.
         """
         self.actions = actions
         return self.step_wait()
@@ -71,12 +74,15 @@ class LeanVecEnv(DummyVecEnv):
         # environment but the environment's own, everything about episodes only at their end.
         envs, actions = self.envs, self.actions
         rewards, dones, buffer = self.buf_rews, self.buf_dones, self._single_buffer
+        shape = self._single_shape
         returns, lengths = self._returns, self._lengths
         infos = []
         index = 0
         try:
             for index, env in enumerate(envs):
                 obs, reward, terminated, truncated, info = env.step(actions[index])
+                if getattr(obs, "shape", None) != shape:
+                    self._check_shape(obs)
                 rewards[index] = reward
                 returns[index] += float(reward)
                 lengths[index] += 1
@@ -84,12 +90,14 @@ class LeanVecEnv(DummyVecEnv):
                     dones[index] = True
                     info = self._end_episode(index, obs, bool(truncated and not terminated), info)
                     obs, self.reset_infos[index] = env.reset()
+                    self._check_shape(obs)
                 else:
                     dones[index] = False
                 infos.append(info)
                 if buffer is not None:
                     buffer[index] = obs
                 else:
+                    self._check_shape(obs)
                     self._save_obs(index, obs)
         except Exception as error:
             # A finished episode has length 0 again: then it was `reset` that raised.
@@ -106,12 +114,14 @@ class LeanVecEnv(DummyVecEnv):
 
         Raises:
             Exception: whatever an environment raises, with a note that says which one.
+            ValueError: an observation has not the shape of the observation space, likewise.
         """
         for index, env in enumerate(self.envs):
             self._returns[index], self._lengths[index] = 0.0, 0
             options = {"options": self._options[index]} if self._options[index] else {}
             try:
                 obs, self.reset_infos[index] = env.reset(seed=self._seeds[index], **options)
+                self._check_shape(obs)
                 self._save_obs(index, obs)
             except Exception as error:
                 self._annotate(error, index)
@@ -205,6 +215,24 @@ class LeanVecEnv(DummyVecEnv):
             }
         self._returns[index], self._lengths[index] = 0.0, 0
         return info
+
+    def _check_shape(self, obs: VecEnvObs) -> None:
+        """Refuse an observation of another shape, of which NumPy would make copies if it can.
+
+        Args:
+            obs: of one environment.
+
+        Raises:
+            ValueError: it has not the shape of the observation space, or a part of it has not.
+        """
+        for key, buffer in self.buf_obs.items():
+            part = obs if key is None else obs[key]  # type: ignore[call-overload]
+            if np.shape(part) != buffer.shape[1:]:
+                name = "" if key is None else f" {key!r}"
+                raise ValueError(
+                    f"an observation{name} has shape {np.shape(part)} instead of "
+                    f"{buffer.shape[1:]}: return what the observation_space says"
+                )
 
     def _obs_from_buf(self) -> VecEnvObs:
         """Copy the observation buffers, which the next step overwrites."""

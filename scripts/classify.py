@@ -57,7 +57,7 @@ def train(run: session.Run) -> tuple[Loop, int]:
         loop = Loop(run, interrupts)
         bar = ProgressBar(loop) if run.options.progress_bar and run.ranks.is_main else None
         try:
-            with training_errors(f"the last good checkpoint: {run.directory / LAST}"):
+            with training_errors(lambda: f"the last good checkpoint: {run.directory / LAST}"):
                 loop.train(after_step=bar.update if bar else lambda: None)
         finally:
             if bar:

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         with configuration_errors():
             model, env, description = load(options, rendered=options.record is not None)
             recording = None if options.record is None else Recording(options.record, env)
-        with training_errors(description):
+        with training_errors(lambda: description):
             returns, lengths = play(model, env, options, recording)
     except Failure as failure:
         return failure.report()

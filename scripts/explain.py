@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
             output = _checked(options)
             model, env, description = load(options)
             coordinates = Coordinates(env.observation_space, options.names)
-        with training_errors(description):
+        with training_errors(lambda: description):
             played, found = _explained(options, model, env, coordinates)
         with configuration_errors():
             _write(options, output, description, coordinates.names, played, found)

@@ -3,6 +3,7 @@
     python scripts/train.py trpo --env CartPole-v1 --preset
     python scripts/train.py trpo --env HalfCheetah-v5 --total-timesteps 1000000 --num-envs 8
     python scripts/train.py trpo --resume runs/trpo_HalfCheetah-v5_1 --total-timesteps 2000000
+    torchrun --nproc-per-node 2 scripts/train.py trpo --env HalfCheetah-v5 --num-envs 4
 
 Ctrl-C and SIGTERM end a run after the update under way, and --resume goes on from there; a second
 one ends it at once, and --resume goes on from the last checkpoint.
@@ -19,9 +20,13 @@ from functools import partial
 
 from common.failures import Failure, configuration_errors, plain_warnings, training_errors
 from common.interrupts import Interrupts
+from common.ranks import join, launched
+from common.restarts import restartable, restarted
 from stable_baselines3.common.callbacks import BaseCallback
 from training import callbacks, command_line, learning_curve, report, session
+from training.home import Home
 from training.progress import ProgressBar
+from training.watchdog import Watchdog
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,12 +34,14 @@ def main(argv: Sequence[str]) -> int:
     plain_warnings()
     verbose = 0
     try:
-        with configuration_errors():
-            agent, options = command_line.parse(argv)
+        with launched().one_voice(), configuration_errors():
+            agent, options = command_line.parse(restarted(argv))
             verbose = options.verbose
-            run = session.start(agent, options)
-        with run.held:
-            return train(run)
+        with join(options.device) as ranks:
+            with configuration_errors():
+                run = session.start(agent, options, ranks)
+            with run.held, restartable(run.directory):
+                return train(run)
     except Failure as failure:
         if verbose >= 2:
             raise
@@ -47,11 +54,15 @@ def main(argv: Sequence[str]) -> int:
 def train(run: session.Run) -> int:
     """Trains to the end, whichever that is; returns the exit code."""
     options = run.options
+    if not run.ranks.is_main:
+        return follow(run)
     draw = partial(learning_curve.draw, run.directory, run.agent, options.env, options.seed)
     done = run.resumed_at or 0
+    home = Home(run.directory, run.lock, run.held)
+    home.contents.append(partial(session.write_again, run))
     evaluations = callbacks.Evaluations(
         run.eval_env,
-        run.directory,
+        home,
         every=options.eval_freq,
         episodes=options.eval_episodes,
         seed=options.seed,
@@ -61,20 +72,20 @@ def train(run: session.Run) -> int:
     evaluations.go_on(done)
     started = time.monotonic()
     with Interrupts() as interrupts:
-        checkpoints = callbacks.Checkpoints(run.directory, options.save_freq, interrupts)
-        beside: list[BaseCallback] = [evaluations, checkpoints]
+        command = report.go_on_command(run)
+        checkpoints = callbacks.Checkpoints(home, options.save_freq, interrupts, command)
+        checkpoints.init_callback(run.model)
+        watchdog = Watchdog(options.env_timeout, home, options.env, checkpoints.rescue)
+        beside: list[BaseCallback] = [evaluations, checkpoints, watchdog]
         if options.progress_bar and not options.verbose:
             beside.append(ProgressBar(f"{run.agent.upper()} {options.env}", evaluations))
         try:
-            with training_errors(f"the agent before it: {checkpoints.path}"):
+            with training_errors(checkpoints.rescue), watchdog:
                 run.model.learn(
                     options.total_timesteps - done,
                     callback=callbacks.Callbacks(beside),
                     reset_num_timesteps=run.resumed_at is None,
                 )
-        except Exception:
-            checkpoints.give_up()  # parameters are whole also after an error
-            raise
         finally:
             for callback in beside:
                 if isinstance(callback, ProgressBar):
@@ -85,9 +96,27 @@ def train(run: session.Run) -> int:
         report.print_interrupted(run)
         return 128 + interrupts.received
     if not evaluations.reached:
-        evaluations.final()
+        with training_errors(checkpoints.rescue), watchdog:
+            evaluations.final()
     draw()
     report.print_summary(run, evaluations, time.monotonic() - started)
+    return 0
+
+
+def follow(run: session.Run) -> int:
+    """Trains as one of the other ranks, which steps its environments and says nothing."""
+    options, home = run.options, Home(run.directory, None, run.held)
+    with Interrupts() as interrupts:
+        checkpoints = callbacks.Checkpoints(home, options.save_freq, interrupts, "")
+        checkpoints.init_callback(run.model)
+        watchdog = Watchdog(options.env_timeout, home, options.env, checkpoints.rescue)
+        with training_errors(checkpoints.rescue), watchdog:
+            run.model.learn(
+                options.total_timesteps - (run.resumed_at or 0),
+                callback=callbacks.Callbacks([checkpoints, watchdog]),
+                reset_num_timesteps=run.resumed_at is None,
+            )
+        checkpoints.finish()
     return 0
 
 

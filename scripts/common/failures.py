@@ -2,8 +2,8 @@
 
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import gymnasium as gym
 from rich.console import Console
@@ -25,7 +25,8 @@ class Failure(Exception):
 
     def report(self) -> int:
         """Prints the line; returns the exit code."""
-        Console(stderr=True, soft_wrap=True).print(f"error: {self}", style="red", markup=False)
+        with suppress(OSError):  # as in plain_warnings
+            Console(stderr=True, soft_wrap=True).print(f"error: {self}", style="red", markup=False)
         return self.exit_code
 
 
@@ -42,19 +43,30 @@ def configuration_errors() -> Iterator[None]:
 
 
 @contextmanager
-def training_errors(saved: str) -> Iterator[None]:
-    """A number that is none ends the training; other errors are somebody's bug and stay whole."""
+def training_errors(saved: Callable[[], str]) -> Iterator[None]:
+    """A number that is none ends the training; other errors are somebody's bug and stay whole.
+
+    Args:
+        saved: Says what is left of the run and how to go on; called when there is an error, it may
+            save. Every error gets that as its last note.
+    """
     try:
         yield
-    except ValueError as error:
-        raise Failure(f"{_one_line(error)} ({saved})", TRAINING) from error
+    except Failure:
+        raise
+    except Exception as error:
+        error.add_note(saved())
+        if isinstance(error, ValueError):
+            raise Failure(_one_line(error), TRAINING) from error
+        raise
 
 
 def plain_warnings() -> None:
     """Prints warnings without the line of code that raised them."""
 
     def show(message: Warning | str, category: type[Warning], *_: object) -> None:
-        print(f"warning: {message}", file=sys.stderr)
+        with suppress(OSError):  # the terminal is gone, or the disk of a redirection is full
+            print(f"warning: {message}", file=sys.stderr)
 
     warnings.showwarning = show  # type: ignore[assignment]
 

@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
 CLEAR_PEAK = "5"
 
 
-def resident() -> float:
-    """Returns the MB that are in memory now."""
-    return _read("VmRSS")
+def resident(process: int | None = None) -> float:
+    """Returns the MB of a process that are in memory now; None is this one."""
+    return _read("VmRSS", process)
 
 
 def peak() -> float:
@@ -60,6 +59,7 @@ class PeakMemory:
             self._known = False
 
 
-def _read(name: str) -> float:
-    found = re.search(rf"{name}:\s+(\d+) kB", STATUS.read_text())
+def _read(name: str, process: int | None = None) -> float:
+    status = Path("/proc") / ("self" if process is None else str(process)) / "status"
+    found = re.search(rf"{name}:\s+(\d+) kB", status.read_text())
     return int(found[1]) / 1024  # type: ignore[index]

@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -24,11 +25,15 @@ def tensorboard(directory: Path) -> str:
 
 
 def print_places(title: str, places: Mapping[str, object]) -> None:
-    """Prints a title, which may have rich's markup, and a line for each place or command."""
+    """Prints a title, which may have rich's markup, and a line for each place or command.
+
+    What cannot be printed, since the disk of a redirection is full, is no failure of the work.
+    """
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f"\n{title}")
-    for name, value in places.items():
-        console.print(f"  {name:<16}{value}", markup=False)
+    with suppress(OSError):
+        console.print(f"\n{title}")
+        for name, value in places.items():
+            console.print(f"  {name:<16}{value}", markup=False)
 
 
 def _program(name: str) -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import importlib.metadata
-import os
 import platform
 import re
 import sys
@@ -11,15 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from stable_baselines3.common.logger import (
-    CSVOutputFormat,
-    HumanOutputFormat,
-    KVWriter,
-    Logger,
-    TensorBoardOutputFormat,
-)
+from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger
 
-from common.files import replacing
+from common.event_files import EventFiles
+from common.files import replacing, tolerated
+from common.progress_file import ProgressFile
 from npg.errors import ConfigurationError
 
 CONFIG = "config.yml"
@@ -115,15 +110,12 @@ def open_logger(directory: Path, tables: bool, resumed_at: int | None, steps: st
     Returns:
         Stable-Baselines3's logger.
     """
-    progress = directory / PROGRESS
     formats: list[KVWriter] = [
-        CSVOutputFormat(str(progress))
-        if resumed_at is None
-        else _ContinuedCSV(progress, resumed_at, steps),
-        _TensorBoard(directory, resumed_at),
+        ProgressFile(directory / PROGRESS, steps, resumed_at),
+        EventFiles(directory, resumed_at),
     ]
     if tables:
-        formats.append(HumanOutputFormat(sys.stdout))
+        formats.append(Table(sys.stdout))
     return Logger(folder=str(directory), output_formats=formats)
 
 
@@ -133,38 +125,13 @@ def read_progress(directory: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-class _ContinuedCSV(CSVOutputFormat):
-    """Goes on after the rows of a progress.csv, which the base class would overwrite."""
+class Table(HumanOutputFormat):
+    """Tables on the terminal, or wherever that was directed to."""
 
-    def __init__(self, path: Path, until: int, column: str) -> None:
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        keys = lines[0].strip().split(",") if lines else []
-        # A process that was killed may have left half a line, of the names, too.
-        lines = [line for line in lines if line.endswith("\n") and line.count(",") == len(keys) - 1]
-        whole = bool(lines) and column in keys and lines[0].strip().split(",") == keys
-        kept = lines[:1] if whole else []
-        for line in lines[1:] if whole else []:
-            steps = line.split(",")[keys.index(column)]
-            if steps.isdecimal() and int(steps) <= until:
-                kept.append(line)
-        with replacing(path) as temporary:
-            temporary.write_text("".join(kept))
-        super().__init__(os.devnull)
-        self.file.close()
-        self.file = open(path, "r+")  # noqa: SIM115 - until the logger is closed
-        self.file.seek(0, os.SEEK_END)
-        self.keys = keys if whole else []
-
-
-class _TensorBoard(TensorBoardOutputFormat):
-    """Writes event files that hide what an earlier process logged after the checkpoint."""
-
-    def __init__(self, directory: Path, resumed_at: int | None) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        purge_step = None if resumed_at is None else resumed_at + 1
-        self.writer = SummaryWriter(log_dir=str(directory), purge_step=purge_step)
-        self._is_closed = False
+    def write(self, *logged: Any) -> None:
+        """Prints a table; a full disk does not end the training."""
+        with tolerated(Path("the standard output")):
+            super().write(*logged)
 
 
 def versions() -> dict[str, str]:

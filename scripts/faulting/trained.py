@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,18 +14,33 @@ from common import ROOT
 from npg import checkpoints
 
 TRAIN = ROOT / "scripts" / "train.py"
+NONE: Mapping[str, str] = MappingProxyType({})
 
 
-def start(*words: object, **options: Any) -> subprocess.Popen[str]:
-    """Starts train.py on one thread, in a process group of its own."""
+def start(
+    *words: object,
+    launcher: Sequence[str] = (),
+    variables: Mapping[str, str] = NONE,
+    **options: Any,
+) -> subprocess.Popen[str]:
+    """Starts train.py on one thread a process, in a process group of its own.
+
+    Args:
+        *words: Of its command line.
+        launcher: Module and arguments that start it, instead of Python alone.
+        variables: Of the process's environment, beside those of this one.
+        **options: Of Popen.
+
+    Returns:
+        The process, whose output, errors included, can be read.
+    """
     return subprocess.Popen(
-        [sys.executable, str(TRAIN), *map(str, words), "--no-progress-bar"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        [sys.executable, *launcher, str(TRAIN), *map(str, words), "--no-progress-bar"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | variables,
         text=True,
+        shell=False,
         start_new_session=True,
-        **options,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options},
     )
 
 

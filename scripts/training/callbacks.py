@@ -1,22 +1,25 @@
 """What happens during training beside it: evaluations, checkpoints, a graceful end."""
 
+import io
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from common import seeds
+from common.failures import TRAINING, Failure
+from common.files import replacing, tolerated
 from common.interrupts import Interrupts
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from envs import load_normalization_state, normalization_state
 from envs.normalization_state import NormalizationState
-from training.run_directory import LAST, read_evaluations
+from npg import ranks
+from training.home import Home
+from training.run_directory import BEST, EVALUATIONS, LAST, read_evaluations
 
 # Drawing takes some tenths of a second: a short run should not spend its time on it.
 SECONDS_BETWEEN_PLOTS = 10.0
@@ -36,7 +39,7 @@ class Evaluations(EvalCallback):
 
     Args:
         eval_env: Environments, wrapped as those of the training.
-        directory: Of the run.
+        home: The run's directory.
         every: Environment steps between evaluations; 0 for none.
         episodes: Of an evaluation.
         seed: Of the run.
@@ -47,7 +50,7 @@ class Evaluations(EvalCallback):
     def __init__(
         self,
         eval_env: VecEnv,
-        directory: Path,
+        home: Home,
         every: int,
         episodes: int,
         seed: int,
@@ -57,11 +60,11 @@ class Evaluations(EvalCallback):
         super().__init__(
             eval_env,
             n_eval_episodes=episodes,
-            log_path=str(directory),
-            best_model_save_path=str(directory),
             verbose=0,
         )
-        self.directory = directory
+        self.home = home
+        home.contents.append(self.write)
+        self._written = io.BytesIO()  # evaluations.npz
         self.every = every
         self.seed = seed
         self.stop_at = np.inf if stop_at is None else stop_at
@@ -70,7 +73,7 @@ class Evaluations(EvalCallback):
 
     def go_on(self, steps: int) -> None:
         """Takes over the evaluations of the run until the checkpoint that it goes on from."""
-        earlier = read_evaluations(self.directory, until=steps)
+        earlier = read_evaluations(self.home.directory, until=steps)
         if not earlier or not len(earlier["timesteps"]):
             return
         self.evaluations_timesteps = earlier["timesteps"].tolist()
@@ -78,6 +81,7 @@ class Evaluations(EvalCallback):
         self.evaluations_length = earlier["ep_lengths"].tolist()
         self.evaluations_successes = earlier["successes"].tolist() if "successes" in earlier else []
         self.best_mean_reward = float(earlier["results"].mean(axis=1).max())
+        np.savez(self._written, **earlier)
 
     def final(self) -> None:
         """Evaluates the policy as it is now."""
@@ -100,8 +104,9 @@ class Evaluations(EvalCallback):
 
     def _init_callback(self) -> None:
         # Not the base class's part, which warns where training runs on EnvPool.
-        self.eval_freq = max(self.every // self.training_env.num_envs, 1) if self.every else 0
-        self.n_calls = self.model.num_timesteps // self.training_env.num_envs
+        steps = self.training_env.num_envs * ranks.count()  # per call
+        self.eval_freq = max(self.every // steps, 1) if self.every else 0
+        self.n_calls = self.model.num_timesteps // steps
 
     def _on_step(self) -> bool:
         if not self.eval_freq or self.n_calls % self.eval_freq:
@@ -114,12 +119,31 @@ class Evaluations(EvalCallback):
 
     def _evaluate(self) -> None:
         self.eval_env.seed(seeds.derived(self.seed, seeds.EVALUATION, self.num_timesteps))
-        # The base class evaluates on calls that its frequency divides.
+        file = self.home.directory / BEST
+        if not file.exists():  # it was removed: the best of those to come
+            self.best_mean_reward = -np.inf
+        best = self.best_mean_reward
+        # The base class evaluates on calls that its frequency divides, and writes to a path, which
+        # would be half a file if the disk is full.
         self.eval_freq, frequency = 1, self.eval_freq
-        self.log_path = str(self.directory / ".evaluations")
+        self.log_path = self._written = io.BytesIO()
         super()._on_step()
-        os.replace(self.directory / ".evaluations.npz", self.directory / "evaluations.npz")
         self.eval_freq = frequency
+        self.home.ensure()
+        self.write()
+        if self.best_mean_reward > best:
+            # So that the next one is saved, if this one is not.
+            reached, self.best_mean_reward = self.best_mean_reward, best
+            with tolerated(file):
+                self.model.save(file)
+                self.best_mean_reward = reached
+
+    def write(self) -> None:
+        """Writes evaluations.npz, if there has been an evaluation."""
+        file = self.home.directory / EVALUATIONS
+        if content := self._written.getvalue():
+            with tolerated(file), replacing(file) as temporary:
+                temporary.write_bytes(content)
 
 
 class Checkpoints(BaseCallback):
@@ -129,12 +153,16 @@ class Checkpoints(BaseCallback):
     continued run is the uninterrupted one; the first time before the first rollout. On a signal,
     too, the training ends there. Where a rollout is given up (an error, or one that a signal did
     not see the end of within PATIENCE) what is saved is the agent as it was before it, without the
-    environments: training goes on from there in new episodes.
+    environments: training goes on from there in new episodes. A checkpoint that cannot be written
+    is tried again before every rollout.
+
+    On several ranks all have one of these. They decide together, and rank 0 writes.
 
     Args:
-        directory: Of the run.
+        home: The run's directory.
         every: Environment steps between checkpoints; 0 for none during the training.
         interrupts: Where signals arrive.
+        command: That goes on with the run.
 
     Attributes:
         path: Of the checkpoint.
@@ -144,12 +172,16 @@ class Checkpoints(BaseCallback):
     # waited for, and so is a step: nothing else can be done with an environment that hangs.
     PATIENCE: ClassVar[float] = 20.0
 
-    def __init__(self, directory: Path, every: int, interrupts: Interrupts) -> None:
+    def __init__(self, home: Home, every: int, interrupts: Interrupts, command: str) -> None:
         super().__init__()
-        self.path = directory / LAST
+        self.home = home
+        self.path = home.directory / LAST
         self.every = every
         self.interrupts = interrupts
+        self.command = command
+        self._main = ranks.index() == 0
         self._saved_at: int | None = None
+        self._kept = self.path.exists()
         self._ended = False
         self._deadline = math.inf
         self._collecting = False
@@ -158,47 +190,115 @@ class Checkpoints(BaseCallback):
 
     def save(self) -> None:
         """Saves now, which has to be between an update and the next rollout."""
+        if self._main:
+            self.home.ensure()
         self.model.save(self.path, include=["environments"])
+        self._saved_at, self._kept = self.model.num_timesteps, True
 
-    def give_up(self) -> None:
-        """Saves the agent as it was before the rollout under way, or the update after it."""
-        if self._began_at is None:  # no rollout has begun
+    def finish(self) -> None:
+        """Saves what the training ended with, unless that was done before its last step.
+
+        Raises:
+            Failure: If it cannot be written.
+        """
+        if self._ended:
+            self.model.num_timesteps = self._began_at  # the step that ended it is lost
             return
+        collecting = ranks.any_rank(self._collecting)
+        late = ranks.any_rank(time.monotonic() >= self._deadline)
+        if collecting and late:
+            print("the rollout is given up: its samples are lost", file=sys.stderr)
+            self._go_back()
+        try:
+            if not collecting:
+                self.save()
+            else:  # given up, or the goal was reached in the middle of a rollout
+                self._save_agent()
+            self._began_at = self.model.num_timesteps  # nothing is under way
+        except OSError as error:
+            raise Failure(
+                f"the last checkpoint cannot be written ({_reason(error)}): {self._left()}",
+                TRAINING,
+            ) from error
+
+    def rescue(self) -> str:
+        """Saves, after an error, the agent as it was before the rollout under way.
+
+        The environments' state is left out: it may be what caused the error, and would again.
+        Nothing is saved if nothing was done since the last checkpoint.
+
+        Returns:
+            What was saved, and how to go on.
+        """
+        if not self._main:
+            return "rank 0 has the checkpoint"
+        if self._began_at is None or (self.path.exists() and self._saved_at == self._began_at):
+            return self._left()
+        try:
+            self._go_back()
+            self._save_agent()
+        except Exception as error:  # the one that is on its way says more
+            return f"and the agent cannot be saved ({_reason(error)}): {self._left()}"
+        return (
+            f"the agent is saved as it was after {self.model.num_timesteps:,} steps: {self.path}; "
+            f"continue with: {self.command}"
+        )
+
+    def _go_back(self) -> None:
+        """Takes back what the rollout under way, or the update after it, has counted and seen."""
         self.model.num_timesteps = self._began_at
         normaliser = self.model.get_vec_normalize_env()
         if normaliser is not None and self._normaliser is not None:
             load_normalization_state(normaliser, self._normaliser)
-        self.model.save(self.path)
 
-    def finish(self) -> None:
-        """Saves what the training ended with, unless that was done before its last step."""
-        if self._ended:
-            self.model.num_timesteps = self._began_at  # the step that ended it is lost
-        elif not self._collecting:
-            self.save()
-        elif time.monotonic() >= self._deadline:
-            print("the rollout is given up: its samples are lost", file=sys.stderr)
-            self.give_up()
-        else:  # the goal was reached in the middle of a rollout
+    def _save_agent(self) -> None:
+        """Saves without the environments' state; no other rank is needed for that."""
+        if self._main:
+            self.home.ensure()
             self.model.save(self.path)
+            self._saved_at, self._kept = self.model.num_timesteps, True
+
+    def _left(self) -> str:
+        if not self._kept:
+            return f"there is no earlier one; begin again with: {self.command}"
+        step = "" if self._saved_at is None else f", of step {self._saved_at:,},"
+        return f"{self.path}{step} is whole; continue with: {self.command}"
 
     def _on_step(self) -> bool:
+        if self._ended:
+            return False
         if self.interrupts.received is None:
             return True
         if self._deadline == math.inf:
             self._deadline = time.monotonic() + self.PATIENCE
             print("ending after this update; again to end at once", file=sys.stderr)
-        return not self._ended and time.monotonic() < self._deadline
+        return time.monotonic() < self._deadline
 
     def _on_rollout_start(self) -> None:
-        self._ended = self.interrupts.received is not None
         self._collecting, self._began_at = True, self.model.num_timesteps
         normaliser = self.model.get_vec_normalize_env()
         self._normaliser = None if normaliser is None else normalization_state(normaliser)
-        due = self._saved_at is None or self._began_at - self._saved_at >= self.every
-        if (self.every and due) or self._ended:
-            self._saved_at = self._began_at
+        ending = ranks.any_rank(self.interrupts.received is not None)
+        if not (ranks.any_rank(self._main and self._due()) or ending):
+            return
+        failed = True
+        with tolerated(self.path):
             self.save()
+            failed = False
+        self._ended = ending and not ranks.any_rank(failed)
+
+    def _due(self) -> bool:
+        """Whether it is time for a checkpoint, or the last one has gone."""
+        self.home.ensure()
+        if self._kept and not self.path.exists():
+            return True
+        return bool(self.every) and (
+            self._saved_at is None or self._began_at - self._saved_at >= self.every
+        )
 
     def _on_rollout_end(self) -> None:
         self._collecting = False
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

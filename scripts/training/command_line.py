@@ -109,7 +109,7 @@ def _filled(kind: type[Options], values: Mapping[str, Any], source: str) -> Opti
 
 def _check(options: Options) -> None:
     settings.at_least(options, 1, "total_timesteps", "num_envs", "eval_episodes")
-    settings.at_least(options, 0, "eval_freq", "save_freq", "seed")
+    settings.at_least(options, 0, "eval_freq", "save_freq", "env_timeout", "seed")
 
 
 def _refuse_changes(options: Options, run: Options) -> None:

@@ -101,6 +101,9 @@ class Options(Generic[Arguments]):
     save_freq: int = 50_000
     """Environment steps between checkpoints (last_model.zip), the first of which comes before the
     first step; 0 saves at the end only."""
+    env_timeout: float = 600.0
+    """Seconds that one step or reset of the environments may take. Then the run ends, saved, and
+    says where it hangs; 0 waits for ever."""
     track_dir: Path = Path("runs")
     """Where run directories are made."""
     resume: Path | None = None
@@ -134,6 +137,7 @@ CHANGEABLE = {
     "eval_freq",
     "stop_at",
     "save_freq",
+    "env_timeout",
     "resume",
     "progress_bar",
     "verbose",

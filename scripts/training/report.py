@@ -23,12 +23,17 @@ def print_summary(run: Run, evaluations: Evaluations, seconds: float) -> None:
     )
 
 
+def go_on_command(run: Run) -> str:
+    """Returns the command that goes on with a run."""
+    return command("train.py", run.agent, "--resume", run.directory)
+
+
 def print_interrupted(run: Run) -> None:
     """Prints where the checkpoint is and how to go on."""
     print_places(
         f"interrupted after {run.model.num_timesteps:,} steps",
         {
             "checkpoint": run.directory / LAST,
-            "continue with": command("train.py", run.agent, "--resume", run.directory),
+            "continue with": go_on_command(run),
         },
     )
