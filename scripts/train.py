@@ -73,7 +73,8 @@ def train(run: session.Run) -> int:
     started = time.monotonic()
     with Interrupts() as interrupts:
         command = report.go_on_command(run)
-        checkpoints = callbacks.Checkpoints(home, options.save_freq, interrupts, command)
+        every = options.save_freq
+        checkpoints = callbacks.Checkpoints(home, every, interrupts, command, run.ranks)
         checkpoints.init_callback(run.model)
         watchdog = Watchdog(options.env_timeout, home, options.env, checkpoints.rescue)
         beside: list[BaseCallback] = [evaluations, checkpoints, watchdog]
@@ -91,10 +92,10 @@ def train(run: session.Run) -> int:
                 if isinstance(callback, ProgressBar):
                     callback.stop()
         checkpoints.finish()
-    if interrupts.received is not None:
+    if checkpoints.signal is not None:
         draw()
         report.print_interrupted(run)
-        return 128 + interrupts.received
+        return 128 + checkpoints.signal
     if not evaluations.reached:
         with training_errors(checkpoints.rescue), watchdog:
             evaluations.final()
@@ -107,7 +108,8 @@ def follow(run: session.Run) -> int:
     """Trains as one of the other ranks, which steps its environments and says nothing."""
     options, home = run.options, Home(run.directory, None, run.held)
     with Interrupts() as interrupts:
-        checkpoints = callbacks.Checkpoints(home, options.save_freq, interrupts, "")
+        every = options.save_freq
+        checkpoints = callbacks.Checkpoints(home, every, interrupts, "", run.ranks)
         checkpoints.init_callback(run.model)
         watchdog = Watchdog(options.env_timeout, home, options.env, checkpoints.rescue)
         with training_errors(checkpoints.rescue), watchdog:
@@ -117,7 +119,7 @@ def follow(run: session.Run) -> int:
                 reset_num_timesteps=run.resumed_at is None,
             )
         checkpoints.finish()
-    return 0
+    return 0 if checkpoints.signal is None else 128 + checkpoints.signal
 
 
 if __name__ == "__main__":

@@ -81,6 +81,9 @@ class Ranks:
             yield
 
 
+ALONE = Ranks()
+
+
 def launched() -> Ranks:
     """Returns what the environment says, before :func:`join` has been called."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:

@@ -12,12 +12,13 @@ from common import seeds
 from common.failures import TRAINING, Failure
 from common.files import replacing, tolerated
 from common.interrupts import Interrupts
+from common.ranks import ALONE, Ranks
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from envs import load_normalization_state, normalization_state
 from envs.normalization_state import NormalizationState
-from npg import ranks
+from npg.ranks import count as number_of_ranks
 from training.home import Home
 from training.run_directory import BEST, EVALUATIONS, LAST, read_evaluations
 
@@ -104,7 +105,7 @@ class Evaluations(EvalCallback):
 
     def _init_callback(self) -> None:
         # Not the base class's part, which warns where training runs on EnvPool.
-        steps = self.training_env.num_envs * ranks.count()  # per call
+        steps = self.training_env.num_envs * number_of_ranks()  # per call
         self.eval_freq = max(self.every // steps, 1) if self.every else 0
         self.n_calls = self.model.num_timesteps // steps
 
@@ -163,23 +164,33 @@ class Checkpoints(BaseCallback):
         every: Environment steps between checkpoints; 0 for none during the training.
         interrupts: Where signals arrive.
         command: That goes on with the run.
+        ranks: What this process is among those that train together.
 
     Attributes:
         path: Of the checkpoint.
+        signal: That ends the training, of whichever rank.
     """
 
     # Seconds that a signal leaves to a rollout under way, counted from its next step. An update is
     # waited for, and so is a step: nothing else can be done with an environment that hangs.
     PATIENCE: ClassVar[float] = 20.0
 
-    def __init__(self, home: Home, every: int, interrupts: Interrupts, command: str) -> None:
+    def __init__(
+        self,
+        home: Home,
+        every: int,
+        interrupts: Interrupts,
+        command: str,
+        ranks: Ranks = ALONE,
+    ) -> None:
         super().__init__()
         self.home = home
+        self.ranks = ranks
         self.path = home.directory / LAST
         self.every = every
         self.interrupts = interrupts
         self.command = command
-        self._main = ranks.index() == 0
+        self.signal: int | None = None
         self._saved_at: int | None = None
         self._kept = self.path.exists()
         self._ended = False
@@ -190,7 +201,7 @@ class Checkpoints(BaseCallback):
 
     def save(self) -> None:
         """Saves now, which has to be between an update and the next rollout."""
-        if self._main:
+        if self.ranks.is_main:
             self.home.ensure()
         self.model.save(self.path, include=["environments"])
         self._saved_at, self._kept = self.model.num_timesteps, True
@@ -204,8 +215,10 @@ class Checkpoints(BaseCallback):
         if self._ended:
             self.model.num_timesteps = self._began_at  # the step that ended it is lost
             return
-        collecting = ranks.any_rank(self._collecting)
-        late = ranks.any_rank(time.monotonic() >= self._deadline)
+        late = time.monotonic() >= self._deadline
+        received = self.interrupts.received or 0
+        collecting, late, received = self.ranks.largest(self._collecting, late, received)
+        self.signal = int(received) or None
         if collecting and late:
             print("the rollout is given up: its samples are lost", file=sys.stderr)
             self._go_back()
@@ -230,7 +243,7 @@ class Checkpoints(BaseCallback):
         Returns:
             What was saved, and how to go on.
         """
-        if not self._main:
+        if not self.ranks.is_main:
             return "rank 0 has the checkpoint"
         if self._began_at is None or (self.path.exists() and self._saved_at == self._began_at):
             return self._left()
@@ -253,7 +266,7 @@ class Checkpoints(BaseCallback):
 
     def _save_agent(self) -> None:
         """Saves without the environments' state; no other rank is needed for that."""
-        if self._main:
+        if self.ranks.is_main:
             self.home.ensure()
             self.model.save(self.path)
             self._saved_at, self._kept = self.model.num_timesteps, True
@@ -278,14 +291,17 @@ class Checkpoints(BaseCallback):
         self._collecting, self._began_at = True, self.model.num_timesteps
         normaliser = self.model.get_vec_normalize_env()
         self._normaliser = None if normaliser is None else normalization_state(normaliser)
-        ending = ranks.any_rank(self.interrupts.received is not None)
-        if not (ranks.any_rank(self._main and self._due()) or ending):
+        due = self.ranks.is_main and self._due()
+        due, received = self.ranks.largest(due, self.interrupts.received or 0)
+        if not (due or received):
             return
         failed = True
         with tolerated(self.path):
             self.save()
             failed = False
-        self._ended = ending and not ranks.any_rank(failed)
+        (failed,) = self.ranks.largest(failed)
+        if received and not failed:
+            self._ended, self.signal = True, int(received)
 
     def _due(self) -> bool:
         """Whether it is time for a checkpoint, or the last one has gone."""

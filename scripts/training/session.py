@@ -12,7 +12,7 @@ from common.event_files import EventFiles
 from common.files import remove_unfinished
 from common.lock import locked
 from common.progress_file import ProgressFile
-from common.ranks import Ranks
+from common.ranks import ALONE, Ranks
 from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -24,7 +24,6 @@ from npg.errors import ConfigurationError
 from training import run_directory
 from training.options import AGENTS, Options
 
-ALONE = Ranks()
 # Evaluations step this many environments together; more would idle while the longest episode runs.
 EVALUATION_ENVS = 10
 

@@ -1,0 +1,140 @@
+"""train.py as two ranks: it trains, is interrupted, goes on exactly, and fails with one voice."""
+
+import os
+import signal
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from common.restarts import restarted
+from common.run_directory import read_progress
+from train import main
+from training import callbacks
+
+from npg import checkpoints
+from tests.processes import as_torchrun_starts, free_port
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="torch was built without it"
+)
+SHORT = ["--env", "Pendulum-v1", "--num-envs", "2", "--eval-freq", "400", "--eval-episodes", "1"]
+# 2 ranks with 2 environments: rollouts of 256 and 80 samples.
+RUNS = {
+    "trpo": ["--normalize-obs", "--total-timesteps", "768", "--n-steps", "64"],
+    "acktr": ["--total-timesteps", "480", "--save-freq", "160"],
+    "ppo": ["--total-timesteps", "768", "--n-steps", "64"],
+    "es": ["--total-timesteps", "2400", "--n-candidates", "4"],
+}
+
+
+def words(agent: str) -> list[str]:
+    return [agent, *SHORT, *RUNS[agent]]
+
+
+def _at_second_rollout(rank: int, act):
+    """Checkpoints whose second rollout ends on rank 1 with something else."""
+
+    class Disturbed(callbacks.Checkpoints):
+        rollouts = 0
+
+        def _on_rollout_end(self) -> None:
+            super()._on_rollout_end()
+            self.rollouts += 1
+            if self.rollouts == 2 and rank == 1:
+                act()
+
+    return Disturbed
+
+
+def _fail():
+    raise ZeroDivisionError("a bug on rank 1")
+
+
+def _process(rank: int, folder: Path, ports: list[int]) -> dict:
+    remaining, found, kind = iter(ports), {}, callbacks.Checkpoints
+
+    def run(name, *arguments):
+        os.environ["MASTER_PORT"] = str(next(remaining))
+        error, output = StringIO(), StringIO()
+        with redirect_stderr(error), redirect_stdout(output):
+            try:
+                code = main([*arguments, "--no-progress-bar"])
+            except SystemExit as end:
+                code = f"ended {end.code}"
+            except ZeroDivisionError as raised:
+                code = str(raised)
+        found[name] = code, output.getvalue(), error.getvalue()
+
+    for agent in RUNS:
+        run(f"{agent} whole", *words(agent), "--track-dir", str(folder / agent / "whole"))
+        interrupt = partial(signal.raise_signal, signal.SIGTERM)
+        callbacks.Checkpoints = _at_second_rollout(rank, interrupt)
+        run(f"{agent} broken", *words(agent), "--track-dir", str(folder / agent / "broken"))
+        callbacks.Checkpoints = kind
+        torch.manual_seed(99 + rank)
+        run(f"{agent} resumed", agent, "--resume", str(next((folder / agent / "broken").iterdir())))
+    callbacks.Checkpoints = _at_second_rollout(rank, _fail)
+    run("failed", *words("trpo"), "--track-dir", str(folder / "failed"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    ports = [free_port() for _ in range(3 * len(RUNS) + 1)]
+    return folder, as_torchrun_starts(partial(_process, folder=folder, ports=ports), folder)
+
+
+def only(directory: Path) -> Path:
+    (run,) = directory.iterdir()
+    return run
+
+
+def parameters(run: Path) -> dict:
+    return checkpoints.read(run / "last_model.zip")["states"]["policy"]
+
+
+@pytest.mark.parametrize("agent", RUNS)
+def test_two_ranks_train_and_rank_0_alone_speaks(agent, ranks):
+    folder, (first, second) = ranks
+    assert first[f"{agent} whole"][0] == second[f"{agent} whole"][0] == 0
+    assert "checkpoint" in first[f"{agent} whole"][1]
+    assert second[f"{agent} whole"][1:] == ("", "")
+    rows = read_progress(only(folder / agent / "whole"))
+    steps = [int(row["time/total_timesteps"]) for row in rows if row["time/total_timesteps"]]
+    assert steps[-1] >= int(RUNS[agent][RUNS[agent].index("--total-timesteps") + 1])
+
+
+@pytest.mark.parametrize("agent", RUNS)
+def test_a_signal_on_one_rank_ends_both_and_resuming_goes_on_exactly(agent, ranks):
+    folder, found = ranks
+    assert found[1][f"{agent} broken"][0] == 128 + signal.SIGTERM
+    assert [one[f"{agent} resumed"][0] for one in found] == [0, 0]
+    assert "anew" not in found[0][f"{agent} resumed"][2]
+    whole, resumed = (only(folder / agent / name) for name in ("whole", "broken"))
+    expected = parameters(whole)
+    for name, value in parameters(resumed).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_the_rank_that_fails_says_why_all_end(ranks):
+    folder, (first, second) = ranks
+    assert second["failed"][0] == "a bug on rank 1"
+    assert first["failed"] == ("ended 1", "", "")
+    assert parameters(only(folder / "failed"))
+
+
+def test_restarted_processes_go_on_with_their_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job/1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    asked = ["trpo", "--env", "Pendulum-v1"]
+    assert restarted(asked) == asked, "nothing was begun"
+    marker = tmp_path / f"npg-run-of-{os.getuid()}-job-1"
+    marker.write_text("runs/trpo_1")
+    assert restarted(asked) == ["trpo", "--resume", "runs/trpo_1"]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert restarted(asked) == asked
