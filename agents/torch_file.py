@@ -79,10 +79,7 @@ class _Tensors:
         content = bytearray(self.members[member])
         if len(content) != number * dtype.itemsize:
             raise CheckpointError(f"a tensor of {number} numbers in {len(content)} bytes")
-        if not content:
-            return torch.empty(0, dtype=dtype)
-        found = torch.frombuffer(content, dtype=torch.uint8 if dtype is torch.bool else dtype)
-        return found != 0 if dtype is torch.bool else found
+        return torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
 
     def tensor(self, values: Values, made: Made) -> torch.Tensor:
         """Numbers of a memory, with the order of dimensions that they had."""

@@ -95,10 +95,9 @@ def made(
     """
     is_array = "$array" in described
     kept = tensors[described["$array" if is_array else "$tensor"]]
-    # A copy: what lies in a file's bytes need not begin where vectors are loaded fast.
+    # A copy: what lies in a file's bytes need not begin where vectors are loaded fast, nor need its
+    # truth values be 0 or 1.
     value = kept.to("cpu" if is_array else device, copy=True)
-    if value.dtype is torch.bool:
-        value = value.view(torch.uint8) != 0  # a third truth value breaks masks
     if described.get("complex"):
         value = torch.view_as_complex(value)
     order = described.get("order")

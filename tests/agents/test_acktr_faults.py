@@ -216,11 +216,11 @@ def test_training_goes_on_bit_for_bit_after_a_checkpoint(case, updates, tmp_path
     model.save(tmp_path / "model")
     ends = []
     for _ in range(2):
-        loaded = ACKTR.load(tmp_path / "model", env=box_env())
+        loaded = ACKTR.load(tmp_path / "model", env=box_env(), trust=True)  # our own extractors
         assert equal_states(state_of(model), state_of(loaded))
         loaded.env.seed(5)
         ends.append(state_of(loaded.learn(32 * 4, reset_num_timesteps=False)))
-    ACKTR.load(tmp_path / "model")  # for its generators
+    ACKTR.load(tmp_path / "model", trust=True)  # for its generators
     model.set_env(box_env())
     model.env.seed(5)
     model.learn(32 * 4, reset_num_timesteps=False)

@@ -145,8 +145,8 @@ def test_moments_of_another_shape_are_refused(members, shape):
         TRPO.load(forged(members, lambda entries: None, change), device="cpu")
 
 
-def test_masks_have_two_truth_values(members):
-    """safetensors does not look; torch and NumPy count them as they are."""
+def test_masks_have_two_truth_values():
+    """safetensors does not look; masks of torch and NumPy count on it."""
     file = io.BytesIO()
     checkpoints.write(file, {"mask": torch.tensor([True, False, True])})
     found = checkpoints.members_of(file.getvalue(), "it", {zipfile.ZIP_STORED}, growth=1)

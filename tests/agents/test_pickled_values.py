@@ -96,6 +96,13 @@ def test_arrays(array, protocol):
     assert found.flags.f_contiguous == array.flags.f_contiguous
 
 
+def test_masks_have_two_truth_values():
+    whole = pickle.dumps(np.array([True, False, True]))
+    assert whole.count(b"\x01\x00\x01") == 1
+    found = pickled_values.read(whole.replace(b"\x01\x00\x01", b"\x07\x00\x80"))
+    assert found.view(np.uint8).tolist() == [1, 0, 1]
+
+
 SPACES = [
     spaces.Box(-1, np.array([1.0, np.inf], np.float32)),
     spaces.Box(0, 255, (2, 2, 3), np.uint8),
