@@ -72,8 +72,9 @@ def train(run: session.Run) -> int:
                     callback=callbacks.Callbacks(beside),
                     reset_num_timesteps=run.resumed_at is None,
                 )
-        except Exception:
+        except Exception as error:
             checkpoints.give_up()  # parameters are whole also after an error
+            error.add_note(f"--resume goes on from before this rollout: {checkpoints.path}")
             raise
         finally:
             for callback in beside:

@@ -113,13 +113,24 @@ def bandits(seed):
         bandits,
         lambda seed: MetricBanditVecEnv(INPUTS, LABELS, num_envs=3, seed=seed),
         lambda seed: gymnasium_of("npg/LQR-v0", seed, noise_std=0.1, horizon=30),
+        functools.partial(gymnasium_of, "Taxi-v4", fickle_passenger=True, fickle_probability=1.0),
         stacked,
         lambda seed: VecMonitor(gymnasium_of("CartPole-v1", seed)),
         functools.partial(wrapped, Monitor),
         functools.partial(wrapped, lambda env: wrappers.RescaleAction(env, -1, np.float32(1))),
         functools.partial(wrapped, wrappers.RecordEpisodeStatistics),
     ],
-    ids=["bandits", "vector", "lqr", "frames", "vec-monitor", "monitor", "rescaled", "counted"],
+    ids=[
+        "bandits",
+        "vector",
+        "lqr",
+        "fickle",
+        "frames",
+        "vec-monitor",
+        "monitor",
+        "rescaled",
+        "counted",
+    ],
 )
 def test_so_do_this_librarys_own_and_wrappers(made):
     goes_on(made)

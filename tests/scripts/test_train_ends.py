@@ -83,8 +83,9 @@ def test_after_an_error_a_run_goes_on_from_before_the_rollout(at_step, whole, tm
     for name, happen in {"raised": raising, "nan": lambda: np.full(4, np.nan, np.float32)}.items():
         at_step(150, happen)
         if happen is raising:
-            with pytest.raises(ZeroDivisionError):
+            with pytest.raises(ZeroDivisionError) as raised:
                 trained(tmp_path / name, "--total-timesteps", 256)
+            assert "--resume goes on from before this rollout" in raised.value.__notes__[-1]
             last = tmp_path / name / "trpo_CartPole-v1_1" / "last_model.zip"
         else:
             code, last = trained(tmp_path / name, "--total-timesteps", 256)
