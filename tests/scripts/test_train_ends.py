@@ -155,6 +155,7 @@ def test_a_signal_in_the_last_update_ends_at_its_end(whole, tmp_path, monkeypatc
     code, last = trained(tmp_path, "--total-timesteps", 256)
     assert code == 128 + signal.SIGTERM
     assert equal_states(*(checkpoints.read(f)["states"] for f in (last, whole[256])))
+    assert states(last)[1] is not None
 
 
 def test_a_goal_in_the_middle_of_a_rollout_leaves_no_environments(tmp_path):
