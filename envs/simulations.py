@@ -13,28 +13,17 @@ _LASTING = ("eq_active", "tree_asleep")
 _DRAWN = ("cam_", "light_", "mat_", "tex_", "skin_", "bvh_", "oct_")
 
 
-def is_simulation(value: object) -> bool:
-    """Say whether a value is a `mujoco.MjData`.
+def is_mujoco(value: object, name: str) -> bool:
+    """Say whether a value is of one of MuJoCo's classes, without importing MuJoCo.
 
     Args:
         value: any.
+        name: of the class: "MjData" is a simulation, "MjModel" what it simulates.
 
     Returns:
-        Whether it is, without importing MuJoCo.
+        Whether it is.
     """
-    return _is_mujoco(value, "MjData")
-
-
-def is_model(value: object) -> bool:
-    """Say whether a value is a `mujoco.MjModel`.
-
-    Args:
-        value: any.
-
-    Returns:
-        Whether it is, without importing MuJoCo.
-    """
-    return _is_mujoco(value, "MjModel")
+    return type(value).__module__.startswith("mujoco") and type(value).__name__ == name
 
 
 def arrays(data: Any) -> dict[str, np.ndarray]:
@@ -115,7 +104,3 @@ def _forms(values: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
         name: (value.dtype, value.shape) if isinstance(value, np.ndarray) else ()
         for name, value in values.items()
     }
-
-
-def _is_mujoco(value: object, name: str) -> bool:
-    return type(value).__module__.startswith("mujoco") and type(value).__name__ == name

@@ -28,7 +28,7 @@ from envs.known_states import BESIDE, state_names
 from envs.lean import LeanVecEnv
 from envs.normalize import LeanVecNormalize
 from envs.pool import EnvPoolVecEnv
-from envs.simulations import is_model
+from envs.simulations import is_mujoco
 
 State = dict[str, Any]
 Layer = gym.Env | VecEnv
@@ -194,7 +194,7 @@ def _settings(layer: Layer, names: set[str]) -> dict[str, str]:
     return {
         key: digest(value)
         for key, value in found.items()
-        if value is not None and (is_data(value) or is_model(value))
+        if value is not None and (is_data(value) or is_mujoco(value, "MjModel"))
     }
 
 

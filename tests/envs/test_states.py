@@ -113,13 +113,24 @@ def bandits(seed):
         bandits,
         lambda seed: MetricBanditVecEnv(INPUTS, LABELS, num_envs=3, seed=seed),
         lambda seed: gymnasium_of("npg/LQR-v0", seed, noise_std=0.1, horizon=30),
+        functools.partial(gymnasium_of, "Taxi-v4", fickle_passenger=True, fickle_probability=1.0),
         stacked,
         lambda seed: VecMonitor(gymnasium_of("CartPole-v1", seed)),
         functools.partial(wrapped, Monitor),
         functools.partial(wrapped, lambda env: wrappers.RescaleAction(env, -1, np.float32(1))),
         functools.partial(wrapped, wrappers.RecordEpisodeStatistics),
     ],
-    ids=["bandits", "vector", "lqr", "frames", "vec-monitor", "monitor", "rescaled", "counted"],
+    ids=[
+        "bandits",
+        "vector",
+        "lqr",
+        "fickle",
+        "frames",
+        "vec-monitor",
+        "monitor",
+        "rescaled",
+        "counted",
+    ],
 )
 def test_so_do_this_librarys_own_and_wrappers(made):
     goes_on(made)
@@ -154,12 +165,11 @@ def test_episodes_in_progress_keep_their_return():
     env.step(np.array([0]))
     other = make("CartPole-v1", num_envs=1, seed=9, backend="gymnasium")
     states.give(other, states.take(env))
-    while True:
-        *_, dones, infos = other.step(np.array([0]))
-        if dones[0]:
-            break
-    length = infos[0]["episode"]["l"]
-    assert infos[0]["episode"]["r"] == length > 5
+    length, ended = 1, False  # one step was taken before
+    while not ended:
+        *_, (ended,), infos = other.step(np.array([0]))
+        length += 1
+    assert infos[0]["episode"]["r"] == infos[0]["episode"]["l"] == length > 5
 
 
 # ------------------------------------------------------------------------------ what is not known

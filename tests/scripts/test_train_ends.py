@@ -83,8 +83,9 @@ def test_after_an_error_a_run_goes_on_from_before_the_rollout(at_step, whole, tm
     for name, happen in {"raised": raising, "nan": lambda: np.full(4, np.nan, np.float32)}.items():
         at_step(150, happen)
         if happen is raising:
-            with pytest.raises(ZeroDivisionError):
+            with pytest.raises(ZeroDivisionError) as raised:
                 trained(tmp_path / name, "--total-timesteps", 256)
+            assert "--resume goes on from before this rollout" in raised.value.__notes__[-1]
             last = tmp_path / name / "trpo_CartPole-v1_1" / "last_model.zip"
         else:
             code, last = trained(tmp_path / name, "--total-timesteps", 256)
@@ -154,6 +155,7 @@ def test_a_signal_in_the_last_update_ends_at_its_end(whole, tmp_path, monkeypatc
     code, last = trained(tmp_path, "--total-timesteps", 256)
     assert code == 128 + signal.SIGTERM
     assert equal_states(*(checkpoints.read(f)["states"] for f in (last, whole[256])))
+    assert states(last)[1] is not None
 
 
 def test_a_goal_in_the_middle_of_a_rollout_leaves_no_environments(tmp_path):
