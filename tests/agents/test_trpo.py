@@ -31,6 +31,7 @@ from tests.agents.helpers import (
     small,
     vector_env,
 )
+from tests.pairs import pairs
 
 # (observation space, action space, policy, policy_kwargs, other settings)
 CASES = {
@@ -82,10 +83,14 @@ def test_kl_of_every_update_is_within_the_target(case: str, critic: str) -> None
     assert np.median(divergences) > 0.3 * agent.target_kl
 
 
-@pytest.mark.parametrize("target_kl", [0.01, 0.001])
-@pytest.mark.parametrize("critic", ["adam", "gauss-newton"])
-@pytest.mark.parametrize("actions", [BOX, DISCRETE], ids=["box", "discrete"])
-@pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
+@pytest.mark.parametrize(
+    *pairs(
+        share={"shared": True, "separate": False},
+        actions={"box": BOX, "discrete": DISCRETE},
+        critic=["adam", "gauss-newton"],
+        target_kl=[0.01, 0.001],
+    )
+)
 def test_kl_bound_holds_where_batch_norm_moves(actions, critic, target_kl, share) -> None:
     agent = small(
         TRPO,
