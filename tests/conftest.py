@@ -59,3 +59,10 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     """What is imported by now stays: garbage collections need not visit it again and again."""
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def young_heap():
+    """For modules whose tests collect garbage themselves: what earlier ones left, stays as well."""
+    gc.collect()
+    gc.freeze()

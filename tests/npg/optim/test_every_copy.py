@@ -69,6 +69,7 @@ def test_a_copy_goes_on_counting(variant, data, how):
     assert optimizer.state_dict()["npg"]["steps"] == 2
 
 
+@pytest.mark.usefixtures("young_heap")
 @each_optimizer
 def test_a_copied_model_has_no_ghost(variant, data):
     """An optimizer leaves nothing on the module that a copy of the module would drag along."""

@@ -49,6 +49,7 @@ def deviations(estimates, exact):
     return (estimates.mean(0) - exact).abs() / (estimates.std(0) / len(estimates) ** 0.5)
 
 
+@pytest.mark.no_cover  # thousands of the same steps, as below
 class TestEvolutionStrategies:
     @ANTITHETIC
     @pytest.mark.parametrize("sigma", [0.01, 0.5])
@@ -130,6 +131,7 @@ def several(function, size=SIZE, **options):
     )
 
 
+@pytest.mark.no_cover
 class TestGuidedSearch:
     @staticmethod
     def closed_form(temperature, exploration, size=SIZE):
