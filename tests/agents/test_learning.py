@@ -193,8 +193,8 @@ REINFORCE_SETTINGS = {"n_steps": 64, "normalize_advantage": True}
     [
         pytest.param(A2C, 200_000, {}, id="A2C", marks=pytest.mark.slow),
         pytest.param(ACKTR, 100_000, ACKTR_SETTINGS, id="ACKTR", marks=pytest.mark.slow),
-        pytest.param(PPO, 60_000, PPO_SETTINGS, id="PPO"),
-        pytest.param(REINFORCE, 200_000, REINFORCE_SETTINGS, id="REINFORCE"),
+        pytest.param(PPO, 45_000, PPO_SETTINGS, id="PPO"),
+        pytest.param(REINFORCE, 120_000, REINFORCE_SETTINGS, id="REINFORCE"),
     ],
 )
 def test_actor_critics_solve_cart_pole(agent, steps, settings) -> None:
