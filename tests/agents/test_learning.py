@@ -19,6 +19,7 @@ from tests.agents.helpers import (
     small,
     vector_env,
 )
+from tests.pairs import pairs
 
 # What they learn by is in the tests of its own.
 pytestmark = pytest.mark.no_cover
@@ -121,10 +122,12 @@ class Identity(Toy):
         return observation, right, *rest
 
 
-@both_agents
-@pytest.mark.parametrize("critic", ["adam", "gauss-newton"])
 @pytest.mark.parametrize(
-    "actions", [DISCRETE, MULTI_DISCRETE, MULTI_BINARY], ids=["one", "many", "binary"]
+    *pairs(
+        agent=AGENTS,
+        critic=["adam", "gauss-newton"],
+        actions={"one": DISCRETE, "many": MULTI_DISCRETE, "binary": MULTI_BINARY},
+    )
 )
 def test_the_identity_is_learned(agent, critic, actions) -> None:
     env = vector_env(lambda: Identity(actions), 4)
