@@ -11,12 +11,11 @@ signal n (130 is Ctrl-C).
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 
 from common.failures import Failure, configuration_errors, plain_warnings, training_errors
 from common.interrupts import Interrupts
 from stable_baselines3.common.callbacks import BaseCallback
-from training import callbacks, command_line, learning_curve, report, session
+from training import callbacks, command_line, report, session
 from training.progress import ProgressBar
 
 
@@ -40,7 +39,12 @@ def main(argv: Sequence[str]) -> int:
 def train(run: session.Run) -> int:
     """Trains to the end, whichever that is; returns the exit code."""
     options = run.options
-    draw = partial(learning_curve.draw, run.directory, run.agent, options.env, options.seed)
+
+    def draw() -> None:
+        from training import learning_curve  # matplotlib takes half a second
+
+        learning_curve.draw(run.directory, run.agent, options.env, options.seed)
+
     done = run.resumed_at or 0
     evaluations = callbacks.Evaluations(
         run.eval_env,
