@@ -32,7 +32,7 @@ train: $(VENV)/.base ## train TRPO on CartPole-v1 (another run: TRAIN_ARGS="..."
 	@$(BIN)/python scripts/train.py $(TRAIN_ARGS)
 
 test: lint ## lint, types, import contracts, then the tests with coverage
-	@$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.dev ## the tests that take minutes: learning, a Ray cluster if Ray is installed
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -16,14 +16,13 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 
 from common.failures import Failure, configuration_errors, plain_warnings, training_errors
 from common.interrupts import Interrupts
 from common.ranks import join, launched
 from common.restarts import restartable, restarted
 from stable_baselines3.common.callbacks import BaseCallback
-from training import callbacks, command_line, learning_curve, report, session
+from training import callbacks, command_line, report, session
 from training.home import Home
 from training.progress import ProgressBar
 from training.watchdog import Watchdog
@@ -56,7 +55,12 @@ def train(run: session.Run) -> int:
     options = run.options
     if not run.ranks.is_main:
         return follow(run)
-    draw = partial(learning_curve.draw, run.directory, run.agent, options.env, options.seed)
+
+    def draw() -> None:
+        from training import learning_curve  # matplotlib takes half a second
+
+        learning_curve.draw(run.directory, run.agent, options.env, options.seed)
+
     done = run.resumed_at or 0
     home = Home(run.directory, run.lock, run.held)
     home.contents.append(partial(session.write_again, run))

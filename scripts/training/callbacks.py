@@ -277,6 +277,10 @@ class Checkpoints(BaseCallback):
         step = "" if self._saved_at is None else f", of step {self._saved_at:,},"
         return f"{self.path}{step} is whole; continue with: {self.command}"
 
+    def _on_training_start(self) -> None:
+        if self._kept:
+            self._saved_at = self.model.num_timesteps
+
     def _on_step(self) -> bool:
         if self._ended:
             return False

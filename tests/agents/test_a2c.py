@@ -32,18 +32,19 @@ from tests.agents.helpers import (
 )
 from tests.agents.peers import oracle_of, train_both
 from tests.agents.rollouts import collect
+from tests.pairs import pairs
 
-SETTINGS = [
-    {},
-    {"ent_coef": 0.1, "vf_coef": 0.7, "normalize_advantage": True},
-    {"max_grad_norm": math.inf, "gae_lambda": 0.9, "learning_rate": 1e-4},
-    {"max_grad_norm": 1e-3},
-]
+SETTINGS = {
+    "default": {},
+    "weights": {"ent_coef": 0.1, "vf_coef": 0.7, "normalize_advantage": True},
+    "unclipped": {"max_grad_norm": math.inf, "gae_lambda": 0.9, "learning_rate": 1e-4},
+    "clipped": {"max_grad_norm": 1e-3},
+}
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["default", "weights", "unclipped", "clipped"])
-@pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "autograd"])
-@pytest.mark.parametrize("actions", ACTIONS)
+@pytest.mark.parametrize(
+    *pairs(actions=tuple(ACTIONS), by_hand={"by hand": True, "autograd": False}, settings=SETTINGS)
+)
 def test_the_update_is_that_of_stable_baselines3(actions, by_hand, settings, monkeypatch) -> None:
     if not by_hand:
         monkeypatch.setattr("agents.first_order.plain_actor_critic", lambda *_: None)

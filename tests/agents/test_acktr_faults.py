@@ -32,6 +32,7 @@ from tests.agents.helpers import (
     vector_env,
 )
 from tests.agents.rollouts import collect
+from tests.pairs import pairs
 
 SHARED = {"policy_kwargs": {"features_extractor_class": SharedMlp}}
 NORMALISED = {"policy_kwargs": {"features_extractor_class": BatchNorm}}
@@ -105,9 +106,11 @@ def without_fault(updates: int):
     return before, state_of(model)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, NumericalError, MemoryError])
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("updates", [0, 6])
+@pytest.mark.parametrize(
+    *pairs(
+        updates=[0, 6], fault=tuple(FAULTS), error=[KeyboardInterrupt, NumericalError, MemoryError]
+    )
+)
 def test_a_fault_anywhere_undoes_all_of_the_update(updates, fault, error, monkeypatch) -> None:
     before, wanted = without_fault(updates)
     model = before_update(updates)

@@ -29,6 +29,7 @@ from tests.agents.helpers import (
     vector_env,
 )
 from tests.agents.rollouts import COLUMNS, Silent, collect, start
+from tests.pairs import pairs
 
 
 def sb3_rollout(model, env, actions: np.ndarray | None) -> RolloutBuffer:
@@ -79,9 +80,11 @@ def assert_same_rollout(ours: Rollout, theirs: RolloutBuffer, gamma_values: bool
     np.testing.assert_allclose(edited, theirs.rewards[cut], rtol=1e-5)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("actions", ACTIONS)
-@pytest.mark.parametrize("observations", [VECTOR, DICTIONARY], ids=["vector", "dict"])
+@pytest.mark.parametrize(
+    *pairs(
+        observations={"vector": VECTOR, "dict": DICTIONARY}, actions=tuple(ACTIONS), count=[1, 3]
+    )
+)
 def test_mirrored_rollouts_are_those_of_sb3(observations, actions: str, count: int) -> None:
     env = vector_env(lambda: Toy(observations, ACTIONS[actions]), count)
     policy = "MlpPolicy" if observations is VECTOR else "MultiInputPolicy"

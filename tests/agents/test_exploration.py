@@ -15,6 +15,7 @@ from agents.acting import mirror_of, mirrored_layers
 from agents.exploration import reset_noise
 from tests.agents.helpers import BOX, DICTIONARY, MATRIX, VECTOR, Toy, small, vector_env
 from tests.agents.rollouts import COLUMNS, Silent, collect, start
+from tests.pairs import pairs
 
 VARIANTS = {
     "plain": {},
@@ -131,9 +132,7 @@ CHANGES = {
 ACTING = {1: "exploration_mat", 2: "exploration_matrices"}  # of so many environments
 
 
-@pytest.mark.parametrize("count", ACTING)
-@pytest.mark.parametrize("name", ACTING.values())
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(*pairs(change=tuple(CHANGES), name=ACTING.values(), count=tuple(ACTING)))
 def test_matrices_that_callbacks_change_act_from_then_on(change, name: str, count: int) -> None:
     class Changing(BaseCallback):
         def _on_step(self) -> bool:

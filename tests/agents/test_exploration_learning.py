@@ -13,6 +13,7 @@ from agents import A2C, ACKTR, PPO, TRPO
 from agents.acting import mirrored_layers
 from tests.agents.checkpoints import some_observations
 from tests.agents.helpers import BOX, VECTOR, Toy, finite, parameters, same, vector_env
+from tests.pairs import pairs
 
 SDE = {"use_sde": True, "sde_sample_freq": 5}
 STEPS = 32
@@ -109,9 +110,13 @@ def test_checkpoints_in_between_change_nothing_of_that(agent, tmp_path, monkeypa
     assert_same(*ends)
 
 
-@pytest.mark.parametrize("activation", [nn.Tanh, nn.ELU], ids=["mirrored", "own forward"])
-@pytest.mark.parametrize("freq", [-1, 5])
-@pytest.mark.parametrize("agent", [A2C, ACKTR, PPO, TRPO])
+@pytest.mark.parametrize(
+    *pairs(
+        agent=[A2C, ACKTR, PPO, TRPO],
+        freq=[-1, 5],
+        activation={"mirrored": nn.Tanh, "own forward": nn.ELU},
+    )
+)
 def test_a_copy_of_the_policy_acts_as_the_policy_does(agent, freq: int, activation) -> None:
     """Which after a training Stable-Baselines3's own cannot: its noise and loss keep graphs."""
     model = model_of(agent, sde_sample_freq=freq, policy_kwargs={"activation_fn": activation})

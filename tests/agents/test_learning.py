@@ -19,6 +19,7 @@ from tests.agents.helpers import (
     small,
     vector_env,
 )
+from tests.pairs import pairs
 
 # What they learn by is in the tests of its own.
 pytestmark = pytest.mark.no_cover
@@ -121,10 +122,12 @@ class Identity(Toy):
         return observation, right, *rest
 
 
-@both_agents
-@pytest.mark.parametrize("critic", ["adam", "gauss-newton"])
 @pytest.mark.parametrize(
-    "actions", [DISCRETE, MULTI_DISCRETE, MULTI_BINARY], ids=["one", "many", "binary"]
+    *pairs(
+        agent=AGENTS,
+        critic=["adam", "gauss-newton"],
+        actions={"one": DISCRETE, "many": MULTI_DISCRETE, "binary": MULTI_BINARY},
+    )
 )
 def test_the_identity_is_learned(agent, critic, actions) -> None:
     env = vector_env(lambda: Identity(actions), 4)
@@ -193,8 +196,8 @@ REINFORCE_SETTINGS = {"n_steps": 64, "normalize_advantage": True}
     [
         pytest.param(A2C, 200_000, {}, id="A2C", marks=pytest.mark.slow),
         pytest.param(ACKTR, 100_000, ACKTR_SETTINGS, id="ACKTR", marks=pytest.mark.slow),
-        pytest.param(PPO, 60_000, PPO_SETTINGS, id="PPO"),
-        pytest.param(REINFORCE, 200_000, REINFORCE_SETTINGS, id="REINFORCE"),
+        pytest.param(PPO, 45_000, PPO_SETTINGS, id="PPO"),
+        pytest.param(REINFORCE, 120_000, REINFORCE_SETTINGS, id="REINFORCE"),
     ],
 )
 def test_actor_critics_solve_cart_pole(agent, steps, settings) -> None:

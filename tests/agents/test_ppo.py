@@ -33,6 +33,7 @@ from tests.agents.helpers import (
 from tests.agents.peers import oracle_of, train_both
 from tests.agents.ppo import SMALL, ppo
 from tests.agents.rollouts import collect
+from tests.pairs import pairs
 
 VALUE_CLIP = 1.0  # so far do some values move, and others do not
 
@@ -54,9 +55,9 @@ SETTINGS = {
 
 
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "autograd"])
-@pytest.mark.parametrize("actions", ACTIONS)
+@pytest.mark.parametrize(
+    *pairs(actions=tuple(ACTIONS), by_hand={"by hand": True, "autograd": False}, settings=SETTINGS)
+)
 def test_the_update_is_that_of_stable_baselines3(actions, by_hand, settings, monkeypatch) -> None:
     if not by_hand:
         monkeypatch.setattr("agents.first_order.plain_actor_critic", lambda *_: None)

@@ -31,6 +31,7 @@ from tests.agents.helpers import (
     small,
     vector_env,
 )
+from tests.pairs import pairs
 
 # (observation space, action space, policy, policy_kwargs, other settings)
 CASES = {
@@ -67,8 +68,16 @@ CASES = {
 LIVELY = {"n_critic_updates": 8, "learning_rate": 0.02}  # a critic that would break a weak bound
 
 
-@pytest.mark.parametrize("critic", ["adam", "gauss-newton"])
-@pytest.mark.parametrize("case", CASES)
+# A critic can move the policy where they share layers; elsewhere the cases take turns.
+CRITICS = ("adam", "gauss-newton")
+WITH_CRITICS = [
+    (case, critic)
+    for i, (case, (*_, policy_kwargs, _)) in enumerate(CASES.items())
+    for critic in (CRITICS if "features_extractor_class" in policy_kwargs else CRITICS[i % 2 :][:1])
+]
+
+
+@pytest.mark.parametrize(("case", "critic"), WITH_CRITICS)
 def test_kl_of_every_update_is_within_the_target(case: str, critic: str) -> None:
     observations, actions, policy, policy_kwargs, settings = CASES[case]
     env = vector_env(lambda: Toy(observations, actions), 2)
@@ -82,10 +91,14 @@ def test_kl_of_every_update_is_within_the_target(case: str, critic: str) -> None
     assert np.median(divergences) > 0.3 * agent.target_kl
 
 
-@pytest.mark.parametrize("target_kl", [0.01, 0.001])
-@pytest.mark.parametrize("critic", ["adam", "gauss-newton"])
-@pytest.mark.parametrize("actions", [BOX, DISCRETE], ids=["box", "discrete"])
-@pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
+@pytest.mark.parametrize(
+    *pairs(
+        share={"shared": True, "separate": False},
+        actions={"box": BOX, "discrete": DISCRETE},
+        critic=["adam", "gauss-newton"],
+        target_kl=[0.01, 0.001],
+    )
+)
 def test_kl_bound_holds_where_batch_norm_moves(actions, critic, target_kl, share) -> None:
     agent = small(
         TRPO,

@@ -111,11 +111,11 @@ class TestNorms:
         has a relative variance of about 5/256, together a standard deviation of 1.0 in log norm².
         """
         logs = []
-        for seed in range(5):
+        for seed in range(3):
             torch.manual_seed(seed)
             model = initialise_(stack(activation), scheme)
             logs.append(math.log(mean_square(model(torch.randn(64, 256)))))
-        assert abs(sum(logs) / 5) < 1.5
+        assert abs(sum(logs) / 3) < 1.5
 
     def test_orthogonal_layers_keep_every_norm_exactly(self):
         model = initialise_(stack(nn.Identity, depth=50))

@@ -32,6 +32,20 @@ def classified(tmp_path_factory):
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves classify.py's learning curves out, which take longer to draw than the runs here:
+    `classified` has one, and so have runs that end early."""
+    import classify
+
+    def drawn_otherwise(directories, output):
+        if output.name != classify.PLOT:
+            draw(directories, output)
+
+    draw = classify.plots.draw
+    monkeypatch.setattr(classify.plots, "draw", drawn_otherwise)
+
+
+@pytest.fixture
 def default_interrupts():
     """A shell's background job, as CI may be, starts with Ctrl-C ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

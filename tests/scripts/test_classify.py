@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.scripts.classified import classify, rows_of, saved
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 # ------------------------------------------------------------------------------- run directories
 

@@ -30,7 +30,7 @@ def run(classified, tmp_path):
 # ---------------------------------------------------------------------------------------- resume
 
 
-@pytest.mark.usefixtures("default_interrupts")
+@pytest.mark.usefixtures("default_interrupts", "undrawn")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_interrupted_in_an_epoch_and_resumed_is_uninterrupted(
     optimizer, before_step, tmp_path, capsys
@@ -49,6 +49,7 @@ def test_interrupted_in_an_epoch_and_resumed_is_uninterrupted(
     assert rows_of(broken) == rows_of(whole)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_more_epochs_are_as_if_asked_for_at_once(run, tmp_path):
     whole = classify(tmp_path / "whole", "--optimizer", "adamw", "--epochs", 3)
     assert main(["--resume", str(run), "--epochs", "3", "--no-progress-bar"]) == 0
@@ -69,6 +70,7 @@ def test_a_checkpoint_holds_the_generator(tmp_path):
     assert torch.equal(torch.rand(5), drawn)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_seeds_matter(classified, tmp_path):
     other = classify(tmp_path, "--optimizer", "adamw", "--epochs", 2, "--seed", 1)
     assert rows_of(other) != rows_of(classified)

@@ -20,6 +20,7 @@ flow = functools.cache(loss_flow.flow)
 
 
 SMALLER = [
+    (loss_flow, "flow", flow),
     (minimisation, "PROBLEMS", minimisation.PROBLEMS[:3]),
     (parametrisations, "RATES", parametrisations.RATES[:2]),
     (parametrisations, "FINE", parametrisations.RATES[1]),

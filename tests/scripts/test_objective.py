@@ -18,6 +18,7 @@ from torch import nn
 from npg import optim
 from tests.scripts.classified import classify, described, rows_of, saved
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 COARSE = ("--model", "coarse", "--imbalance", 20, "--batch-size", 0)
 SCORES = {
     "accuracy": accuracy_score,

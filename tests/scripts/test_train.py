@@ -350,6 +350,18 @@ class Spoiled(gym.Wrapper):
         return obs, (reward if self.count < 150 else float("nan")), *rest
 
 
+class Interrupted(gym.Wrapper):
+    """CartPole in whose 150th step somebody presses Ctrl-C."""
+
+    count = 0
+
+    def step(self, action):
+        self.count += 1
+        if self.count == 150:
+            signal.raise_signal(signal.SIGINT)
+        return self.env.step(action)
+
+
 class Broken(gym.Wrapper):
     def step(self, action):
         raise ZeroDivisionError("a bug of the environment")
@@ -357,10 +369,11 @@ class Broken(gym.Wrapper):
 
 @pytest.fixture
 def environments():
-    for name, wrapper in {"Spoiled-v0": Spoiled, "Broken-v0": Broken}.items():
+    wrappers = {"Spoiled-v0": Spoiled, "Interrupted-v0": Interrupted, "Broken-v0": Broken}
+    for name, wrapper in wrappers.items():
         gym.register(name, lambda wrapper=wrapper: wrapper(gym.make("CartPole-v1")))
     yield
-    for name in ("Spoiled-v0", "Broken-v0"):
+    for name in wrappers:
         del gym.registry[name]
 
 
@@ -419,8 +432,20 @@ def test_the_other_package_called_agents_is_recognised(capsys):
     assert "unrelated" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_exits(stop, tmp_path):
+@pytest.mark.usefixtures("environments", "default_interrupts")
+def test_ctrl_c_saves_and_exits(tmp_path, capsys):
+    words = f"trpo --env Interrupted-v0 --track-dir {tmp_path} --num-envs 1"
+    assert main([*words.split(), *TINY]) == 128 + signal.SIGINT
+    directory = tmp_path / "trpo_Interrupted-v0_1"
+    assert f"--resume {directory}" in capsys.readouterr().out
+    ended = TRPO.load(directory / "last_model.zip")
+    assert ended.num_timesteps % 64 == 0  # between an update and the next rollout
+    assert ended._n_updates == ended.num_timesteps / 64 >= 2
+
+
+def test_a_signal_saves_and_exits(tmp_path):
+    """As a scheduler ends a job, at any moment."""
+    stop = signal.SIGTERM
     words = f"trpo --env CartPole-v1 --track-dir {tmp_path} --total-timesteps 100000000"
     process = subprocess.Popen(
         [sys.executable, ROOT / "scripts/train.py", *words.split(), "--n-steps", "64"],

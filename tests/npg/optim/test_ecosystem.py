@@ -278,6 +278,7 @@ class TestTensors:
         assert descend(name, Complex(), rate, 250) < 0.6
 
 
+@pytest.mark.usefixtures("young_heap")
 @pytest.mark.parametrize("name", names())
 def test_memory_does_not_grow(name):
     model = nn.Linear(3, 3)

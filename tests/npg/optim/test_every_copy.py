@@ -10,8 +10,16 @@ import torch
 from torch.nn import functional as F
 
 from tests.npg.optim.helpers import snapshot
-from tests.npg.optim.variants import each_counting, each_optimizer, make, train
+from tests.npg.optim.variants import (
+    VARIANTS,
+    described,
+    each_counting,
+    each_optimizer,
+    make,
+    train,
+)
 from tests.npg.oracles import mlp
+from tests.pairs import pairs
 
 
 @pytest.fixture
@@ -19,9 +27,13 @@ def data():
     return torch.randn(40, 3), torch.randint(3, (40,))
 
 
-@each_optimizer
-@pytest.mark.parametrize("scheduled", [False, True])
-@pytest.mark.parametrize("how", ["pickle", "deepcopy"])
+@pytest.mark.parametrize(
+    *pairs(
+        variant={described(variant): variant for variant in VARIANTS},
+        how=["pickle", "deepcopy"],
+        scheduled=[False, True],
+    )
+)
 def test_copies_continue_alike_and_apart(variant, data, how, scheduled):
     model = mlp()
     optimizer = make(variant, model)
@@ -57,6 +69,7 @@ def test_a_copy_goes_on_counting(variant, data, how):
     assert optimizer.state_dict()["npg"]["steps"] == 2
 
 
+@pytest.mark.usefixtures("young_heap")
 @each_optimizer
 def test_a_copied_model_has_no_ghost(variant, data):
     """An optimizer leaves nothing on the module that a copy of the module would drag along."""

@@ -16,6 +16,7 @@ from npg.optim import EKFAC, KFAC
 from npg.steps import LevenbergMarquardt
 from tests.npg.optim.helpers import objective, snapshot
 from tests.npg.oracles import mlp
+from tests.pairs import pairs
 
 
 class Mixed(nn.Module):
@@ -225,9 +226,13 @@ class TestWrongStates:
 
 
 class TestCopies:
-    @pytest.mark.parametrize("how", ["pickle", "deepcopy"])
-    @pytest.mark.parametrize("kind", ["ekfac", "closure", "empirical", "burn-in"])
-    @pytest.mark.parametrize("steps", [3, 4])
+    @pytest.mark.parametrize(
+        *pairs(
+            how=["pickle", "deepcopy"],
+            kind=["ekfac", "closure", "empirical", "burn-in"],
+            steps=[3, 4],
+        )
+    )
     def test_go_on_alike(self, how, kind, steps, data):
         """Between two batches of statistics as well as at one."""
         model = Mixed()

@@ -11,6 +11,7 @@ from torch.distributions import Normal
 from npg.linalg import assign_, split
 from npg.optim import EvolutionStrategies, MLEGuidedSearch
 from tests.npg.optim.search_problems import classifier, parameters_of, wrong
+from tests.pairs import pairs
 
 SIZE, SIGMA = 3, 0.5
 # Standard errors that a component's mean may be off, the least number of them being 16 estimates':
@@ -48,6 +49,7 @@ def deviations(estimates, exact):
     return (estimates.mean(0) - exact).abs() / (estimates.std(0) / len(estimates) ** 0.5)
 
 
+@pytest.mark.no_cover  # thousands of the same steps, as below
 class TestEvolutionStrategies:
     @ANTITHETIC
     @pytest.mark.parametrize("sigma", [0.01, 0.5])
@@ -75,9 +77,9 @@ class TestEvolutionStrategies:
         assert score.norm() > 0
         torch.testing.assert_close(estimate, score, rtol=1e-9, atol=1e-12 / sigma)
 
-    @ANTITHETIC
-    @pytest.mark.parametrize("candidates", [4, 16])
-    @pytest.mark.parametrize("function", [quadratic, cubic])
+    @pytest.mark.parametrize(
+        *pairs(function=[quadratic, cubic], candidates=[4, 16], antithetic=[True, False])
+    )
     def test_are_without_bias(self, function, candidates, antithetic):
         """A mean that knows its own noise would make four candidates' gradient 3/4 as long."""
         x = nn.Parameter(point())
@@ -129,6 +131,7 @@ def several(function, size=SIZE, **options):
     )
 
 
+@pytest.mark.no_cover
 class TestGuidedSearch:
     @staticmethod
     def closed_form(temperature, exploration, size=SIZE):

@@ -39,7 +39,9 @@ def pretend(chosen, *errors):
         files.write(job.directory / files.RESULT, result)
 
 
-def test_runs_in_processes_of_their_own(tmp_path, capsys):
+def test_runs_in_processes_of_their_own(tmp_path, monkeypatch, capsys):
+    written = []  # drawing takes long, and is tested elsewhere
+    monkeypatch.setattr(session, "write_page", lambda path: written.append(path) or path)
     chosen = options(tmp_path, optimizers=("sgd", "newton"), models=("mlp",), rates=1)
     assert optimizers.run(chosen) == 0
     directory = tmp_path / "runs" / "sgd_digits-mlp_0_0.05"
@@ -60,6 +62,7 @@ def test_runs_in_processes_of_their_own(tmp_path, capsys):
     assert optimizers.run(chosen) == 0
     assert (directory / "result.json").stat().st_mtime_ns == before
     assert json.loads((tmp_path / "comparison.json").read_text())["does_not_apply"] == [refusal]
+    assert written == [tmp_path, tmp_path]
 
 
 @pytest.mark.usefixtures("without_page")

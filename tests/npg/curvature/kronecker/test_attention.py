@@ -21,6 +21,7 @@ from tests.npg.curvature.kronecker.helpers import (
     finished,
     measured,
 )
+from tests.pairs import pairs
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
@@ -71,9 +72,13 @@ MASKS = (
 
 
 class TestForward:
-    @pytest.mark.parametrize("weights", [(False, True), (True, True), (True, False)])
-    @pytest.mark.parametrize("masks", MASKS)
-    @pytest.mark.parametrize("name", LAYERS)
+    @pytest.mark.parametrize(
+        *pairs(
+            name=tuple(LAYERS),
+            masks=MASKS,
+            weights={"none": (False, True), "mean": (True, True), "each": (True, False)},
+        )
+    )
     def test_is_that_of_torch(self, name, masks, weights):
         options = LAYERS[name]
         layouts = itertools.product([True, False], ["first", "second", "none"])
