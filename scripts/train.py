@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from common.failures import Failure, configuration_errors, plain_warnings, training_errors
 from common.interrupts import Interrupts

@@ -146,7 +146,7 @@ def test_a_hanging_environment_ends_the_process_and_the_run_goes_on(train, monke
     assert codes == [1]
     error = capfd.readouterr().err
     assert "(faulting.environments:Hangs-v0) has not returned from step for 1 s" in error
-    assert f"is saved as it was after 298 steps: {run / 'last_model.zip'}; continue with" in error
+    assert f"is saved as it was after 256 steps: {run / 'last_model.zip'}; continue with" in error
     assert "in fault" in (run / "stacks.txt").read_text()
 
 
