@@ -20,14 +20,16 @@ from torch import Tensor
 from npg.errors import ConfigurationError
 from npg.optim.finite import usable
 
+# Importing it takes seconds; who has such a tensor has imported it.
+MODULE = "torch.distributed.tensor"
+
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
 def is_sharded(tensor: object) -> "TypeGuard[DTensor]":
     """Whether a tensor is spread over ranks."""
-    # Importing the module takes seconds; who has such a tensor has it.
-    module = sys.modules.get("torch.distributed.tensor")
+    module = sys.modules.get(MODULE)
     return module is not None and isinstance(tensor, module.DTensor)
 
 
@@ -62,7 +64,7 @@ def plain_tensors(optimizer: torch.optim.Optimizer, *, elementwise: bool) -> Ite
         elementwise: Whether each entry moves by itself, so that a rank's own are enough.
     """
     given = [group["params"] for group in optimizer.param_groups]
-    if not any(is_sharded(p) for own in given for p in own):
+    if MODULE not in sys.modules or not any(is_sharded(p) for own in given for p in own):
         yield
         return
     before = optimizer.state
