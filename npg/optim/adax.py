@@ -58,6 +58,8 @@ class AdaX(GradientOptimizer):
             foreach=foreach,
         )
 
+    elementwise = True
+
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         check_range(group, "betas", 0, 1)

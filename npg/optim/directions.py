@@ -52,6 +52,7 @@ class SignSGD(GradientOptimizer):
         )
 
     squares = False
+    elementwise = True
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from npg.errors import ConfigurationError
 from npg.optim.base import Protocol, attributes, trainable
 from npg.optim.finite import masked, usable
+from npg.optim.shards import plain_tensors
 from npg.preconditioners.base import remembered
 
 
@@ -89,6 +90,9 @@ class GradientOptimizer(torch.optim.Optimizer):
     masks: ClassVar[bool] = False
     # Whether gradients are squared: one whose square overflows then counts as not finite.
     squares: ClassVar[bool] = True
+    # Whether an entry of a parameter moves by its own gradient alone: what is spread over ranks can
+    # then stay so in the step.
+    elementwise: ClassVar[bool] = False
     # Arguments that decide of what shape states are, and so must be the same to load them.
     structural: ClassVar[tuple[str, ...]] = ()
 
@@ -141,10 +145,11 @@ class GradientOptimizer(torch.optim.Optimizer):
         Torch hooks the ``step`` of every class that it meets: a step inside a step would call them
         twice.
         """
-        groups = [self._read(group) for group in self.param_groups]
-        batches = [(group, batch) for group in groups for batch in self._batches(group)]
-        for group, batch in batches:  # nothing moves before all were looked at
-            self._update(group, batch)
+        with plain_tensors(self, elementwise=self.elementwise):
+            groups = [self._read(group) for group in self.param_groups]
+            batches = [(group, batch) for group in groups for batch in self._batches(group)]
+            for group, batch in batches:  # nothing moves before all were looked at
+                self._update(group, batch)
 
     def _read(self, group: dict[str, Any]) -> dict[str, Any]:
         """The settings of a group, checked; a rate that is a tensor as a number."""

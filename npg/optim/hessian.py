@@ -15,6 +15,7 @@ from npg.optim.closures import run_closure
 from npg.optim.finite import all_finite, usable
 from npg.optim.gradient import real_view
 from npg.optim.seeded import SeededOptimizer
+from npg.optim.shards import refuse_shards
 from npg.preconditioners.ranks import mean_over_ranks
 
 GRAPH_ADVICE = (
@@ -60,6 +61,7 @@ class HessianOptimizer(SeededOptimizer):
             raise ConfigurationError(f"hessian_interval must be at least 1, got {hessian_interval}")
         self.distributed = isinstance(model, nn.parallel.DistributedDataParallel)
         super().__init__(model, defaults, parameters, **options)
+        refuse_shards(type(self).__name__, self.param_groups)
         self.hessian_interval = hessian_interval
         self.steps = 0
         self._signs: Signs | None = None

@@ -12,6 +12,7 @@ from npg.errors import ConfigurationError
 from npg.init import NORMALISATIONS
 from npg.optim.base import Protocol, attributes, trainable
 from npg.optim.finite import usable
+from npg.optim.shards import plain_tensors
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -124,18 +125,24 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        given = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for name, part in self._parts.items():
+            with plain_tensors(part, elementwise=name == "adamw"):
+                self._step(part)
+        return loss
+
+    @staticmethod
+    def _step(part: torch.optim.Optimizer) -> None:
+        """Takes the step of one of both, with the gradients that are finite."""
+        given = [p for group in part.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in given if p.grad is not None]
         dense = all(g.layout == torch.strided for g in gradients)  # else torch's own refuse them
         good = usable(gradients, [{} for _ in gradients]) if dense else [True] * len(given)
         left_out = [(p, g) for p, g, can in zip(given, gradients, good, strict=True) if not can]
         for p, _ in left_out:
             p.grad = None
-        for part in self._parts.values():
-            part.step()
+        part.step()
         for p, g in left_out:
             p.grad = g
-        return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what ``state_dict()`` gave, and leaves that dictionary alone later on."""

@@ -31,6 +31,7 @@ from npg.optim.newton_cg import NewtonCG
 from npg.optim.quasi_newton import BFGS, DFP
 from npg.optim.search import ParameterSearch
 from npg.optim.shampoo import Shampoo
+from npg.optim.shards import refuse_shards
 from npg.optim.soap import SOAP
 from npg.optim.sophia import SophiaG, SophiaH
 from npg.optim.sr1 import SR1
@@ -150,7 +151,10 @@ def create(
         options["lr"] = lr
     options = {**_DEFAULTS.get(name, {}), **options}
     if name in _OF_TORCH:
-        return kind(trainable(model, options.pop("parameters", None)), **options)
+        given: list[Any] = list(trainable(model, options.pop("parameters", None)))
+        if name == "adafactor":  # squares norms in place, which DTensors do not allow
+            refuse_shards(kind.__name__, given)
+        return kind(given, **options)
     return kind(model, **options)  # type: ignore[arg-type]
 
 

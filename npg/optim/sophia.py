@@ -14,6 +14,7 @@ from npg.optim.finite import usable
 from npg.optim.gradient import Batch, GradientOptimizer, check_range, real_view
 from npg.optim.hessian import HessianOptimizer
 from npg.optim.seeded import SeededOptimizer
+from npg.optim.shards import refuse_shards
 from npg.preconditioners.diagonal import ClippedCurvature
 
 
@@ -128,6 +129,7 @@ class SophiaG(_Sophia, SeededOptimizer):
             maximize=maximize,
             foreach=foreach,
         )
+        refuse_shards(type(self).__name__, self.param_groups)
         self.hessian_interval = hessian_interval
         self.steps = 0
         self.measured = False
