@@ -4,10 +4,14 @@
     python scripts/train.py trpo --env HalfCheetah-v5 --total-timesteps 1000000 --num-envs 8
     python scripts/train.py trpo --resume runs/trpo_HalfCheetah-v5_1 --total-timesteps 2000000
 
+Ctrl-C and SIGTERM end a run after the update under way, and --resume goes on from there; a second
+one ends it at once, and --resume goes on from the last checkpoint.
+
 Exit codes: 0 finished, 1 the training failed, 2 the configuration cannot work, 128 + n stopped by
 signal n (130 is Ctrl-C).
 """
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -37,6 +41,9 @@ def main(argv: Sequence[str]) -> int:
         if verbose >= 2:
             raise
         return failure.report()
+    except KeyboardInterrupt:
+        print("ended at once: what came after the last checkpoint is lost", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def train(run: session.Run) -> int:

@@ -74,6 +74,29 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def begin_anew(directory: Path, last: str, *others: str) -> None:
+    """Lets a run without a checkpoint begin anew, which is said, if nothing would be lost by it.
+
+    Args:
+        directory: Of the run.
+        last: Name of the checkpoint that is not there.
+        *others: Names of files beside its log that training leaves.
+
+    Raises:
+        ConfigurationError: If the run has been trained.
+    """
+    traces = [name for name in others if (directory / name).exists()]
+    progress = directory / PROGRESS
+    if progress.is_file() and progress.stat().st_size:
+        traces.append(PROGRESS)
+    if traces:
+        raise ConfigurationError(
+            f"{directory} has no {last} to go on from, and to begin anew would overwrite its "
+            f"{', '.join(traces)}: put {last} back, or start a new run without --resume"
+        )
+    print(f"note: the run begins anew: it ended before its first {last}", file=sys.stderr)
+
+
 def open_logger(directory: Path, tables: bool, resumed_at: int | None, steps: str) -> Logger:
     """Opens progress.csv and TensorBoard, and tables on the terminal if wanted.
 

@@ -1,5 +1,6 @@
 """What happens during training beside it: evaluations, checkpoints, a graceful end."""
 
+import gc
 import io
 import math
 import sys
@@ -15,6 +16,8 @@ from common.interrupts import Interrupts
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from envs import load_normalization_state, normalization_state
+from envs.normalization_state import NormalizationState
 from training.home import Home
 from training.run_directory import BEST, EVALUATIONS, LAST, read_evaluations
 
@@ -110,6 +113,7 @@ class Evaluations(EvalCallback):
         self._evaluate()
         if time.monotonic() - self._drawn > SECONDS_BETWEEN_PLOTS:
             self.draw()
+            gc.collect()  # figures are full of cycles: memory would grow by 3 MB in 100,000 steps
             self._drawn = time.monotonic()
         return not self.reached
 
@@ -146,19 +150,25 @@ class Checkpoints(BaseCallback):
     """Keeps last_model.zip up to date, and ends the training on a signal.
 
     It saves between an update and the next rollout, where nothing is half done and from where a
-    continued run is the uninterrupted one. On a signal, too, the training ends there; if that takes
-    longer than PATIENCE it ends at once, and the samples of the rollout are lost.
-
-    One that cannot be written is tried again before every rollout.
+    continued run is the uninterrupted one; the first time before the first rollout. What cannot be
+    written is tried again before the next. On a signal, too, the training ends there. Where a
+    rollout is given up (an error, or one that a signal did not see the end of within PATIENCE) what
+    is saved is the agent as it was before it, without the environments: training goes on from there
+    in new episodes.
 
     Args:
         home: The run's directory.
         every: Environment steps between checkpoints; 0 for none during the training.
         interrupts: Where signals arrive.
         command: That goes on with the run.
+
+    Attributes:
+        path: Of the checkpoint.
     """
 
-    PATIENCE: ClassVar[float] = 20.0  # seconds
+    # Seconds that a signal leaves to a rollout under way, counted from its next step. An update is
+    # waited for, and so is a step.
+    PATIENCE: ClassVar[float] = 20.0
 
     def __init__(self, home: Home, every: int, interrupts: Interrupts, command: str) -> None:
         super().__init__()
@@ -167,16 +177,24 @@ class Checkpoints(BaseCallback):
         self.every = every
         self.interrupts = interrupts
         self.command = command
-        self._saved_at = 0
-        self._kept = self.path.exists()
+        self._saved_at: int | None = None
         self._ended = False
         self._deadline = math.inf
+        self._collecting = False
+        self._began_at: int | None = None
+        self._normaliser: NormalizationState | None = None
 
     def save(self) -> None:
-        """Saves now."""
-        self.home.ensure()
-        self.model.save(self.path, include=["environments"])
-        self._saved_at, self._kept = self.model.num_timesteps, True
+        """Saves now, which has to be between an update and the next rollout."""
+        self._write("environments")
+
+    def give_up(self) -> None:
+        """Saves the agent as it was before the rollout under way, or the update after it."""
+        self.model.num_timesteps = self._began_at
+        normaliser = self.model.get_vec_normalize_env()
+        if normaliser is not None and self._normaliser is not None:
+            load_normalization_state(normaliser, self._normaliser)
+        self._write()
 
     def finish(self) -> None:
         """Saves what the training ended with, unless that was done before its last step.
@@ -184,10 +202,8 @@ class Checkpoints(BaseCallback):
         Raises:
             Failure: If it cannot be written.
         """
-        if self._ended:
-            return
         try:
-            self.save()
+            self._finish()
         except OSError as error:
             raise Failure(
                 f"the last checkpoint cannot be written ({_reason(error)}): {self._left()}",
@@ -195,33 +211,44 @@ class Checkpoints(BaseCallback):
             ) from error
 
     def rescue(self) -> str:
-        """Saves after an error, when parameters are as they were after the last update.
-
-        The environments' state is left out: it may be what caused the error, and would again.
-        Nothing is saved if nothing was done since the last checkpoint.
+        """Saves after an error what there was before the rollout that had it, if there is any.
 
         Returns:
-            What was saved, and how to go on.
+            What is saved, and how to go on.
         """
-        if self.path.exists() and self._saved_at == self.model.num_timesteps:
+        saved = not self._collecting and self._saved_at == self.model.num_timesteps
+        if self._began_at is None or saved:
             return self._left()
         try:
-            self.home.ensure()
-            self.model.save(self.path)
+            self.give_up()
         except Exception as error:  # the one that is on its way says more
             return f"and the agent cannot be saved ({_reason(error)}): {self._left()}"
         return (
-            f"the agent is saved as it was after {self.model.num_timesteps:,} steps: {self.path}; "
-            f"continue with: {self.command}"
+            f"--resume goes on from before this rollout, after {self.model.num_timesteps:,} steps: "
+            f"{self.path}; continue with: {self.command}"
         )
 
-    def _left(self) -> str:
-        if not self._kept:
-            return f"there is no earlier one; begin again with: {self.command}"
-        return f"{self.path}, of step {self._saved_at:,}, is whole; continue with: {self.command}"
-
-    def _on_training_start(self) -> None:
+    def _write(self, *include: str) -> None:
+        self.home.ensure()
+        self.model.save(self.path, include=include)
         self._saved_at = self.model.num_timesteps
+
+    def _finish(self) -> None:
+        if self._ended:
+            self.model.num_timesteps = self._began_at  # the step that ended it is lost
+        elif not self._collecting:
+            self.save()
+        elif time.monotonic() >= self._deadline:
+            print("the rollout is given up: its samples are lost", file=sys.stderr)
+            self.give_up()
+        else:  # the goal was reached in the middle of a rollout
+            self._write()
+
+    def _left(self) -> str:
+        if not self.path.exists():
+            return f"there is no earlier one; begin again with: {self.command}"
+        step = "" if self._saved_at is None else f", of step {self._saved_at:,},"
+        return f"{self.path}{step} is whole; continue with: {self.command}"
 
     def _on_step(self) -> bool:
         if self.interrupts.received is None:
@@ -233,12 +260,19 @@ class Checkpoints(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         self.home.ensure()
+        self._collecting, self._began_at = True, self.model.num_timesteps
+        normaliser = self.model.get_vec_normalize_env()
+        self._normaliser = None if normaliser is None else normalization_state(normaliser)
         ending = self.interrupts.received is not None
-        due = self.every and self.model.num_timesteps - self._saved_at >= self.every
-        if due or ending or (self._kept and not self.path.exists()):
+        due = self._saved_at is None or self._began_at - self._saved_at >= self.every
+        lost = self._saved_at is not None and not self.path.exists()
+        if (self.every and due) or lost or ending:
             with tolerated(self.path):
                 self.save()
                 self._ended = ending
+
+    def _on_rollout_end(self) -> None:
+        self._collecting = False
 
 
 def _reason(error: Exception) -> str:

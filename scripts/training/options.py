@@ -99,7 +99,8 @@ class Options(Generic[Arguments]):
     stop_at: float | None = None
     """Stop when an evaluation's mean return reaches this."""
     save_freq: int = 50_000
-    """Environment steps between checkpoints (last_model.zip); 0 saves at the end only."""
+    """Environment steps between checkpoints (last_model.zip), the first of which comes before the
+    first step; 0 saves at the end only."""
     env_timeout: float = 600.0
     """Seconds that one step or reset of the environments may take. Then the run ends, saved, and
     says where it hangs; 0 waits for ever."""

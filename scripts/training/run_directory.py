@@ -6,16 +6,35 @@ from typing import Any
 
 import numpy as np
 from common import run_directory
-from common.run_directory import CONFIG, PLOT, PROGRESS, create, read_config, read_progress
+from common.run_directory import (
+    CONFIG,
+    PLOT,
+    PROGRESS,
+    begin_anew,
+    create,
+    read_config,
+    read_progress,
+)
 from stable_baselines3.common.logger import Logger
 
 from training.options import Options
 
-__all__ = ["CONFIG", "PLOT", "PROGRESS", "create", "read_config", "read_progress"]
+__all__ = [
+    "CONFIG",
+    "PLOT",
+    "PROGRESS",
+    "begin_anew",
+    "create",
+    "read_config",
+    "read_progress",
+]
 
 EVALUATIONS = "evaluations.npz"
 BEST = "best_model.zip"
 LAST = "last_model.zip"
+
+# What training leaves beside its checkpoint and its log.
+TRACES = (BEST, EVALUATIONS)
 
 
 def write_config(directory: Path, agent: str, options: Options) -> None:

@@ -62,7 +62,8 @@ def start(agent: str, options: Options) -> Run:
             model = _new_model(agent, options, env)
             directory = run_directory.create(options.track_dir, agent, options.env)
             lock = held.enter_context(locked(directory, "run", "start a new one"))
-        elif not (options.resume / run_directory.LAST).exists():  # killed before the first one
+        elif not (options.resume / run_directory.LAST).exists():
+            run_directory.begin_anew(options.resume, run_directory.LAST, *run_directory.TRACES)
             model = _new_model(agent, options, env)
             directory, resumed_at = options.resume, 0
         else:

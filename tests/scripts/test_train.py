@@ -18,6 +18,8 @@ import pytest
 import yaml
 from common.interrupts import Interrupts
 from common.lock import locked
+from evaluate import main as evaluate
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train import main
 from training import check_agents, command_line, run_directory, session
@@ -233,6 +235,22 @@ def test_resume_without_the_environments_state_begins_new_episodes(run, capsys):
     )
 
 
+def test_a_run_of_an_earlier_version_goes_on(run, tmp_path, capsys):
+    """Its checkpoints are what Stable-Baselines3's own save wrote."""
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    for name in ("best_model.zip", "last_model.zip"):
+        model = TRPO.load(run / name)
+        model.save(other / name)
+        OnPolicyAlgorithm.save(model, run / name)
+    assert evaluate([str(run), "--episodes", "2"]) == 0
+    for directory in (run, other):
+        assert main(f"trpo --resume {directory} --total-timesteps 512".split()) == 0
+        assert "note: episodes begin anew" in capsys.readouterr().err
+    ours, theirs = (checkpoints.read(d / "last_model.zip")["states"] for d in (run, other))
+    assert equal_states(ours, theirs)
+    assert steps_of(run) == steps_of(other) == [128, 256, 384, 512]
+
+
 def test_two_processes_do_not_write_into_one_directory(run, capsys):
     before = (run / "progress.csv").read_bytes()
     with locked(run):
@@ -250,11 +268,15 @@ def test_a_torn_progress_file_is_begun_anew(run, torn):
 
 
 @pytest.mark.parametrize("killed", ["after its checkpoint", "before its first one"])
-def test_a_resumed_run_is_the_uninterrupted_one(run, tmp_path, killed):
+def test_a_resumed_run_is_the_uninterrupted_one(run, tmp_path, killed, capsys):
     (run / ".last_model.zip.99999.tmp").write_bytes(b"half")
     if killed == "before its first one":
-        (run / "last_model.zip").unlink()
+        for path in run.iterdir():
+            if path.name != "config.yml":
+                path.unlink()
+        (run / "progress.csv").touch()
     assert main(f"trpo --resume {run} --total-timesteps 512".split()) == 0
+    assert ("the run begins anew" in capsys.readouterr().err) == (killed == "before its first one")
     whole = tmp_path / "whole"
     words = f"trpo --env CartPole-v1 --track-dir {whole} --num-envs 2 --total-timesteps 512"
     words += " --normalize-obs --normalize-reward --eval-freq 100 --seed 3"
@@ -264,6 +286,20 @@ def test_a_resumed_run_is_the_uninterrupted_one(run, tmp_path, killed):
     assert equal_states(ours, theirs)
     assert steps_of(run) == steps_of(whole)
     assert not list(run.glob(".*.tmp"))
+
+
+def test_a_trained_run_without_a_checkpoint_is_left_alone(run, capsys):
+    (run / "last_model.zip").unlink()
+    for left in ("best_model.zip", "evaluations.npz", "progress.csv"):
+        before = {path.name: path.read_bytes() for path in run.iterdir() if path.name != ".lock"}
+        assert main(f"trpo --resume {run} --total-timesteps 512".split()) == 2
+        said = capsys.readouterr().err
+        assert re.search(rf"no last_model.zip to go on from, and .*overwrite its .*{left}", said)
+        assert "start a new run without --resume" in said
+        after = {path.name: path.read_bytes() for path in run.iterdir() if path.name != ".lock"}
+        assert after == before
+        (run / left).unlink()
+    assert main(f"trpo --resume {run} --total-timesteps 256".split()) == 0
 
 
 def test_resume_drops_what_came_after_the_checkpoint(run):
@@ -337,7 +373,7 @@ def test_numerical_error_saves_and_exits_with_1(environments, tmp_path, capsys):
     assert "not finite" in error
     assert str(checkpoint) in error
     assert "Traceback" not in error
-    assert TRPO.load(checkpoint).num_timesteps == 192
+    assert TRPO.load(checkpoint).num_timesteps == 128  # that it was trained on
 
 
 def test_an_environment_that_raises_keeps_its_traceback(environments, tmp_path):
