@@ -8,6 +8,9 @@
 Ctrl-C and SIGTERM end a run after the update under way, and --resume goes on from there; a second
 one ends it at once, and --resume goes on from the last checkpoint.
 
+Ctrl-C and SIGTERM end a run after the update under way, and --resume goes on from there; a second
+one ends it at once, and --resume goes on from the last checkpoint.
+
 Exit codes: 0 finished, 1 the training failed, 2 the configuration cannot work, 128 + n stopped by
 signal n (130 is Ctrl-C).
 """

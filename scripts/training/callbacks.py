@@ -235,17 +235,17 @@ class Checkpoints(BaseCallback):
             ) from error
 
     def rescue(self) -> str:
-        """Saves, after an error, the agent as it was before the rollout under way.
+        """Saves after an error what there was before the rollout that had it, if there is any.
 
         The environments' state is left out: it may be what caused the error, and would again.
-        Nothing is saved if nothing was done since the last checkpoint.
 
         Returns:
-            What was saved, and how to go on.
+            What is saved, and how to go on.
         """
         if not self.ranks.is_main:
             return "rank 0 has the checkpoint"
-        if self._began_at is None or (self.path.exists() and self._saved_at == self._began_at):
+        saved = not self._collecting and self._saved_at == self.model.num_timesteps
+        if self._began_at is None or saved:
             return self._left()
         try:
             self._go_back()
@@ -253,8 +253,8 @@ class Checkpoints(BaseCallback):
         except Exception as error:  # the one that is on its way says more
             return f"and the agent cannot be saved ({_reason(error)}): {self._left()}"
         return (
-            f"the agent is saved as it was after {self.model.num_timesteps:,} steps: {self.path}; "
-            f"continue with: {self.command}"
+            f"--resume goes on from before this rollout, after {self.model.num_timesteps:,} steps: "
+            f"{self.path}; continue with: {self.command}"
         )
 
     def _go_back(self) -> None:

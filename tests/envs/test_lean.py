@@ -172,7 +172,7 @@ def test_an_exception_in_reset_says_which_environment() -> None:
     assert caught.value.__notes__ == ["environment index 1 of 2, episode step 0"]
 
 
-@pytest.mark.parametrize("when", ["reset", "step", "last step"])
+@pytest.mark.parametrize("when", ["reset", "step", "last step", "next reset"])
 @pytest.mark.parametrize("name", ["box32", "dict"])
 def test_an_observation_of_another_shape_is_refused(name: str, when: str) -> None:
     """One number, of which NumPy would make three."""
@@ -185,7 +185,8 @@ def test_an_observation_of_another_shape_is_refused(name: str, when: str) -> Non
     env = venv.envs[0]
     env.reset = lambda **_: (wrong, {})
     if when != "reset":
-        env.step = lambda action: (wrong, 0.0, when == "last step", False, {})
+        obs = SPACES[name].sample() if when == "next reset" else wrong
+        env.step = lambda action: (obs, 0.0, when != "step", False, {})
     with pytest.raises(ValueError, match=r"has shape \(1,\) instead of \(3,\)") as caught:
         venv.reset() if when == "reset" else venv.step(np.zeros(1, int))
     assert "environment index 0 of 1" in caught.value.__notes__[0]

@@ -116,7 +116,7 @@ def test_an_exception_keeps_its_traceback_and_says_how_to_go_on(train, tmp_path)
     where, how = caught.value.__notes__
     run = run_in(tmp_path)
     assert "environment index" in where
-    assert "is saved as it was after" in how
+    assert "--resume goes on from before this rollout, after 256 steps" in how
     assert f"--resume {run}" in how
     assert resume(run) == 0
 
@@ -128,7 +128,7 @@ def test_an_error_before_anything_was_done_leaves_the_checkpoint(train, monkeypa
     monkeypatch.setattr(TRPO, "collect_rollouts", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError) as caught:
         resume(run, 1024)
-    assert "last_model.zip, of step 512, is whole; continue with" in caught.value.__notes__[-1]
+    assert "last_model.zip is whole; continue with" in caught.value.__notes__[-1]
     assert (run / "last_model.zip").read_bytes() == saved
 
 
@@ -146,7 +146,7 @@ def test_a_hanging_environment_ends_the_process_and_the_run_goes_on(train, monke
     assert codes == [1]
     error = capfd.readouterr().err
     assert "(faulting.environments:Hangs-v0) has not returned from step for 1 s" in error
-    assert f"is saved as it was after 256 steps: {run / 'last_model.zip'}; continue with" in error
+    assert f"this rollout, after 256 steps: {run / 'last_model.zip'}; continue with" in error
     assert "in fault" in (run / "stacks.txt").read_text()
 
 
