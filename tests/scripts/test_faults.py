@@ -128,7 +128,7 @@ def test_an_error_before_anything_was_done_leaves_the_checkpoint(train, monkeypa
     monkeypatch.setattr(TRPO, "collect_rollouts", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError) as caught:
         resume(run, 1024)
-    assert "last_model.zip is whole; continue with" in caught.value.__notes__[-1]
+    assert "last_model.zip, of step 512, is whole; continue with" in caught.value.__notes__[-1]
     assert (run / "last_model.zip").read_bytes() == saved
 
 
