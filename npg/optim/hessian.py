@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from npg import ranks
 from npg.curvature.hutchinson import Signs, probe
 from npg.curvature.twice_differentiable import TwiceDifferentiable
 from npg.errors import ConfigurationError
@@ -16,7 +17,6 @@ from npg.optim.finite import all_finite, usable
 from npg.optim.gradient import real_view
 from npg.optim.seeded import SeededOptimizer
 from npg.optim.shards import refuse_shards
-from npg.preconditioners.ranks import mean_over_ranks
 
 GRAPH_ADVICE = (
     "step(closure) with a closure that runs the forward pass and returns the loss (nothing else to "
@@ -155,7 +155,7 @@ class HessianOptimizer(SeededOptimizer):
 
     def _average(self, parameters: list[Tensor]) -> None:
         """Finds the ranks' mean gradients, and lets the probe see the same parameters on each."""
-        means = mean_over_ranks([p.grad for p in parameters], parameters)
+        means = ranks.mean_over_ranks([p.grad for p in parameters], parameters)
         for p, mean in zip(parameters, means, strict=True):
             if mean is not None:
                 self._means[p] = mean
@@ -181,7 +181,7 @@ class HessianOptimizer(SeededOptimizer):
         products = probe(gradients, dense, signs)
         if self.distributed:
             gradients = [self._means[p] for p in dense]
-            products = [m for m in mean_over_ranks(products, dense) if m is not None]
+            products = [m for m in ranks.mean_over_ranks(products, dense) if m is not None]
         self._finite = all_finite(zip(gradients, products, strict=True))
         good = [True] * len(dense)
         if not self._finite:

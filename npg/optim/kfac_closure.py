@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from npg import ranks
 from npg.curvature import SameConditions, math_attention
 from npg.errors import ConfigurationError
 from npg.likelihoods import as_distribution
@@ -17,7 +18,7 @@ from npg.optim.factor_damping import choose_factor_damping, exact_directions
 from npg.optim.kfac_curvature import update_curvature
 from npg.optim.kfac_plain import motion, shrinking
 from npg.optim.objective import rounding_of
-from npg.optim.quadratic import QuadraticModel, rank_mean
+from npg.optim.quadratic import QuadraticModel
 from npg.steps import minimise_quadratic
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class ClosureStep:
         samples = self.optimizer.quadratic_samples
         if samples is None or not self.optimizer.distributed:
             return samples
-        return -(-samples // torch.distributed.get_world_size())
+        return -(-samples // ranks.count())
 
     def _decay(self, parameters: list[Tensor]) -> list[float]:
         """The coefficient of the L2 term, per parameter."""
@@ -244,4 +245,4 @@ class ClosureStep:
 
     def _mean(self, loss: Tensor) -> float:
         """The loss, over all ranks."""
-        return float(rank_mean(loss) if self.optimizer.distributed else loss.detach())
+        return float(ranks.mean_loss(loss) if self.optimizer.distributed else loss)

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-import torch.distributed
 from torch import Tensor
 from torch.distributions import Distribution
 
+from npg import ranks
 from npg.curvature import Fisher
 from npg.linalg import flatten
 
@@ -56,7 +56,7 @@ class QuadraticModel:
         products = [self.fisher.output_product(t) for t in tangents]
         curvature = _flat_rows(tangents) @ _flat_rows(products).T
         if self.distributed:
-            curvature = rank_mean(curvature)
+            ranks.average_([curvature])
         gram = span @ span.T
         if any(self.decay):
             uniform = len(set(self.decay)) == 1
@@ -83,13 +83,6 @@ class QuadraticModel:
             for p, old, eta in zip(self.parameters, before, self.decay, strict=True)
         ]
         return float(torch.stack(change).sum())
-
-
-def rank_mean(values: Tensor) -> Tensor:
-    """The mean over all ranks of ``torch.distributed``, the same on each; a new tensor."""
-    mean = values.detach().clone()
-    torch.distributed.all_reduce(mean)
-    return mean / torch.distributed.get_world_size()
 
 
 def _flat_rows(groups: Sequence[Iterable[Tensor]]) -> Tensor:

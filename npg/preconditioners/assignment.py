@@ -7,6 +7,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from npg import ranks
+
 Assignment = Literal["communication-optimal", "memory-optimal"]
 
 
@@ -40,8 +42,7 @@ class Shares:
     ) -> None:
         self.rank, self.size = 0, 1
         if distributed:
-            self.rank = torch.distributed.get_rank()
-            self.size = torch.distributed.get_world_size()
+            self.rank, self.size = ranks.index(), ranks.count()
         self.owners: list[int | None] = [None] * len(costs)
         if self.size > 1:
             self.owners = longest_first(costs, self.size)
@@ -64,9 +65,8 @@ class Shares:
         """Adds whole numbers up over the ranks."""
         if self.size == 1:
             return list(numbers)
-        total = torch.tensor(numbers, dtype=torch.int64, device=_device())
-        torch.distributed.all_reduce(total)
-        return total.tolist()
+        total: list[int] = ranks.summed(torch.tensor(numbers, dtype=torch.int64)).tolist()
+        return total
 
     def fill(self, tensors: Mapping[int, Sequence[Tensor]]) -> None:
         """Overwrites tensors of blocks with what the blocks' owners have in theirs.

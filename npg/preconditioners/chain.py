@@ -18,8 +18,8 @@ from npg.preconditioners.kfac import (
     given_gradients,
     on_device_of,
 )
-from npg.preconditioners.ranks import sum_over_ranks
 from npg.preconditioners.tridiagonal import TridiagonalInverse
+from npg.ranks import sum_over_ranks
 
 
 class ChainInverse(KroneckerInverse):

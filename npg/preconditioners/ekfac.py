@@ -11,7 +11,7 @@ from npg.errors import ConfigurationError
 from npg.linalg.inverses import positive_eigenbasis
 from npg.preconditioners.assignment import Assignment
 from npg.preconditioners.kfac import KroneckerInverse, Rows, on_device_of
-from npg.preconditioners.ranks import sum_over_ranks
+from npg.ranks import sum_over_ranks
 
 # Per-sample gradients of layers that share weights are formed for so many numbers at a time.
 CHUNK = 2**22
