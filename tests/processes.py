@@ -14,33 +14,37 @@ torch.multiprocessing.set_forkserver_preload(["torch.nn.parallel", "torch.distri
 
 def in_two_processes(work, folder: Path) -> list:
     """What ``work(rank)`` returns on rank 0 and on rank 1 of a process group."""
-    return _started(_joined, work, folder)
-
-
-def as_torchrun_starts(work, folder: Path) -> list:
-    """The same where ``work`` joins the group itself, of which the environment tells."""
-    return _started(_alone, work, folder)
-
-
-def free_port() -> int:
-    """A port on which nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+        port = free.getsockname()[1]
+    return _started(_joined, work, port, folder)
 
 
-def _started(start, work, folder: Path) -> list:
+def as_torchrun_starts(work, folder: Path, times: int) -> list:
+    """What ``work(rank, ports)`` returns, which joins a group itself, so many times.
+
+    The environment tells of it but for MASTER_PORT: each time another of the ports, where this
+    process holds the store, as torchrun does.
+    """
+    stores = [
+        torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        for _ in range(times)
+    ]
+    return _started(_alone, work, [store.port for store in stores], folder)
+
+
+def _started(start, work, ports: int | list[int], folder: Path) -> list:
     torch.multiprocessing.start_processes(
-        start, (work, free_port(), str(folder)), nprocs=2, start_method="forkserver"
+        start, (work, ports, str(folder)), nprocs=2, start_method="forkserver"
     )
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-def _alone(rank: int, work, port: int, folder: str) -> None:
+def _alone(rank: int, work, ports: list[int], folder: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.save(work(rank), f"{folder}/{rank}.pt")
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    torch.save(work(rank, ports), f"{folder}/{rank}.pt")
 
 
 def _joined(rank: int, work, port: int, folder: str) -> None:

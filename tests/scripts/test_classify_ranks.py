@@ -14,7 +14,7 @@ from classify import main
 from common.ranks import Ranks
 
 from npg.errors import ConfigurationError
-from tests.processes import as_torchrun_starts, free_port
+from tests.processes import as_torchrun_starts
 from tests.scripts.classified import classify, described, rows_of, saved
 
 pytestmark = pytest.mark.skipif(
@@ -57,12 +57,11 @@ def _fail():
     raise ZeroDivisionError("a bug on rank 1")
 
 
-def _process(rank: int, folder: Path, ports: list[int]) -> dict:
-    ports = iter(ports)
+def _process(rank: int, ports: list[int], folder: Path) -> dict:
     found = {}
 
     def run(name, *arguments):
-        os.environ["MASTER_PORT"] = str(next(ports))
+        os.environ["MASTER_PORT"] = str(ports.pop())
         error, output = StringIO(), StringIO()
         with redirect_stderr(error), redirect_stdout(output):
             try:
@@ -90,8 +89,7 @@ def _process(rank: int, folder: Path, ports: list[int]) -> dict:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    ports = [free_port() for _ in range(len(RUNS) + 4)]
-    return folder, as_torchrun_starts(partial(_process, folder=folder, ports=ports), folder)
+    return folder, as_torchrun_starts(partial(_process, folder=folder), folder, len(RUNS) + 4)
 
 
 def only(directory):
