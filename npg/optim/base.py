@@ -15,6 +15,7 @@ from npg.curvature import CurvatureMatrix, MeanOverRanks, math_attention
 from npg.errors import ConfigurationError
 from npg.linalg import flatten
 from npg.optim.closures import run_closure
+from npg.optim.shards import refuse_shards
 
 Prediction = Distribution | Tensor
 Closure = Callable[[], tuple[Tensor, Prediction]] | Callable[[], Tensor]
@@ -165,6 +166,7 @@ class FunctionOptimizer(torch.optim.Optimizer):
         parameters: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(trainable(model, parameters), defaults)
+        refuse_shards(type(self).__name__, self.param_groups)
         self.settings = tuple(defaults)  # torch adds names of its own to these
         self.module = model if isinstance(model, nn.Module) else None
         self.distributed = isinstance(model, nn.parallel.DistributedDataParallel)

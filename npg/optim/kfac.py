@@ -23,7 +23,6 @@ from npg.optim.kfac_settings import (
     check_samples,
 )
 from npg.optim.kfac_state import check_state, packed_state, unpacked_state
-from npg.optim.shards import refuse_shards
 from npg.preconditioners import ChainCheck, ChainInverse, EigenbasisInverse, KroneckerInverse
 from npg.preconditioners.assignment import Assignment
 from npg.steps import LevenbergMarquardt
@@ -169,7 +168,6 @@ class KFAC(FunctionOptimizer):
         check_samples(quadratic_samples)
         super().__init__(model, defaults, parameters)
         self.distributed = wrapped if distributed is None else distributed
-        refuse_shards(type(self).__name__, self.param_groups)
         check_groups(self.param_groups)
         self.extra |= {"skipped_statistics": 0, "uncaptured": 0}
         self.schedule = (

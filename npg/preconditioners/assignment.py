@@ -128,9 +128,3 @@ def inversion_cost(shapes: Sequence[Sequence[int]]) -> float:
         if len(shape) > 1:
             total += float(shape[-1]) ** 3 * (shape[0] if len(shape) == 3 else 1)
     return total
-
-
-def _device() -> torch.device:
-    """Where the ranks' numbers can meet."""
-    nccl = torch.distributed.get_backend() == "nccl"
-    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")

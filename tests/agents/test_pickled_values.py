@@ -10,6 +10,7 @@ import os
 import pathlib
 import pickle
 import random
+import re
 import subprocess
 import sys
 
@@ -240,7 +241,9 @@ class Mine:
         os.system,
         gymnasium.make,
     ],
-    ids=lambda value: repr(getattr(value, "parts", type(value)))[:80],
+    ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", repr(getattr(value, "parts", type(value))))[
+        :80
+    ],
 )
 def test_what_is_no_data_is_refused(value, protocol):
     with pytest.raises(CheckpointError):

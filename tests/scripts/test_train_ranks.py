@@ -15,7 +15,7 @@ from train import main
 from training import callbacks
 
 from npg import checkpoints
-from tests.processes import as_torchrun_starts, free_port
+from tests.processes import as_torchrun_starts
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch was built without it"
@@ -53,11 +53,11 @@ def _fail():
     raise ZeroDivisionError("a bug on rank 1")
 
 
-def _process(rank: int, folder: Path, ports: list[int]) -> dict:
-    remaining, found, kind = iter(ports), {}, callbacks.Checkpoints
+def _process(rank: int, ports: list[int], folder: Path) -> dict:
+    found, kind = {}, callbacks.Checkpoints
 
     def run(name, *arguments):
-        os.environ["MASTER_PORT"] = str(next(remaining))
+        os.environ["MASTER_PORT"] = str(ports.pop())
         error, output = StringIO(), StringIO()
         with redirect_stderr(error), redirect_stdout(output):
             try:
@@ -84,8 +84,7 @@ def _process(rank: int, folder: Path, ports: list[int]) -> dict:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    ports = [free_port() for _ in range(3 * len(RUNS) + 1)]
-    return folder, as_torchrun_starts(partial(_process, folder=folder, ports=ports), folder)
+    return folder, as_torchrun_starts(partial(_process, folder=folder), folder, 3 * len(RUNS) + 1)
 
 
 def only(directory: Path) -> Path:
