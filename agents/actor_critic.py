@@ -23,7 +23,6 @@ from agents.on_policy import OnPolicy
 from agents.over_ranks import average_gradients
 from agents.plain_actor_critic import Losses
 from agents.rollout import Batch, batch, standardised
-from npg import ranks
 from npg.errors import ConfigurationError
 
 
@@ -119,10 +118,10 @@ class ActorCritic(OnPolicy):
         optimizer.zero_grad()
         loss.backward(create_graph=protocol_of(optimizer) == "hessian")
         policy.action_dist.distribution = None  # a policy that keeps its graph cannot be copied
-        average_gradients(policy.parameters(), samples.share)
+        terms = torch.stack([policy_loss, value_loss, entropy_loss]).detach()
+        average_gradients(policy.parameters(), samples.share, terms)
         norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm))
-        terms = torch.stack([policy_loss, value_loss, entropy_loss]).tolist()
-        losses = Losses(*ranks.averages(terms, samples.share))
+        losses = Losses(*terms.tolist())
         if not math.isfinite(sum(losses, norm)):
             statistics.restore()  # BatchNorm's, from observations too large to square
         return losses, norm

@@ -75,12 +75,11 @@ class AdamCritic:
         for rows, share in zip(every.split(sizes), shares, strict=True):
             values = self.policy.predict_values(take(batch.observations, rows)).flatten()
             loss = F.mse_loss(values, batch.returns[rows])
-            value = ranks.average(float(loss.detach()), share)
-            if math.isfinite(value):
-                self.policy.optimizer.zero_grad()
-                loss.backward()
-                average_gradients(self.parts.critic, share)
-            yield value
+            self.policy.optimizer.zero_grad()
+            loss.backward()
+            told = loss.detach()
+            average_gradients(self.parts.critic, share, told)
+            yield float(told)
 
 
 class GaussNewtonCritic:

@@ -19,15 +19,19 @@ if TYPE_CHECKING:
     from agents.on_policy import OnPolicy
 
 
-def average_gradients(parameters: Iterable[Tensor], share: float = 1.0) -> None:
+def average_gradients(
+    parameters: Iterable[Tensor], share: float = 1.0, told: Tensor | None = None
+) -> None:
     """Averages what ``backward()`` left in ``grad``.
 
     Args:
         parameters: The same on every rank.
         share: This rank's share of the samples, times the number of ranks.
+        told: What else to average, in the same message.
     """
     if ranks.count() > 1:
-        ranks.average_([p.grad for p in parameters if p.grad is not None], share)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        ranks.average_(gradients if told is None else [*gradients, told], share)
 
 
 def begin_alike(model: "OnPolicy") -> None:

@@ -99,12 +99,12 @@ class PlainActorCritic:
         value_loss = self.critic_gradients(values, objective.value, objective.vf_coef)
         for parameter in self.others:
             parameter.grad = None
-        ranks.average_([self.flat], samples.share)
+        terms = torch.stack([actor.policy_loss, value_loss, actor.entropy_loss])
+        ranks.average_([self.flat, terms], samples.share)
         norm = float(torch.linalg.vector_norm(self.flat))
         if norm > max_norm:
             self.flat.mul_(max_norm / (norm + 1e-6))
-        terms = (actor.policy_loss, value_loss, actor.entropy_loss)
-        return Losses(*ranks.averages(map(float, terms), samples.share)), norm
+        return Losses(*terms.tolist()), norm
 
     @torch.no_grad()
     def actor_gradients(

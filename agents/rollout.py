@@ -222,11 +222,10 @@ def standardised(advantages: Tensor, share: float = 1.0) -> Tensor:
         return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     exact = advantages.double()
     counted = exact if share else exact[:0]
-    total, samples = ranks.averages([float(counted.sum()), float(len(counted))])
-    mean = total / samples
-    squares = ranks.average(float((counted - mean).square().sum()))
-    count = samples * ranks.count()
-    if count <= 1:
+    sums = [counted.sum(), counted.square().sum(), exact.new_tensor(len(counted))]
+    total, squares, count = ranks.summed(torch.stack(sums)).tolist()
+    if count == 1:
         return advantages
-    deviation = math.sqrt(squares * ranks.count() / (count - 1))
-    return ((exact - mean) / (deviation + 1e-8)).to(advantages)
+    mean = total / count
+    variance = max(0.0, squares - count * mean**2) / (count - 1)
+    return ((exact - mean) / (math.sqrt(variance) + 1e-8)).to(advantages)

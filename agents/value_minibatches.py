@@ -56,10 +56,11 @@ class ValueMinibatches:
     def _differentiate(self, x: Tensor, y: Tensor, share: float) -> float:
         delta = self.network.forward(x).sub_(y)
         flat = delta.view(-1)
-        loss = float(torch.dot(flat, flat)) / len(x)
+        loss = torch.dot(flat, flat) / len(x)
         self.network.backward(delta.mul_(2 / len(x)))
-        ranks.average_(self.network.gradients, share)
-        return ranks.average(loss, share)
+        if ranks.count() > 1:
+            ranks.average_([*self.network.gradients, loss], share)
+        return float(loss)
 
 
 def hand_written(

@@ -26,6 +26,7 @@ Part = Literal[
     "kl",
     "minimise",
     "search",
+    "ranks",
     "returns",
 ]
 
@@ -65,6 +66,7 @@ def main(options: Options) -> None:
             kl_bound,
             minimisation,
             optimizers,
+            ranks,
             returns,
             rollouts,
             search,
@@ -82,6 +84,7 @@ def main(options: Options) -> None:
         "kl": kl_bound.run,
         "minimise": minimisation.run,
         "newton-cg": hessian_free.run,
+        "ranks": ranks.run,
     }
     every = [*parts, "optimizers", "search", "autoencoder", "kbfgs", "returns"]
     for name in every if options.part == "all" else [options.part]:

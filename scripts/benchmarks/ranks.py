@@ -1,0 +1,141 @@
+"""What a second rank is worth: environment steps per second, and what is said between the two."""
+
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+from agents import ACKTR, PPO, TRPO
+from agents.on_policy import OnPolicy
+from benchmarks.report import Row, median_ratio, show
+from envs import make
+
+ENV = "HalfCheetah-v5"
+UPDATES = 10  # that are timed, after one
+
+
+@dataclass(frozen=True)
+class Case:
+    """An agent, with its environments and steps on one rank and on each of two."""
+
+    name: str
+    agent: type[OnPolicy]
+    alone: tuple[int, int]
+    each: tuple[int, int]
+    target: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = [
+    # Twice the environments: what torchrun adds to a run.
+    Case("TRPO", TRPO, (8, 256), (8, 256), ">= 1.7", {"critic": "gauss-newton"}),
+    Case("TRPO, critic adam", TRPO, (8, 256), (8, 256), "", {"critic": "adam"}),
+    Case("ACKTR", ACKTR, (8, 64), (8, 64)),
+    Case("PPO", PPO, (8, 256), (8, 256), "", {"batch_size": 256}),
+    # The same environments, shared out: the same updates, sooner.
+    Case("TRPO, shared out", TRPO, (8, 256), (4, 256), "", {"critic": "gauss-newton"}),
+]
+SIZES = (1, 1_000, 10_000, 100_000, 1_000_000)
+
+
+def run(rounds: int, command: str) -> None:
+    """Trains on one rank and on two, in turn, each in new processes of one thread."""
+    rows = []
+    for case in CASES:
+        alone, both, said = [], [], (0, 0)
+        for _ in range(rounds):
+            alone.append(_started(_train, 1, case)[0])
+            seconds, *said = _started(_train, 2, case)
+            both.append(seconds)
+        per_update = [a * b * ranks for (a, b), ranks in ((case.alone, 1), (case.each, 2))]
+        speeds = [
+            [UPDATES * steps / s for s in times]
+            for steps, times in zip(per_update, (alone, both), strict=True)
+        ]
+        calls, numbers = (n / UPDATES for n in said)
+        rows.append(
+            Row(
+                f"{case.name}, {ENV}, 2 ranks of {case.each[0]} × {case.each[1]}; per update "
+                f"{calls:.0f} reductions of {numbers / calls:,.0f} numbers",
+                f"{median(speeds[1]):,.0f} steps/s",
+                f"1 rank of {case.alone[0]} × {case.alone[1]}: {median(speeds[0]):,.0f} steps/s",
+                median_ratio(speeds[1], speeds[0]),
+                case.target,
+            )
+        )
+    times = _started(_reduce, 2, None)
+    rows += [
+        Row(
+            f"reduction of {size:,} numbers over 2 ranks (gloo, one machine)",
+            f"{1e6 * seconds:,.0f} µs",
+            f"of {SIZES[0]}: {1e6 * times[0]:,.0f} µs",
+            seconds / times[0],
+        )
+        for size, seconds in zip(SIZES, times, strict=True)
+    ]
+    show("Ranks", rows, command)
+
+
+def _started(work: Any, size: int, case: Case | None) -> list[float]:
+    """What ``work`` finds on rank 0 of so many."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    torch.multiprocessing.spawn(_joined, (size, port, work, case, answers), nprocs=size)
+    found: list[float] = answers.get()
+    return found
+
+
+def _joined(rank: int, size: int, port: int, work: Any, case: Any, answers: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if size > 1:
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
+    found = work(rank, size, case)
+    if rank == 0:
+        answers.put(found)
+    if size > 1:
+        torch.distributed.destroy_process_group()
+
+
+def _train(rank: int, size: int, case: Case) -> list[float]:
+    """Seconds of the updates, and how many reductions of how many numbers they needed."""
+    num_envs, n_steps = case.alone if size == 1 else case.each
+    env = make(ENV, num_envs=num_envs, seed=rank * num_envs)
+    model = case.agent("MlpPolicy", env, n_steps=n_steps, seed=0, device="cpu", **case.settings)
+    steps = num_envs * n_steps * size
+    model.learn(steps)
+    said = [0, 0]
+    send = torch.distributed.all_reduce
+
+    def counting(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        said[0] += 1
+        said[1] += tensor.numel()
+        return send(tensor, *arguments, **options)
+
+    torch.distributed.all_reduce = counting
+    started = time.perf_counter()
+    model.learn(UPDATES * steps, reset_num_timesteps=False)
+    return [time.perf_counter() - started, *said]
+
+
+def _reduce(rank: int, size: int, case: None) -> list[float]:
+    """Median seconds of a reduction of each size."""
+    medians = []
+    for numel in SIZES:
+        tensor, times = torch.zeros(numel), []
+        for _ in range(50):
+            torch.distributed.barrier()
+            started = time.perf_counter()
+            torch.distributed.all_reduce(tensor)
+            times.append(time.perf_counter() - started)
+        medians.append(median(times))
+    return medians
