@@ -153,8 +153,12 @@ def test_a_hanging_environment_ends_the_process_and_the_run_goes_on(train, monke
 # -------------------------------------------------------------------------------------- the disk
 
 
-def test_a_disk_that_is_full_for_a_while_loses_nothing(train, during, full_disk, capsys):
+def test_a_disk_that_is_full_for_a_while_loses_nothing(
+    train, during, full_disk, monkeypatch, capsys
+):
     full_disk.names = {"last_model.zip", "best_model.zip", "evaluations.npz", "progress.csv"}
+    full_disk.names |= {"learning_curve.png"}
+    monkeypatch.setattr(callbacks, "SECONDS_BETWEEN_PLOTS", 0.0)
     during(384, lambda: setattr(full_disk, "on", False))
     full_disk.on = False
     during(128, lambda: setattr(full_disk, "on", True))
