@@ -76,7 +76,7 @@ def removed(place: Path) -> Befallen:
     """Somebody tidies up."""
     run = _begun(place, EVALUATED)
     directory = run.run
-    shutil.rmtree(directory)
+    shutil.rmtree(directory, ignore_errors=True)  # the run may be making it anew already
     run.ends(0, says=[f"{directory} was removed"])
     run.look()
     _look_for_rows(run)
@@ -89,7 +89,7 @@ def taken(place: Path) -> Befallen:
     """Somebody tidies up and begins another run, which gets the name that has become free."""
     run = _begun(place)
     directory = run.run
-    shutil.rmtree(directory)
+    directory.rename(place / "gone")
     directory.mkdir()
     (directory / ".lock").touch()
     (directory / SAVED).write_text("another's")

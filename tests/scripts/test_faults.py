@@ -196,6 +196,16 @@ def test_a_best_checkpoint_that_could_not_be_written_does_not_count(train, full_
     assert TRPO.load(run / "best_model.zip").num_timesteps > 512
 
 
+def test_what_is_removed_once_more_is_written_once_more(train, during, tmp_path):
+    """Somebody was not done with removing when the directory was made anew."""
+    during(256, lambda: shutil.rmtree(run_in(tmp_path)))
+    during(384, lambda: (run_in(tmp_path) / "config.yml").unlink())
+    code, run = train()
+    assert code == 0
+    assert checks.after_fault(run) == []
+    assert {128, 256, 384, 512} <= set(checks.progress(run))
+
+
 @pytest.mark.parametrize("by", ["nobody", "another run"])
 def test_a_removed_directory(train, during, tmp_path, by, capsys):
     def remove():
