@@ -50,8 +50,9 @@ class EventFiles(TensorBoardOutputFormat):
     def renew(self) -> None:
         """Gives the file up; the next row begins another."""
         writer, self.writer = self.writer, None
-        with suppress(OSError):
-            writer.close()
+        if writer is not None:
+            with suppress(OSError):
+                writer.close()
 
     def _open(self, purge_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter

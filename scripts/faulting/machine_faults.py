@@ -76,7 +76,7 @@ def removed(place: Path) -> Befallen:
     """Somebody tidies up."""
     run = _begun(place, EVALUATED)
     directory = run.run
-    shutil.rmtree(directory)
+    shutil.rmtree(directory, ignore_errors=True)  # the run may be making it anew already
     run.ends(0, says=[f"{directory} was removed"])
     run.look()
     _look_for_rows(run)
@@ -89,10 +89,12 @@ def taken(place: Path) -> Befallen:
     """Somebody tidies up and begins another run, which gets the name that has become free."""
     run = _begun(place)
     directory = run.run
-    shutil.rmtree(directory)
-    directory.mkdir()
-    (directory / ".lock").touch()
-    (directory / SAVED).write_text("another's")
+    other = place / "other"  # whole before it is seen: the run looks at every rollout
+    other.mkdir()
+    (other / ".lock").touch()
+    (other / SAVED).write_text("another's")
+    directory.rename(place / "gone")
+    other.rename(directory)
     run.ends(1, says=["another run has taken its place"])
     if sorted(path.name for path in directory.iterdir()) != [".lock", SAVED]:
         run.wrong.append("it wrote into the directory of another run")

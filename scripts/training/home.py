@@ -10,6 +10,7 @@ from typing import TextIO
 from common.failures import TRAINING, Failure
 from common.files import tolerated
 from common.lock import LOCK, locked
+from common.run_directory import CONFIG, PROGRESS
 
 from npg.errors import ConfigurationError
 
@@ -50,6 +51,10 @@ class Home:
                 "and leaves it alone",
                 TRAINING,
             )
+        # Whoever was still removing when the directory was made anew has removed from that, too.
+        if not all((self.directory / name).exists() for name in (CONFIG, PROGRESS)):
+            with tolerated(self.directory):
+                self._fill()
 
     def _make(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -63,5 +68,8 @@ class Home:
             "the run",
             stacklevel=2,
         )
+        self._fill()
+
+    def _fill(self) -> None:
         for write in self.contents:
             write()

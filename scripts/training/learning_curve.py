@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from common import picture
+from common.files import tolerated
 from common.picture import BLUE, GREY, INK
+from matplotlib.figure import Figure
 
 from training.run_directory import PLOT, read_evaluations, read_progress
 
 
 def draw(directory: Path, agent: str, env: str, seed: int) -> None:
-    """Draws learning_curve.png from progress.csv and evaluations.npz.
+    """Draws learning_curve.png from progress.csv and evaluations.npz, if it can be written.
 
     Args:
         directory: Of the run.
@@ -17,6 +19,11 @@ def draw(directory: Path, agent: str, env: str, seed: int) -> None:
         env: For the title.
         seed: For the title.
     """
+    with tolerated(directory / PLOT):
+        picture.save(_drawn(directory, agent, env, seed), directory / PLOT)
+
+
+def _drawn(directory: Path, agent: str, env: str, seed: int) -> Figure:
     figure = picture.figure(8, 4.5)
     axes = figure.add_subplot()
     picture.style(axes, "environment steps", "return of an episode")
@@ -47,7 +54,7 @@ def draw(directory: Path, agent: str, env: str, seed: int) -> None:
     if axes.has_data():
         axes.legend(frameon=False, fontsize=9, labelcolor=INK)
 
-    picture.save(figure, directory / PLOT)
+    return figure
 
 
 def _training_returns(directory: Path) -> tuple[list[int], list[float]]:

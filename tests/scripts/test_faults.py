@@ -153,8 +153,12 @@ def test_a_hanging_environment_ends_the_process_and_the_run_goes_on(train, monke
 # -------------------------------------------------------------------------------------- the disk
 
 
-def test_a_disk_that_is_full_for_a_while_loses_nothing(train, during, full_disk, capsys):
+def test_a_disk_that_is_full_for_a_while_loses_nothing(
+    train, during, full_disk, monkeypatch, capsys
+):
     full_disk.names = {"last_model.zip", "best_model.zip", "evaluations.npz", "progress.csv"}
+    full_disk.names |= {"learning_curve.png"}
+    monkeypatch.setattr(callbacks, "SECONDS_BETWEEN_PLOTS", 0.0)
     during(384, lambda: setattr(full_disk, "on", False))
     full_disk.on = False
     during(128, lambda: setattr(full_disk, "on", True))
@@ -190,6 +194,16 @@ def test_a_best_checkpoint_that_could_not_be_written_does_not_count(train, full_
     full_disk.on = False
     assert resume(run, 640) == 0  # whatever the evaluation says, it is the best there is
     assert TRPO.load(run / "best_model.zip").num_timesteps > 512
+
+
+def test_what_is_removed_once_more_is_written_once_more(train, during, tmp_path):
+    """Somebody was not done with removing when the directory was made anew."""
+    during(256, lambda: shutil.rmtree(run_in(tmp_path)))
+    during(384, lambda: (run_in(tmp_path) / "config.yml").unlink())
+    code, run = train()
+    assert code == 0
+    assert checks.after_fault(run) == []
+    assert {128, 256, 384, 512} <= set(checks.progress(run))
 
 
 @pytest.mark.parametrize("by", ["nobody", "another run"])
