@@ -25,6 +25,7 @@ _ENVIRONMENTS = {
 # anybody else's may remember something.
 _WRAPPERS: dict[str, set[str]] = {
     "gymnasium.wrappers.common.TimeLimit": {"_elapsed_steps"},
+    "rl_zoo3.gym_patches.PatchedTimeLimit": {"_elapsed_steps"},  # instead, where it was imported
     "gymnasium.wrappers.common.OrderEnforcing": {"_has_reset"},
     "gymnasium.wrappers.common.RecordEpisodeStatistics": {
         *("episode_count", "episode_returns", "episode_lengths"),

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -55,6 +56,8 @@ class ProgressFile(KVWriter):
         new = [name for name in row if name not in self._names]
         self._names += new
         with tolerated(self.path):
+            if self._displaced():
+                raise OSError("it was removed, or another run's is there")
             if new or self._torn:
                 self.renew()
             else:
@@ -73,6 +76,17 @@ class ProgressFile(KVWriter):
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+    def _displaced(self) -> bool:
+        """Whether the path leads here no more: another run may have taken the directory's name.
+
+        Rows then wait until :meth:`renew` is called by whoever knows that the directory is ours.
+        """
+        try:
+            there = self.path.stat()
+        except FileNotFoundError:
+            return True
+        return not os.path.samestat(there, os.fstat(self._file.fileno()))
 
     def _open(self) -> None:
         # Without a buffer, which would keep what could not be written, and fail again when closed.

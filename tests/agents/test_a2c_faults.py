@@ -114,7 +114,8 @@ def test_training_goes_on_bit_for_bit_after_a_checkpoint(kwargs, rms_prop, tmp_p
     model.save(tmp_path / "model")
     ends = []
     for _ in range(2):
-        loaded = A2C.load(tmp_path / "model", env=vector_env(lambda: Toy(VECTOR, BOX), 3))
+        env = vector_env(lambda: Toy(VECTOR, BOX), 3)
+        loaded = A2C.load(tmp_path / "model", env=env, trust=True)  # our own extractor
         assert same(parameters(model), parameters(loaded))
         assert equal_states(
             model.policy.optimizer.state_dict(), loaded.policy.optimizer.state_dict()
@@ -123,7 +124,7 @@ def test_training_goes_on_bit_for_bit_after_a_checkpoint(kwargs, rms_prop, tmp_p
         ends.append(parameters(loaded.learn(60, reset_num_timesteps=False)))
         assert loaded._n_updates == 8
     # The agent that was never saved, given the generators of the file and a fresh episode.
-    A2C.load(tmp_path / "model")
+    A2C.load(tmp_path / "model", trust=True)
     model.set_env(vector_env(lambda: Toy(VECTOR, BOX), 3))
     model.env.seed(5)
     model.learn(60, reset_num_timesteps=False)

@@ -34,22 +34,33 @@ def model_of(agent, count: int = 2, policy_kwargs=None, **settings):
 
 
 class Evaluating(BaseCallback):
-    """What the policy answers between rollouts, for one observation and for one an environment."""
+    """What the policy answers at both ends of a rollout, for one observation and for several.
+
+    The first end is after its first step: Stable-Baselines3 draws matrices before it tells of a
+    rollout, we afterwards.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.answers: list[np.ndarray] = []
+        self.began = False
 
     def _on_rollout_start(self) -> None:
+        self.began = True
+
+    def _answer(self) -> None:
         for rows in (1, self.model.n_envs):
             for deterministic in (False, True):
                 answer, _ = self.model.predict(some_observations(rows), deterministic=deterministic)
                 self.answers.append(answer)
 
     def _on_rollout_end(self) -> None:
-        self._on_rollout_start()
+        self._answer()
 
     def _on_step(self) -> bool:
+        if self.began:
+            self.began = False
+            self._answer()
         return True
 
 

@@ -121,3 +121,21 @@ def test_only_what_the_system_refuses_is_tolerated(path):
         raise ZeroDivisionError
     with pytest.warns(UserWarning, match="goes on, and tries again"), tolerated(path):
         io.open(path.parent)  # noqa: SIM115, UP020 - a directory
+
+
+def test_nothing_is_written_where_another_run_has_taken_the_name(path):
+    directory, gone = path.parent / "run", path.parent / "gone"
+    directory.mkdir()
+    file = ProgressFile(directory / "progress.csv", STEPS, None)
+    log(file, 1, loss=0.5)
+    directory.rename(gone)
+    directory.mkdir()
+    for there in (False, True):
+        if there:
+            file.path.write_text("another's")
+        with pytest.warns(UserWarning, match="another run's"):
+            log(file, 2, loss=0.4, **{f"new {there}": 1})
+    assert file.path.read_text() == "another's"
+    file.path.unlink()
+    file.renew()  # the directory is ours after all
+    assert [row[STEPS] for row in read(file.path)] == ["1", "2", "2"]
