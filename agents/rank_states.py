@@ -54,10 +54,10 @@ def of_this_rank(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     if len(everyone) == ranks.count() > 1:
         part: dict[str, Any] = everyone[ranks.index()]
         return part
-    if not everyone and ranks.count() == 1:
+    if not everyone and (ranks.count() == 1 or "state" not in saved):
         return {"environments": saved}
-    trained, now = (_number(n) for n in (max(1, len(everyone)), ranks.count()))
-    return {"environments": {"reason": f"the checkpoint is of {trained}, and there is {now}"}}
+    reason = f"the checkpoint is of {_number(max(1, len(everyone)))}, and this is a run of "
+    return {"environments": {"reason": reason + _number(ranks.count())}}
 
 
 def restore_generators(model: "OnPolicy", part: Mapping[str, Any]) -> None:

@@ -242,8 +242,8 @@ class Checkpoints(BaseCallback):
         Returns:
             What is saved, and how to go on.
         """
-        if not self.ranks.is_main:
-            return "rank 0 has the checkpoint"
+        if self.ranks.size > 1:  # only together could they save where all their environments are
+            return self._left() if self.ranks.is_main else "the first rank has the checkpoint"
         saved = not self._collecting and self._saved_at == self.model.num_timesteps
         if self._began_at is None or saved:
             return self._left()
