@@ -23,6 +23,7 @@ from agents.on_policy import OnPolicy
 from agents.over_ranks import average_gradients
 from agents.plain_actor_critic import Losses
 from agents.rollout import Batch, batch, standardised
+from npg import ranks
 from npg.errors import ConfigurationError
 
 
@@ -59,7 +60,7 @@ class ActorCritic(OnPolicy):
         if not callable(self.learning_rate):
             check_not_negative(learning_rate=self.learning_rate)
         if self.normalize_advantage and self.env is not None:
-            check_samples_to_normalise(self.n_steps, self.env.num_envs)
+            check_samples_to_normalise(self.n_steps, self.env.num_envs * ranks.count())
 
     def train(self) -> None:
         """Takes one step from the rollout.

@@ -11,6 +11,8 @@ from agents.named_optimizers import check_name, fed_with_gradients, protocol_of
 from agents.plain_actor_critic import Losses, PlainActorCritic, plain_actor_critic
 from agents.plain_steps import PlainStep, plain_step
 from agents.rollout import Batch
+from npg import ranks
+from npg.errors import ConfigurationError
 
 
 class FirstOrder(ActorCritic):
@@ -41,6 +43,11 @@ class FirstOrder(ActorCritic):
         if self.optimizer is not None:
             rate = self.lr_schedule(1.0)
             self.policy.optimizer = fed_with_gradients(self.optimizer, self.policy, rate)
+        if ranks.count() > 1 and protocol_of(self.policy.optimizer) == "hessian":
+            raise ConfigurationError(
+                f"optimizer={self.optimizer!r} probes the Hessian of one rank's samples, and there "
+                f"are {ranks.count()} ranks of torch.distributed: take another optimizer"
+            )
 
     def _prepare(self, rows: int) -> None:
         """Finds out how passes of so many samples are made, and the steps after them.

@@ -32,6 +32,7 @@ class Minibatches:
     ) -> None:
         self.rollout, self.space, self.batch_size = rollout, space, batch_size
         ours = isinstance(rollout, (Rollout, DictRollout)) and not rollout.generator_ready
+        ours = not ranks.any_rank(not ours)  # a callback may have looked at one of them
         self.samples = batch(rollout, space, device) if ours else None
 
     def epoch(self) -> Iterator[Batch]:

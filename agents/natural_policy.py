@@ -99,9 +99,10 @@ class NaturalPolicyGradient(OnPolicy):
         if self.env is None:
             return
         if self.normalize_advantage:
-            check_samples_to_normalise(self.n_steps, self.env.num_envs)
+            check_samples_to_normalise(self.n_steps, self.env.num_envs * ranks.count())
         if self.critic == "adam":
-            warn_of_truncated_batches(self.batch_size, self.n_steps, self.env.num_envs)
+            environments = self.env.num_envs * ranks.count()
+            warn_of_truncated_batches(self.batch_size, self.n_steps, environments)
 
     def _step_rule(self) -> dict[str, Any]:
         """Settings of NaturalGradient that say how far to go, in units of the joint KL.
@@ -175,7 +176,7 @@ class NaturalPolicyGradient(OnPolicy):
             before.restore()
             self.policy.set_training_mode(False)
             raise
-        if not before.finite():
+        if ranks.any_rank(not before.finite()):
             before.restore()
             self._skip("the update left the finite numbers and was undone")
             return

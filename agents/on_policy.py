@@ -97,6 +97,21 @@ class OnPolicy(OneFile):
         self._build_optimizers()
         self._ranks = ranks.count()
 
+    def _check_alike(self) -> None:
+        """Refuses ranks that would not send each other messages of the same size."""
+        assert self.env is not None
+        sizes = {
+            "num_envs": self.env.num_envs,
+            "n_steps": self.n_steps,
+            "batch_size": getattr(self, "batch_size", 0),
+            "number of parameters": sum(p.numel() for p in self.policy.parameters()),
+        }
+        if ranks.any_rank(ranks.averages(sizes.values()) != [float(n) for n in sizes.values()]):
+            raise ConfigurationError(
+                f"all ranks of torch.distributed must have the same sizes; this one has {sizes}. "
+                "with npg.ranks.alone() each trains for itself"
+            )
+
     def _build_optimizers(self) -> None:
         """Makes what ``train`` needs; called whenever the policy is made anew."""
 
@@ -146,6 +161,7 @@ class OnPolicy(OneFile):
                 f"the agent was made for {self._ranks} ranks of torch.distributed, and there are "
                 f"{ranks.count()}: join the process group first, and make or load the agent then"
             )
+        self._check_alike()
         begin_alike(self)
         normaliser = self.get_vec_normalize_env()
         several = ranks.count() > 1 and normaliser is not None

@@ -66,12 +66,14 @@ class CommonStatistics:
     """
 
     def __init__(self, normaliser: VecNormalize) -> None:
-        self.statistics = list(_statistics(normaliser))
-        for own in self.statistics:
-            common = [torch.tensor(value, dtype=torch.float64) for value in vars(own).values()]
-            ranks.share_(common)
-            own.mean, own.var, own.count = common[0].numpy(), common[1].numpy(), float(common[2])
-        self.before = [(s.mean, s.var, s.count) for s in self.statistics]
+        self.normaliser = normaliser
+        self.before = []
+        for own in _statistics(normaliser):
+            values = (own.mean, own.var, own.count)
+            mean, var, count = (torch.tensor(value, dtype=torch.float64) for value in values)
+            ranks.share_([mean, var, count])
+            own.mean, own.var, own.count = mean.numpy(), var.numpy(), float(count)
+            self.before.append((own.mean, own.var, own.count))
 
     def merge(self) -> None:
         """Adds up what every rank saw since the last time.
@@ -79,7 +81,7 @@ class CommonStatistics:
         With deviations from the mean μ₀ of that time, sums of x − μ₀ and (x − μ₀)² add up.
         """
         for i, (own, (mean, var, count)) in enumerate(
-            zip(self.statistics, self.before, strict=True)
+            zip(_statistics(self.normaliser), self.before, strict=True)
         ):
             away = own.mean - mean
             new = np.stack(

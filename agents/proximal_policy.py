@@ -67,7 +67,8 @@ class ProximalPolicy(FirstOrder):
                 f"{self.batch_size}; or give normalize_advantage=False"
             )
         if self.env is not None:
-            warn_of_truncated_batches(self.batch_size, self.n_steps, self.env.num_envs)
+            environments = self.env.num_envs * ranks.count()
+            warn_of_truncated_batches(self.batch_size, self.n_steps, environments)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -115,7 +116,7 @@ class ProximalPolicy(FirstOrder):
                 self._step()
             self._n_updates += 1
             if epochs[-1] and self._too_far(epochs[-1][-1]):
-                if self.verbose >= 1:
+                if self.verbose >= 1 and ranks.index() == 0:
                     kl = epochs[-1][-1].kl
                     print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
                 break

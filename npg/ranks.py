@@ -6,7 +6,9 @@ they differ, every rank counts alike, as in DistributedDataParallel. All of thes
 every rank has to call them, in the same order, and every one gets the same bits back.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.distributed
@@ -14,9 +16,30 @@ from torch import Tensor
 
 from npg.errors import NumericalError
 
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Lets this process be its own, though a process group is there.
+
+    Agents train together wherever there is a group. For one of them to be trained on one rank, or
+    another one on each, make it and call ``learn`` inside of this.
+
+    Yields:
+        Nothing.
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
 
 def count() -> int:
     """Number of ranks; 1 where there is no process group."""
+    if _ALONE.get():
+        return 1
     joined = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if joined else 1
 
@@ -147,7 +170,8 @@ def mean_loss(loss: Tensor) -> Tensor:
     mean = loss.detach().clone()
     average_([mean])
     with torch.enable_grad():
-        return mean + (loss - loss.detach())  # the same bits on every rank
+        # The same bits on every rank: the difference is zero, also where the loss is infinite.
+        return mean + torch.nan_to_num(loss - loss.detach())
 
 
 def share_(tensors: Iterable[Tensor]) -> None:

@@ -8,9 +8,6 @@
 Ctrl-C and SIGTERM end a run after the update under way, and --resume goes on from there; a second
 one ends it at once, and --resume goes on from the last checkpoint.
 
-Ctrl-C and SIGTERM end a run after the update under way, and --resume goes on from there; a second
-one ends it at once, and --resume goes on from the last checkpoint.
-
 Exit codes: 0 finished, 1 the training failed, 2 the configuration cannot work, 128 + n stopped by
 signal n (130 is Ctrl-C).
 """
@@ -24,9 +21,10 @@ from functools import partial
 from common.failures import Failure, configuration_errors, plain_warnings, training_errors
 from common.interrupts import Interrupts
 from common.ranks import join, launched
-from common.restarts import restartable, restarted
+from common.restarts import forget, remember, restarted
 from stable_baselines3.common.callbacks import BaseCallback
 from training import callbacks, command_line, report, session
+from training.checkpoints import Checkpoints
 from training.home import Home
 from training.progress import ProgressBar
 from training.watchdog import Watchdog
@@ -38,13 +36,21 @@ def main(argv: Sequence[str]) -> int:
     verbose = 0
     try:
         with launched().one_voice(), configuration_errors():
-            agent, options = command_line.parse(restarted(argv))
-            verbose = options.verbose
+            agent, options = command_line.parse(argv)
+            track_dir, verbose = options.track_dir, options.verbose
         with join(options.device) as ranks:
             with configuration_errors():
+                words = ranks.shared(restarted(argv, track_dir) if ranks.is_main else [])
+                if words != list(argv):
+                    agent, options = command_line.parse(words)
                 run = session.start(agent, options, ranks)
-            with run.held, restartable(run.directory):
-                return train(run)
+                if ranks.is_main:
+                    remember(run.directory, track_dir)
+            with run.held:
+                code = train(run)
+            if ranks.is_main and code == 0:
+                forget(track_dir)
+            return code
     except Failure as failure:
         if verbose >= 2:
             raise
@@ -82,7 +88,7 @@ def train(run: session.Run) -> int:
     with Interrupts() as interrupts:
         command = report.go_on_command(run)
         every = options.save_freq
-        checkpoints = callbacks.Checkpoints(home, every, interrupts, command, run.ranks)
+        checkpoints = Checkpoints(home, every, interrupts, command, run.ranks)
         checkpoints.init_callback(run.model)
         watchdog = Watchdog(options.env_timeout, home, options.env, checkpoints.rescue)
         beside: list[BaseCallback] = [evaluations, checkpoints, watchdog]
@@ -117,7 +123,7 @@ def follow(run: session.Run) -> int:
     options, home = run.options, Home(run.directory, None, run.held)
     with Interrupts() as interrupts:
         every = options.save_freq
-        checkpoints = callbacks.Checkpoints(home, every, interrupts, "", run.ranks)
+        checkpoints = Checkpoints(home, every, interrupts, "", run.ranks)
         checkpoints.init_callback(run.model)
         watchdog = Watchdog(options.env_timeout, home, options.env, checkpoints.rescue)
         with training_errors(checkpoints.rescue), watchdog:

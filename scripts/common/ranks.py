@@ -121,6 +121,8 @@ def join(device: str = "auto") -> Iterator[Ranks]:
     if not ranks.is_main:
         warnings.simplefilter("ignore")  # rank 0 gives the same ones
     store, rank, size = next(dist.rendezvous("env://"))
+    # torchrun's store outlives a restart, and the addresses of processes that are gone are in it.
+    store = dist.PrefixStore(f"npg/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:

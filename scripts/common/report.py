@@ -12,11 +12,21 @@ from rich.console import Console
 from common import ROOT
 
 
-def command(script: str, *words: object) -> str:
-    """Returns a command that can be pasted, with the interpreter that is running."""
-    return shlex.join(
-        [_program("python"), os.path.relpath(ROOT / "scripts" / script), *map(str, words)]
-    )
+def command(script: str, *words: object, processes: int = 1) -> str:
+    """Returns a command that can be pasted, with the interpreter that is running.
+
+    Args:
+        script: Its name.
+        *words: Its arguments.
+        processes: How many torchrun is to start; 1 is a process without it.
+
+    Returns:
+        The command.
+    """
+    program = [_program("python")]
+    if processes > 1:
+        program = [_program("torchrun"), "--nproc-per-node", str(processes)]
+    return shlex.join([*program, os.path.relpath(ROOT / "scripts" / script), *map(str, words)])
 
 
 def tensorboard(directory: Path) -> str:

@@ -71,7 +71,7 @@ class Options(Generic[Arguments]):
     """Environment steps, summed over the environments; rounded up to whole rollouts or
     populations."""
     num_envs: int = 1
-    """Environments that are stepped together."""
+    """Environments that are stepped together; of every rank where torchrun starts several."""
     seed: int = 0
     """Fixes networks, environments, exploration and evaluations."""
     backend: Literal["auto", "gymnasium", "envpool"] = "auto"

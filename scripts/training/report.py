@@ -25,7 +25,8 @@ def print_summary(run: Run, evaluations: Evaluations, seconds: float) -> None:
 
 def go_on_command(run: Run) -> str:
     """Returns the command that goes on with a run."""
-    return command("train.py", run.agent, "--resume", run.directory)
+    size = run.ranks.size
+    return command("train.py", run.agent, "--resume", run.directory, processes=size)
 
 
 def print_interrupted(run: Run) -> None:

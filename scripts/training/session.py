@@ -124,7 +124,7 @@ def _new_model(agent: str, options: Options, env: VecEnv) -> OnPolicyAlgorithm:
 def _continued(agent: str, options: Options, env: VecEnv, ranks: Ranks) -> OnPolicyAlgorithm:
     """The agent of the run to resume: as its checkpoint has it, or new if there was none yet.
 
-    The first rank reads the file, so that the others need not see its disk.
+    The first rank reads the file: no other may find one that is older or younger.
     """
     assert options.resume is not None
     last, content = options.resume / run_directory.LAST, b""
@@ -145,7 +145,8 @@ def _continued(agent: str, options: Options, env: VecEnv, ranks: Ranks) -> OnPol
         )
     reason = model.restore_environments()
     if reason:
-        print(f"note: episodes begin anew, since {reason}", file=sys.stderr)
+        if ranks.is_main:
+            print(f"note: episodes begin anew, since {reason}", file=sys.stderr)
         # Loading seeds the environments as at the start of the run: they would repeat its episodes.
         first = seeds.derived(options.seed, seeds.TRAINING, done)
         model.get_env().seed(first + ranks.rank * options.num_envs)

@@ -7,6 +7,7 @@ import torch
 from agents import A2C, ACKTR, ES, NPG, PPO, REINFORCE, TRPO
 from envs import LeanVecNormalize
 from npg import ranks
+from npg.errors import ConfigurationError
 from npg.likelihoods import families
 from tests.agents.helpers import BOX, DISCRETE, VECTOR, SharedMlp, Toy, small, vector_env
 from tests.agents.rollouts import Silent
@@ -96,7 +97,23 @@ def _process(rank: int) -> dict:
         for name in VARIANTS:
             found[name] = update(name, rank * ENVS // 2, ENVS // 2)[1:]
     found["learnt"] = learnt(rank)
+    found["refused"] = refused(rank)
+    with ranks.alone():
+        found["alone"] = update("trpo gauss-newton", 0, ENVS)[1] if rank == 0 else None
     return found
+
+
+def refused(rank: int) -> list[str]:
+    """What ranks say that cannot train together."""
+    said = []
+    for make in (
+        lambda: small(TRPO, vector_env(lambda: Toy(VECTOR, BOX), 1 + rank)).learn(100),
+        lambda: small(A2C, vector_env(lambda: Toy(VECTOR, BOX), 2), optimizer="adahessian"),
+    ):
+        with pytest.raises(ConfigurationError) as error:
+            make()
+        said.append(str(error.value))
+    return said
 
 
 def learnt(rank: int) -> dict:
@@ -150,6 +167,19 @@ def test_ranks_learn_as_one(agent, results):
     assert torch.equal(first["mean"], second["mean"])
     assert first["seen"] == second["seen"]
     assert not torch.equal(first["first"], second["first"]), "environments differ"
+
+
+def test_what_ranks_cannot_do_together_is_refused_by_all(results):
+    for found in results:
+        sizes, optimizer = found["refused"]
+        assert "the same sizes; this one has {'num_envs': " in sizes
+        assert "optimizer='adahessian'" in optimizer
+
+
+def test_one_rank_can_train_for_itself(results, monkeypatch):
+    labels_alike(monkeypatch)
+    _, after, _ = update("trpo gauss-newton", 0, ENVS)
+    assert torch.equal(results[0]["alone"], after)
 
 
 def test_alone_nothing_is_sent():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
 from train import main
-from training.callbacks import Checkpoints
+from training.checkpoints import Checkpoints
 
 from agents import TRPO
 from npg import checkpoints

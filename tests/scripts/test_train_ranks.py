@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
@@ -9,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from common.restarts import restarted
+import train
+from common import restarts
+from common.restarts import forget, remember, restarted
 from common.run_directory import read_progress
-from train import main
-from training import callbacks
+from training.checkpoints import Checkpoints
 
 from npg import checkpoints
 from tests.processes import as_torchrun_starts
@@ -20,6 +24,7 @@ from tests.processes import as_torchrun_starts
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch was built without it"
 )
+ROOT = Path(__file__).parents[2]
 SHORT = ["--env", "Pendulum-v1", "--num-envs", "2", "--eval-freq", "400", "--eval-episodes", "1"]
 # 2 ranks with 2 environments: rollouts of 256 and 80 samples.
 RUNS = {
@@ -37,7 +42,7 @@ def words(agent: str) -> list[str]:
 def _at_second_rollout(rank: int, act):
     """Checkpoints whose second rollout ends on rank 1 with something else."""
 
-    class Disturbed(callbacks.Checkpoints):
+    class Disturbed(Checkpoints):
         rollouts = 0
 
         def _on_rollout_end(self) -> None:
@@ -54,14 +59,14 @@ def _fail():
 
 
 def _process(rank: int, ports: list[int], folder: Path) -> dict:
-    found, kind = {}, callbacks.Checkpoints
+    found = {}
 
     def run(name, *arguments):
         os.environ["MASTER_PORT"] = str(ports.pop())
         error, output = StringIO(), StringIO()
         with redirect_stderr(error), redirect_stdout(output):
             try:
-                code = main([*arguments, "--no-progress-bar"])
+                code = train.main([*arguments, "--no-progress-bar"])
             except SystemExit as end:
                 code = f"ended {end.code}"
             except ZeroDivisionError as raised:
@@ -71,12 +76,12 @@ def _process(rank: int, ports: list[int], folder: Path) -> dict:
     for agent in RUNS:
         run(f"{agent} whole", *words(agent), "--track-dir", str(folder / agent / "whole"))
         interrupt = partial(signal.raise_signal, signal.SIGTERM)
-        callbacks.Checkpoints = _at_second_rollout(rank, interrupt)
+        train.Checkpoints = _at_second_rollout(rank, interrupt)
         run(f"{agent} broken", *words(agent), "--track-dir", str(folder / agent / "broken"))
-        callbacks.Checkpoints = kind
+        train.Checkpoints = Checkpoints
         torch.manual_seed(99 + rank)
         run(f"{agent} resumed", agent, "--resume", str(next((folder / agent / "broken").iterdir())))
-    callbacks.Checkpoints = _at_second_rollout(rank, _fail)
+    train.Checkpoints = _at_second_rollout(rank, _fail)
     run("failed", *words("trpo"), "--track-dir", str(folder / "failed"))
     return found
 
@@ -127,13 +132,49 @@ def test_the_rank_that_fails_says_why_all_end(ranks):
 
 
 def test_restarted_processes_go_on_with_their_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    asked, run, track_dir = ["trpo", "--env", "Pendulum-v1"], tmp_path / "run", tmp_path / "runs"
+    assert restarted(asked, track_dir) == asked
+    remember(run, track_dir)
+    assert not track_dir.exists(), "torchrun is not there"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job/1")
+    assert restarted(asked, track_dir) == asked, "nothing was begun"
+    remember(run, track_dir)
+    resumed = ["trpo", "--resume", str(run)]
+    # The same torchrun, with another number of machines: it does not count that as a restart.
+    assert restarted(asked, track_dir) == resumed
+    monkeypatch.setattr(restarts, "_agent", lambda: "another machine")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    asked = ["trpo", "--env", "Pendulum-v1"]
-    assert restarted(asked) == asked, "nothing was begun"
-    marker = tmp_path / f"npg-run-of-{os.getuid()}-job-1"
-    marker.write_text("runs/trpo_1")
-    assert restarted(asked) == ["trpo", "--resume", "runs/trpo_1"]
+    assert restarted(asked, track_dir) == resumed
+    assert restarted([*asked, "--resume=x"], track_dir) == [*asked, "--resume=x"]
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    assert restarted(asked) == asked
+    assert restarted(asked, track_dir) == asked, "an earlier job had the same name"
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert restarted(asked, track_dir) == asked, "which is forgotten"
+    remember(run, track_dir)
+    forget(track_dir)
+    assert not list(track_dir.iterdir())
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(tmp_path):
+    words = ["trpo", *SHORT, "--n-steps", "64", "--total-timesteps", "50000", "--save-freq", "512"]
+    words += ["--no-progress-bar", "--track-dir", str(tmp_path)]
+    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    with subprocess.Popen(
+        [*program, "--max-restarts", "1", str(ROOT / "scripts" / "train.py"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as torchrun:
+        while not list(tmp_path.glob("*/last_model.zip")) and torchrun.poll() is None:
+            time.sleep(0.1)
+        time.sleep(1)
+        workers = subprocess.check_output(["pgrep", "-P", str(torchrun.pid)], text=True).split()
+        os.kill(int(workers[-1]), signal.SIGKILL)
+        output, _ = torchrun.communicate(timeout=300)
+    assert torchrun.returncode == 0, output
+    assert "anew" not in output
+    (run,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    steps = [int(row["time/total_timesteps"] or 0) for row in read_progress(run)]
+    assert max(steps) >= 50_000
+    assert not list(tmp_path.glob(".torchrun-*"))
