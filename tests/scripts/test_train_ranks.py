@@ -157,7 +157,7 @@ def test_restarted_processes_go_on_with_their_run(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(tmp_path):
-    words = ["trpo", *SHORT, "--n-steps", "64", "--total-timesteps", "50000", "--save-freq", "512"]
+    words = ["trpo", *SHORT, "--n-steps", "64", "--total-timesteps", "15000", "--save-freq", "512"]
     words += ["--no-progress-bar", "--track-dir", str(tmp_path)]
     program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     with subprocess.Popen(
@@ -176,5 +176,5 @@ def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(tmp_path):
     assert "anew" not in output
     (run,) = (path for path in tmp_path.iterdir() if path.is_dir())
     steps = [int(row["time/total_timesteps"] or 0) for row in read_progress(run)]
-    assert max(steps) >= 50_000
+    assert max(steps) >= 15_000
     assert not list(tmp_path.glob(".torchrun-*"))
