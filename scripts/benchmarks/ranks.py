@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+import warnings
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -103,6 +104,7 @@ def _joined(rank: int, size: int, port: int, work: Any, case: Any, answers: Any)
     if rank == 0:
         answers.put(found)
     if size > 1:
+        torch.distributed.barrier()  # gloo's threads do not bear that the other side goes first
         torch.distributed.destroy_process_group()
 
 
@@ -110,7 +112,9 @@ def _train(rank: int, size: int, case: Case) -> list[float]:
     """Seconds of the updates, and how many reductions of how many numbers they needed."""
     num_envs, n_steps = case.alone if size == 1 else case.each
     env = make(ENV, num_envs=num_envs, seed=rank * num_envs)
-    model = case.agent("MlpPolicy", env, n_steps=n_steps, seed=0, device="cpu", **case.settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of units that are the same on both sides
+        model = case.agent("MlpPolicy", env, n_steps=n_steps, seed=0, device="cpu", **case.settings)
     steps = num_envs * n_steps * size
     model.learn(steps)
     said = [0, 0]
