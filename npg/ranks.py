@@ -64,8 +64,9 @@ def average_(tensors: Sequence[Tensor], weight: float = 1.0) -> None:
         return
     with torch.no_grad():
         flat = torch.cat([t.reshape(-1) for t in tensors])
-        flat.mul_(weight / count()) if weight else flat.zero_()  # of no samples means are NaN
-        pieces = summed(flat).split([t.numel() for t in tensors])
+        flat.mul_(weight) if weight else flat.zero_()  # of no samples means are NaN
+        # Divided at the end, so that the mean of equal whole numbers is this number.
+        pieces = (summed(flat) / count()).split([t.numel() for t in tensors])
         for tensor, piece in zip(tensors, pieces, strict=True):
             tensor.copy_(piece.view_as(tensor))
 

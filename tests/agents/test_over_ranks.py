@@ -189,3 +189,12 @@ def test_alone_nothing_is_sent():
     assert torch.equal(tensor, kept)
     assert ranks.averages([1.0, 2.0]) == [1.0, 2.0]
     assert not ranks.any_rank(False)
+
+
+def test_the_mean_of_equal_numbers_is_that_number(monkeypatch):
+    """Sizes are compared by it, with any number of ranks."""
+    monkeypatch.setattr(ranks, "summed", lambda tensor: tensor * ranks.count())
+    numbers = [float(n) for n in range(2000)]
+    for count in range(2, 100):
+        monkeypatch.setattr(ranks, "count", lambda count=count: count)
+        assert ranks.averages(numbers) == numbers
