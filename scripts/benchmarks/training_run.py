@@ -6,12 +6,14 @@ library, environment and seed that has no file yet.
 
 import argparse
 import dataclasses
+import inspect
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import sb3_contrib
 import torch
 from common.files import replacing
 from comparison import agent_run
@@ -23,6 +25,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 # What is trained: the agent's name in compare.py, and the preset file.
 LIBRARIES = {
     "npg": ("trpo", "trpo.yml"),
+    # Ours with the trust region of rl-zoo's preset in place of our preset's.
+    "npg-equal-region": ("trpo", "trpo.yml"),
     "sb3-contrib": ("sb3-contrib:trpo", "rl_zoo_trpo.yml"),
     # The peer with what our preset changes in rl-zoo's.
     "sb3-contrib-retuned": ("sb3-contrib:trpo", "rl_zoo_trpo.yml"),
@@ -33,6 +37,8 @@ LIBRARIES = {
 # What the peer has no argument for.
 OURS_ALONE = ("critic", "kl_annealing", "kl_reduction", "step_norm")
 
+PEER_TARGET_KL = inspect.signature(sb3_contrib.TRPO).parameters["target_kl"].default
+
 # Environment steps between points of a curve: A2C has a rollout every five steps.
 CURVE_STEPS = 500
 
@@ -41,15 +47,24 @@ def preset(library: str, env_id: str, overrides: dict[str, Any]) -> Preset:
     """Reads a library's settings for an environment."""
     name, file = LIBRARIES[library]
     settings = preset_for(find(name), env_id, file)
+    if library == "npg-equal-region":
+        theirs = preset("sb3-contrib", env_id, {}).arguments
+        target = theirs.get("target_kl", PEER_TARGET_KL) * _action_dimensions(env_id)
+        overrides = {"target_kl": target, **overrides}
     if library != "sb3-contrib-retuned":
         return dataclasses.replace(settings, arguments={**settings.arguments, **overrides})
     ours = preset("npg", env_id, overrides)
     changed = {name: value for name, value in ours.arguments.items() if name not in OURS_ALONE}
-    with gym.make(env_id) as env:
-        dimensions = env.action_space.shape[0]
+    dimensions = _action_dimensions(env_id)
     for name in ("target_kl", "cg_damping"):
         changed[name] /= dimensions
     return dataclasses.replace(ours, arguments={**settings.arguments, **changed})
+
+
+def _action_dimensions(env_id: str) -> int:
+    """Over which the peer's KL is a mean, and ours a sum."""
+    with gym.make(env_id) as env:
+        return int(env.action_space.shape[0])
 
 
 def build(library: str, env_id: str, seed: int, overrides: dict[str, Any]) -> BaseAlgorithm:
