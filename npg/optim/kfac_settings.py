@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from npg.errors import ConfigurationError
 
 # The plain loop's rule where nothing is given: a fixed λ, a step of the whole natural gradient,
@@ -76,6 +78,28 @@ def check_choices(
     if eigenbasis and inverse == "block-tridiagonal":
         raise ConfigurationError(
             'eigenbasis=True is for inverse="block-diagonal": the chain has no common eigenbasis'
+        )
+
+
+def check_dtype(dtype: torch.dtype | None, *, plain: bool) -> None:
+    """Refuses what inverses cannot be kept in.
+
+    Args:
+        dtype: As ``inverse_dtype`` of :class:`npg.optim.KFAC`.
+        plain: Whether there is an inverse per factor, and nothing else.
+
+    Raises:
+        ConfigurationError: If it is another than bfloat16, or there are no such inverses.
+    """
+    if dtype not in (None, torch.bfloat16):
+        raise ConfigurationError(
+            "inverse_dtype must be torch.bfloat16, or None for the parameters' own; got "
+            f"{dtype!r}"
+        )
+    if dtype is not None and not plain:
+        raise ConfigurationError(
+            "inverse_dtype is for K-FAC's plain inverse: leave it out with eigenbasis=True and "
+            'with inverse="block-tridiagonal"'
         )
 
 

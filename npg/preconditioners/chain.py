@@ -15,9 +15,9 @@ from npg.preconditioners.kfac import (
     TOLERATED_FAILURES,
     KroneckerInverse,
     Rows,
-    given_gradients,
     on_device_of,
 )
+from npg.preconditioners.kronecker_products import given_gradients
 from npg.preconditioners.tridiagonal import TridiagonalInverse
 from npg.ranks import sum_over_ranks
 

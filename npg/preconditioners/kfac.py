@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from npg.curvature.kronecker import Block, KroneckerFisher, MatrixBlock
-from npg.curvature.kronecker.layers import MatrixLayer
 from npg.errors import NumericalError
 from npg.linalg import empty_flat, split
 from npg.linalg.inverses import positive_inverse
@@ -15,6 +14,7 @@ from npg.linalg.kronecker import factored_damping
 from npg.linalg.symmetric import pack, packed_shape, unpack
 from npg.preconditioners.assignment import Assignment, Shares, inversion_cost
 from npg.preconditioners.base import Preconditioner
+from npg.preconditioners.kronecker_products import given_gradients, narrowed, sandwich
 
 # Rows, signals and number of samples of each batch of one step, see MatrixBlock.
 Rows = list[tuple[Tensor, list[Tensor], int]]
@@ -22,6 +22,8 @@ Rows = list[tuple[Tensor, list[Tensor], int]]
 TOLERATED_FAILURES = 3
 # How inverting a block went: where there is an old inverse, and where there never was one.
 INVERTED, FAILED, NEVER = 1, 2, 3
+# What a block's inverses are kept in: their moments' dtype, or the narrower one that was asked for.
+WHOLE, NARROW = 1, 2
 
 
 class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]]):
@@ -35,6 +37,8 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
         decay: Weight of the past in the moments' running means, see :meth:`update`.
         assignment: Who keeps the inverses that the ranks share out, see
             :class:`npg.preconditioners.assignment.Shares`.
+        dtype: What layers' inverses are kept in, see
+            :func:`npg.preconditioners.kronecker_products.narrowed`. Default: their moments' dtype.
 
     Attributes:
         damping: λ of the inverses in use.
@@ -53,12 +57,14 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
         distributed: bool = False,
         decay: float = 0.95,
         assignment: Assignment = "communication-optimal",
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.blocks = list(blocks)
         costs = [inversion_cost(block.shapes()) for block in self.blocks]
         self.shares = Shares(costs, assignment, distributed=distributed)
         self.decay = decay
         self.distributed = distributed
+        self.dtype = dtype
         self.inverses: list[list[Tensor]] = [[] for _ in self.blocks]
         self.failures = [0] * len(self.blocks)
         self.damping = 0.0
@@ -122,8 +128,14 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
                 fresh[i][j] = inverse
         found = {i: [m for m in new if m is not None] for i, new in enumerate(fresh) if new}
         for i, settled in self._settled(asked, found, climbed, damping).items():
-            self.inverses[i] = settled
+            self.inverses[i] = self._in_dtype(self.blocks[i], settled)
         self.damping = damping
+
+    def _in_dtype(self, block: Block, inverses: list[Tensor]) -> list[Tensor]:
+        """A block's inverses as they are kept."""
+        if self.dtype is None or not inverses or not isinstance(block, MatrixBlock):
+            return inverses
+        return narrowed(inverses, block.moments, self.dtype)
 
     def _inverts(self, block: Block) -> bool:
         """Whether :meth:`refresh` has to invert the block's moments."""
@@ -294,10 +306,10 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
             kind = self.inverses[i][0].dtype if self.inverses[i] else targets[0].dtype
             if all(t.dtype == kind for t in [*given, *targets]):
                 self._solve(i, given, targets)
-            else:  # inverses may be wider than the gradients
-                wide = [g.to(kind) for g in given]
-                solved = [torch.empty_like(g) for g in wide]
-                self._solve(i, wide, solved)
+            else:  # inverses may be wider than the gradients, or narrower
+                cast = [g.to(kind) for g in given]
+                solved = [torch.empty_like(g) for g in cast]
+                self._solve(i, cast, solved)
                 torch._foreach_copy_(targets, solved)
         if self.shares.memory_optimal:
             self.shares.fill(
@@ -313,7 +325,7 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
         if not inverses:
             torch._foreach_copy_(out, list(gradients))
         elif isinstance(block, MatrixBlock):
-            _sandwich(block.layer, inverses, gradients, out)
+            sandwich(block.layer, inverses, gradients, out)
         else:
             (inverse,) = inverses
             flat = torch.cat([g.flatten() for g in gradients])
@@ -333,11 +345,26 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
 
     def _gathered(self) -> list[list[Tensor]]:
         """The inverses of all ranks."""
-        known = [int(self.shares.speaks(i) and bool(own)) for i, own in enumerate(self.inverses)]
-        good = [i for i, there in enumerate(self.shares.summed(known)) if there]
-        found = {i: self.inverses[i] for i in good}
+        known = [self._kept_as(i) if self.shares.speaks(i) else 0 for i in range(len(self.blocks))]
+        kinds = self.shares.summed(known)
+        good = [i for i, kind in enumerate(kinds) if kind]
+        # Nobody else knows which ones are narrow: they travel in the moments' dtype.
+        found = {
+            i: [m.to(like.dtype) for m, like in zip(own, self.blocks[i].moments, strict=False)]
+            for i, own in enumerate(self.inverses)
+        }
         sent = self._sent(good, found, symmetric=True)
-        return [sent.get(i, []) for i in range(len(self.blocks))]
+        return [
+            [m.to(self.dtype) if kinds[i] == NARROW else m for m in sent.get(i, [])]
+            for i in range(len(self.blocks))
+        ]
+
+    def _kept_as(self, i: int) -> int:
+        """0 where a block has no inverse."""
+        own = self.inverses[i]
+        if not own:
+            return 0
+        return NARROW if own[0].dtype == self.dtype != self.blocks[i].moments[0].dtype else WHOLE
 
     def own_state(self) -> dict[str, Any]:
         """The same of what this rank keeps, for itself alone."""
@@ -361,25 +388,6 @@ class KroneckerInverse(Preconditioner[KroneckerFisher, Mapping[Tensor, Tensor]])
         )
 
 
-def _sandwich(
-    layer: MatrixLayer, inverses: list[Tensor], gradients: Sequence[Tensor], out: list[Tensor]
-) -> None:
-    """G⁻¹ V A⁻¹ without a copy of V = [W, b]: its columns go in and come out one by one."""
-    inputs, signals = inverses
-    parts = layer.columns(gradients)
-    widths = [part.shape[-1] for part in parts]
-    half = parts[0].new_empty(*parts[0].shape[:-1], inputs.shape[-1])
-    for part, target in zip(parts, torch.split_with_sizes(half, widths, -1), strict=True):
-        torch.matmul(signals, part, out=target)
-    if inputs.ndim > 1 and layer.views:
-        columns = torch.split_with_sizes(inputs, widths, -1)
-        for column, target in zip(columns, layer.columns(out), strict=True):
-            torch.matmul(half, column, out=target)
-    else:
-        solved = half * inputs if inputs.ndim == 1 else half @ inputs
-        torch._foreach_copy_(out, layer.gradients(solved))
-
-
 def _plus(moment: Tensor, damping: Tensor) -> Tensor:
     """moment + damping · I."""
     if moment.ndim == 1:
@@ -392,8 +400,3 @@ def _plus(moment: Tensor, damping: Tensor) -> Tensor:
 def on_device_of(block: Block, tensor: Tensor) -> Tensor:
     """A copy of a tensor where the block's parameters are."""
     return tensor.to(block.parameters[0].device, copy=True)
-
-
-def given_gradients(block: Block, gradients: Mapping[Tensor, Tensor]) -> list[Tensor]:
-    """Gradients of a block's parameters, zeros for those that have none."""
-    return [gradients[p] if p in gradients else torch.zeros_like(p) for p in block.parameters]

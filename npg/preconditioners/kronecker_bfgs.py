@@ -12,7 +12,7 @@ from npg.errors import ConfigurationError
 from npg.linalg import split
 from npg.preconditioners.base import Preconditioner
 from npg.preconditioners.bfgs_factors import InputInverse, OutputInverse
-from npg.preconditioners.kfac import given_gradients
+from npg.preconditioners.kronecker_products import given_gradients
 from npg.preconditioners.secants import DenseSecants, LimitedSecants
 
 # Parameters that are no matrix have a matrix H up to so many entries, above it their last pairs.

@@ -20,6 +20,7 @@ OPTIONS = {
     "no clip": {"kl_clip": float("inf")},
     "rates and decays": {"weight_decay": 0.1, "decoupled_weight_decay": True, "groups": True},
     "L2": {"weight_decay": 0.1},
+    "narrow": {"inverse_dtype": torch.bfloat16},
     "chain": {"inverse": "block-tridiagonal"},
 }
 

@@ -26,6 +26,10 @@ VARIANTS = {
     "exact step": ({"damping": LevenbergMarquardt(0.1), "weight_decay": 0.01}, True),
     "ekfac": ({"damping": LevenbergMarquardt(1e-3), "eigenbasis": True}, True),
     "memory-optimal": ({"kl_clip": 1e-3, "assignment": "memory-optimal"}, False),
+    "memory-optimal narrow": (
+        {"kl_clip": 1e-3, "assignment": "memory-optimal", "inverse_dtype": torch.bfloat16},
+        False,
+    ),
     "memory-optimal exact step": (
         {"damping": LevenbergMarquardt(0.1), "assignment": "memory-optimal"},
         True,

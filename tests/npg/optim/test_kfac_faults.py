@@ -47,6 +47,8 @@ class TestArguments:
             ({"sharing": "both"}, "sharing must be one of"),
             ({"reduction": "none"}, "reduction must be one of"),
             ({"eigenbasis": True, "inverse": "block-tridiagonal"}, "no common eigenbasis"),
+            ({"inverse_dtype": torch.float16}, "torch.bfloat16, or None.*got torch.float16"),
+            ({"inverse_dtype": torch.bfloat16, "eigenbasis": True}, "K-FAC's plain inverse"),
             ({"statistics_interval": 0}, "at least 1"),
             ({"inverse_interval": 0}, "at least 1"),
             ({"burn_in": -1}, "at least 0"),

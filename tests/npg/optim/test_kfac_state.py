@@ -48,6 +48,7 @@ KINDS = {
     "reduce": ({"sharing": "reduce"}, False),
     "out of phase": (PHASES, False),
     "ekfac": ({"eigenbasis": True, **PHASES}, False),
+    "narrow": ({"inverse_dtype": torch.bfloat16, **PHASES}, False),
     "burn-in": ({"burn_in": 5, **PHASES}, False),
     "decoupled": ({"weight_decay": 0.1, "decoupled_weight_decay": True}, False),
     "closure": (PHASES, True),
