@@ -20,12 +20,17 @@ CYCLE = 10
 
 EVERY_TEN = {"statistics_interval": 10, "inverse_interval": 10}
 SAMPLED_EACH = {"statistics_interval": 1, "inverse_interval": 10}
+NARROW = {"inverse_dtype": torch.bfloat16}
 # (model, optimizer, options, what they are, target)
 CASES: list[tuple[models.ModelName, str, dict[str, Any], str, str]] = [
     ("mlp", "kfac", EVERY_TEN, "statistics and inverses every 10", "<= 1.9"),
     ("cnn", "kfac", EVERY_TEN, "statistics and inverses every 10", "<= 0.8"),
     ("mlp", "kfac", SAMPLED_EACH, "sampled statistics every step, inverses every 10", "<= 3"),
     ("cnn", "kfac", SAMPLED_EACH, "sampled statistics every step, inverses every 10", ""),
+    ("mlp", "kfac", {**EVERY_TEN, **NARROW}, "both every 10, inverses in bfloat16", "<= 1.9"),
+    ("cnn", "kfac", {**EVERY_TEN, **NARROW}, "both every 10, inverses in bfloat16", "<= 0.8"),
+    ("mlp", "kfac", {**SAMPLED_EACH, **NARROW}, "statistics every step, bfloat16", "<= 3"),
+    ("cnn", "kfac", {**SAMPLED_EACH, **NARROW}, "statistics every step, bfloat16", ""),
     ("mlp", "ekfac", EVERY_TEN, "statistics and bases every 10", ""),
     ("cnn", "ekfac", EVERY_TEN, "statistics and bases every 10", ""),
     ("mlp", "adamw", {}, "", ""),
