@@ -43,17 +43,20 @@ def _restore_torch_defaults():
 @pytest.hookimpl(trylast=True)  # after -k and -m have chosen
 def pytest_collection_modifyitems(items):
     """Counting lines costs half as much again. Coverage is of npg, agents and envs by their own
-    tests, and of a test's cases those are counted that bring a new value of a parameter: what the
-    others run is another combination of the same. What is not counted can only lower the figure.
+    tests, and of a test's cases the first is counted, and those with a value of a parameter that no
+    test of the file had before: the others run much the same. What is not counted can only lower
+    the figure.
     """
     seen = set()
     for item in items:
         test = item.nodeid.partition("[")[0]
         case = getattr(item, "callspec", None)
-        values = {(test, name, id(value)) for name, value in case.params.items()} if case else set()
-        if item.path.is_relative_to(SCRIPTS) or (case and values <= seen):
+        values = (
+            {(item.path, name, id(value)) for name, value in case.params.items()} if case else ()
+        )
+        if item.path.is_relative_to(SCRIPTS) or (test in seen and seen.issuperset(values)):
             item.add_marker("no_cover")
-        seen |= values
+        seen |= {test, *values}
 
 
 def pytest_collection_finish():

@@ -93,8 +93,7 @@ def check_dtype(dtype: torch.dtype | None, *, plain: bool) -> None:
     """
     if dtype not in (None, torch.bfloat16):
         raise ConfigurationError(
-            "inverse_dtype must be torch.bfloat16, or None for the parameters' own; got "
-            f"{dtype!r}"
+            f"inverse_dtype must be torch.bfloat16, or None for the parameters' own; got {dtype!r}"
         )
     if dtype is not None and not plain:
         raise ConfigurationError(

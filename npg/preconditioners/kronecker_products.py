@@ -1,5 +1,6 @@
-"""What K-FAC multiplies: a layer's gradient by the inverses of its two factors, in any precision."""
+"""What K-FAC multiplies: a layer's gradient by the inverses of its factors, in any precision."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -58,16 +59,17 @@ def narrowed(inverses: list[Tensor], moments: Sequence[Tensor], dtype: torch.dty
     pairs = zip(moments, inverses, strict=True)
     # A diagonal's products are off by as little everywhere.
     conditions = [_condition(a, b) for a, b in pairs if b.ndim > 1]
-    if not inverses[0].is_meta and conditions:
-        if not bool((torch.stack(conditions) <= NARROW_CONDITION).all()):
-            return inverses
+    known = conditions and not inverses[0].is_meta
+    if known and not bool((torch.stack(conditions) <= NARROW_CONDITION).all()):
+        return inverses
     return [inverse.to(dtype) for inverse in inverses]
 
 
 def _condition(moment: Tensor, inverse: Tensor) -> Tensor:
     """‖A‖ ‖A⁻¹‖ / √d in Frobenius norms, the largest of all groups."""
     norms = [torch.linalg.matrix_norm(matrix) for matrix in (moment, inverse)]
-    return (norms[0] * norms[1]).amax() / moment.shape[-1] ** 0.5
+    worst: Tensor = (norms[0] * norms[1]).amax()
+    return worst / math.sqrt(moment.shape[-1])
 
 
 def given_gradients(block: Block, gradients: Mapping[Tensor, Tensor]) -> list[Tensor]:

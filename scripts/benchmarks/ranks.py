@@ -74,7 +74,7 @@ def run(rounds: int, command: str) -> None:
     times = _started(_reduce, 2, None)
     rows += [
         Row(
-            f"reduction of {size:,} numbers over 2 ranks (gloo, one machine)",
+            f"sum of {size:,} numbers over 2 ranks of one machine",
             f"{1e6 * seconds:,.0f} µs",
             f"of {SIZES[0]}: {1e6 * times[0]:,.0f} µs",
             seconds / times[0],
@@ -133,14 +133,14 @@ def _train(rank: int, size: int, case: Case) -> list[float]:
 
 
 def _reduce(rank: int, size: int, case: None) -> list[float]:
-    """Median seconds of a reduction of each size."""
+    """Median seconds of a sum of each size."""
     medians = []
     for numel in SIZES:
         tensor, times = torch.zeros(numel), []
         for _ in range(50):
             torch.distributed.barrier()
             started = time.perf_counter()
-            torch.distributed.all_reduce(tensor)
+            between.summed(tensor)
             times.append(time.perf_counter() - started)
         medians.append(median(times))
     return medians

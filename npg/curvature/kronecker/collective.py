@@ -1,26 +1,88 @@
-"""Sums of one step over the ranks of a process group."""
+"""Sums of one step over the ranks of a process group, sent while the backward pass goes on."""
 
 from collections.abc import Sequence
-from functools import reduce
+from dataclasses import dataclass
+from functools import lru_cache, reduce
 from math import prod
 
 import torch
 import torch.distributed
 from torch import Tensor
 
+from npg import ranks
 from npg.curvature.kronecker.blocks import Block
 from npg.linalg.symmetric import pack, packed_shape, unpack
 
 
-def average(blocks: Sequence[Block]) -> None:
-    """Adds the blocks' sums and counts over all ranks, in one call, so that their ratio averages.
+@dataclass
+class Begun:
+    """Sums on their way.
+
+    Attributes:
+        flat: Those of all ranks, once ``work`` is done.
+        work: What to wait for.
+    """
+
+    flat: Tensor
+    work: "torch.distributed.Work"
+
+    def arrived(self) -> Tensor:
+        """Waits for the sums."""
+        self.work.wait()
+        return self.flat
+
+
+def prepare() -> None:
+    """Makes what :func:`begin` needs; all ranks have to call it together."""
+    if torch.distributed.is_initialized():
+        _own_group(torch.distributed.group.WORLD)
+
+
+def begin(blocks: Sequence[Block]) -> Begun:
+    """Begins to add the blocks' sums and counts up over all ranks, and takes them away.
 
     Of symmetric matrices the lower triangles are sent.
 
     Args:
-        blocks: The same on every rank; those without sums take part with zeros, and have none
-            afterwards where no rank had any.
+        blocks: The same on every rank; those without sums take part with zeros.
+
+    Returns:
+        What :func:`average` finishes.
     """
+    flat = _packed(blocks)
+    for block in blocks:
+        block.sums, block.counts = [], []
+    # In a group of their own: nothing says in which order this and the gradients come.
+    group = _own_group(torch.distributed.group.WORLD)
+    return Begun(flat, torch.distributed.all_reduce(flat, group=group, async_op=True))
+
+
+def average(blocks: Sequence[Block], begun: Begun | None = None) -> None:
+    """Gives the blocks the sums and counts of all ranks, so that their ratio averages.
+
+    Args:
+        blocks: The same on every rank; they have no sums afterwards where no rank had any.
+        begun: What was sent of this step; what the blocks hold came later. A rank that has sent
+            nothing yet does so now.
+    """
+    later = begun is not None and any(block.sums for block in blocks)
+    begun = begun or begin(blocks)
+    rest = begin(blocks) if ranks.any_rank(later) else None
+    flat = begun.arrived()
+    if rest is not None:
+        flat += rest.arrived()
+    _unpack(flat, blocks)
+
+
+@lru_cache(maxsize=1)
+def _own_group(world: object) -> "torch.distributed.ProcessGroup":
+    """A group beside the one of everything else; another world gets another."""
+    group: torch.distributed.ProcessGroup = torch.distributed.new_group()
+    return group
+
+
+def _packed(blocks: Sequence[Block]) -> Tensor:
+    """Sums and counts as one vector."""
     like = blocks[0].parameters[0]
     dtype = reduce(torch.promote_types, (s.dtype for b in blocks for s in b.sums), torch.float32)
     dtype = reduce(torch.promote_types, (p.dtype for b in blocks for p in b.parameters), dtype)
@@ -36,8 +98,11 @@ def average(blocks: Sequence[Block]) -> None:
             pieces.append(
                 torch.as_tensor(count, dtype=dtype, device=total.device).flatten().expand(groups)
             )
-    flat = torch.cat(pieces)
-    torch.distributed.all_reduce(flat)
+    return torch.cat(pieces)
+
+
+def _unpack(flat: Tensor, blocks: Sequence[Block]) -> None:
+    """The inverse; blocks of which no rank had anything get nothing."""
     start = 0
 
     def take(shape: tuple[int, ...]) -> Tensor:
@@ -46,7 +111,8 @@ def average(blocks: Sequence[Block]) -> None:
         return flat[start - prod(shape) : start].reshape(shape)
 
     for block in blocks:
-        sums, counts = [], []
+        sums: list[Tensor] = []
+        counts: list[float | Tensor] = []
         for shape in block.shapes():
             kind = torch.promote_types(block.parameters[0].dtype, torch.float32)
             sums.append(unpack(take(packed_shape(shape)), shape).to(kind))

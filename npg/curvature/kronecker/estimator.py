@@ -19,7 +19,7 @@ from npg.curvature.kronecker.capture import (
     connected,
     refuse_reentrant_checkpoint,
 )
-from npg.curvature.kronecker.collective import average
+from npg.curvature.kronecker.collective import Begun, average, begin, prepare
 from npg.curvature.kronecker.roots import fisher_columns
 from npg.errors import ConfigurationError
 from npg.likelihoods import as_distribution, likelihood
@@ -56,8 +56,9 @@ class KroneckerFisher:
         generator: Source of labels and signs. Default: torch's global one.
         keep_rows: Whether blocks keep each step's rows, for moments in another basis.
         distributed: Whether :meth:`finite` and :meth:`update` first add up the sums of all ranks
-            of ``torch.distributed``. All ranks have to call them together; one that measured
-            nothing takes part with zeros.
+            of ``torch.distributed``. All ranks have to call them together, and to make this
+            together; one that measured nothing takes part with zeros. Unless the kind is
+            empirical, a step's first sums are on their way while its backward pass goes on.
         in_evaluation: Whether to listen in evaluation mode, too, as a policy's update wants it.
 
     Attributes:
@@ -96,7 +97,10 @@ class KroneckerFisher:
         self.blocks, self._owner = assign(model, parameters, sharing, keep_rows)
         self.seen = 0
         self._calls: list[Call] = []
+        self._begun: Begun | None = None
         self._averaged = False
+        if distributed:
+            prepare()
         self.listen()
 
     def listen(self) -> None:
@@ -126,7 +130,7 @@ class KroneckerFisher:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the hooks and what they caught."""
-        return {**self.__dict__, "capture": None, "_calls": []}
+        return {**self.__dict__, "capture": None, "_calls": [], "_begun": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores, and listens."""
@@ -314,6 +318,8 @@ class KroneckerFisher:
                 block.measure(by_block[id(block)], samples, mask)
         self.seen += 1
         self._averaged = False
+        if self.distributed and self.kind != "empirical" and self._begun is None:
+            self._begun = begin(self.blocks)
 
     def finish(self) -> None:
         """Measures what only the end of all backward passes tells: the empirical Fisher."""
@@ -356,7 +362,8 @@ class KroneckerFisher:
     def _average(self) -> None:
         """Adds up the sums of all ranks, once."""
         if self.distributed and not self._averaged:
-            average(self.blocks)
+            average(self.blocks, self._begun)
+            self._begun = None
             self._averaged = True
 
     def clear(self) -> None:
@@ -365,6 +372,7 @@ class KroneckerFisher:
             block.clear()
         self.seen = 0
         self._calls = []
+        self._begun = None  # as on all ranks: what is on its way arrives, and nobody looks
         self._averaged = False
         self.capture.take()
 

@@ -59,7 +59,37 @@ def _process(rank: int) -> tuple:
     loss(model(own)).backward()
     empirical.finish()
     agreed = bool(empirical.finite())
-    return finite, first, second, agreed
+    return finite, first, second, agreed, _in_parts(rank), _early()
+
+
+def _in_parts(rank: int) -> list[torch.Tensor]:
+    """One batch in one pass on the first rank, and in two of other sizes on the second."""
+    model, tokens = _model_and_data()
+    estimator = KroneckerFisher(model, family="categorical", kind="exact", distributed=True)
+    for part in [tokens[:2]] if rank == 0 else [tokens[2:3], tokens[3:]]:
+        model(part).sum().backward()
+    # What was on its way when everything was forgotten must not come with the next step's.
+    assert bool(estimator.finite())
+    estimator.clear()
+    model(tokens[:1]).sum().backward()
+    estimator.clear()
+    for part in [tokens[:2]] if rank == 0 else [tokens[2:3], tokens[3:]]:
+        model(part).sum().backward()
+    assert bool(estimator.finite())
+    estimator.update(0.95)
+    estimator.capture.remove()
+    return [m.clone() for m in moments(estimator)]
+
+
+def _early() -> list[bool]:
+    """Whether the sums are on their way before the gradient of the first layer is there."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    estimator = KroneckerFisher(model, family="categorical", distributed=True)
+    found = []
+    model[0].register_full_backward_hook(lambda *_: found.append(estimator._begun is not None))
+    model(torch.randn(5, 3)).sum().backward()
+    assert bool(estimator.finite())
+    return found
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
@@ -67,11 +97,12 @@ def test_moments_are_those_of_the_whole_batch(tmp_path):
     results = in_two_processes(_process, tmp_path)
     model, tokens = _model_and_data()
     whole = measured(model, tokens, family="categorical")
-    for finite, first, second, agreed in results:
+    for finite, first, second, agreed, in_parts, early in results:
         assert finite
         assert not agreed
+        assert early[-1]  # the last is of the backward pass that was asked for
         # The second time one process measured the same batch alone: the same mean once more.
-        for found in (first, second):
+        for found in (first, second, in_parts):
             assert len(found) == len(moments(whole))
             for ours, expected in zip(found, moments(whole), strict=True):
                 torch.testing.assert_close(ours, expected, **EXACT)
