@@ -145,8 +145,11 @@ def _machine() -> int:
 def _file(length: int) -> str:
     """A new file of zeros in memory; no name where there is no room."""
     try:
-        # Bandit's fear is of names that others foresee: this one is new, and only ours to read.
-        handle, path = tempfile.mkstemp(prefix="npg-", dir="/dev/shm")  # nosec B108
+        # Its name cannot be foreseen, and nobody else may read it.
+        handle, path = tempfile.mkstemp(
+            prefix="npg-",
+            dir="/dev/shm",  # nosec B108
+        )
     except OSError:
         return ""
     try:
