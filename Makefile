@@ -17,7 +17,7 @@ SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-slow lint format benchmark compare-small clean
+.PHONY: help setup train test coverage test-slow lint format benchmark compare-small clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -33,6 +33,9 @@ train: $(VENV)/.base ## train TRPO on CartPole-v1 (another run: TRAIN_ARGS="..."
 
 test: lint ## lint, types, import contracts, then the tests with coverage
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term $(PYTEST_ARGS)
+
+coverage: $(VENV)/.dev ## the tests once more, with the lines of every case counted
+	@NPG_COVERAGE=all $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.dev ## the tests that take minutes: learning, a Ray cluster if Ray is installed
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
