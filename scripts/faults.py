@@ -32,7 +32,7 @@ class Options:
     mutations: int = 10_000
     """Changed checkpoints."""
     only: str = ""
-    """Part of the names of the table's rows that are wanted."""
+    """Part of the names of the rows that are wanted: of faults, or of killed environments."""
     steps: int = 1_000_000
     """Of the soak."""
     output: Path | None = None
@@ -44,7 +44,7 @@ class Options:
 def main(options: Options) -> int:
     """Runs them; returns the exit code."""
     parts = {
-        "kill": lambda place: kills.rows(place, options.times, options.seed),
+        "kill": lambda place: kills.rows(place, options.times, options.seed, options.only),
         "table": lambda place: table.rows(place, options.only),
         "soak": lambda place: soak.rows(place, options.steps),
         "mutate": lambda place: mutations.rows(place, options.mutations, options.seed),
