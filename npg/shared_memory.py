@@ -29,7 +29,7 @@ _PATIENCE = 1.0  # seconds between two questions whether the others live
 
 
 class Board:
-    """Room for two messages of each rank: one may be written while others read the last.
+    """Room for two messages of each rank: one is written while others still read the last.
 
     Args:
         memory: The same for all ranks, at first full of zeros.
@@ -59,7 +59,8 @@ class Board:
             message: On the processor, of the same size on every rank, at most CAPACITY bytes.
 
         Returns:
-            The ranks' messages in order, to be read before the next but one is written.
+            The ranks' messages in order, to be read before this is called again: who has said that
+            it wrote the next one lets the others write over these.
 
         Raises:
             RuntimeError: If the sizes differ, another rank is gone, or does not come for as long as
