@@ -71,7 +71,6 @@ def train(run: session.Run) -> int:
 
         learning_curve.draw(run.directory, run.agent, options.env, options.seed)
 
-    done = run.resumed_at or 0
     home = Home(run.directory, run.lock, run.held)
     home.contents.append(partial(session.write_again, run))
     evaluations = callbacks.Evaluations(
@@ -83,24 +82,15 @@ def train(run: session.Run) -> int:
         stop_at=options.stop_at,
         draw=draw,
     )
-    evaluations.go_on(done)
+    evaluations.go_on(run.resumed_at or 0)
     started = time.monotonic()
     with Interrupts() as interrupts:
-        command = report.go_on_command(run)
-        every = options.save_freq
-        checkpoints = Checkpoints(home, every, interrupts, command, run.ranks)
-        checkpoints.init_callback(run.model)
-        watchdog = Watchdog(options.env_timeout, home, options.env, checkpoints.rescue)
+        checkpoints, watchdog = guards(run, home, interrupts, report.go_on_command(run))
         beside: list[BaseCallback] = [evaluations, checkpoints, watchdog]
         if options.progress_bar and not options.verbose:
             beside.append(ProgressBar(f"{run.agent.upper()} {options.env}", evaluations))
         try:
-            with training_errors(checkpoints.rescue), watchdog:
-                run.model.learn(
-                    options.total_timesteps - done,
-                    callback=callbacks.Callbacks(beside),
-                    reset_num_timesteps=run.resumed_at is None,
-                )
+            learn(run, checkpoints, watchdog, beside)
         finally:
             for callback in beside:
                 if isinstance(callback, ProgressBar):
@@ -120,20 +110,34 @@ def train(run: session.Run) -> int:
 
 def follow(run: session.Run) -> int:
     """Trains as one of the other ranks, which steps its environments and says nothing."""
-    options, home = run.options, Home(run.directory, None, run.held)
+    home = Home(run.directory, None, run.held)
     with Interrupts() as interrupts:
-        every = options.save_freq
-        checkpoints = Checkpoints(home, every, interrupts, "", run.ranks)
-        checkpoints.init_callback(run.model)
-        watchdog = Watchdog(options.env_timeout, home, options.env, checkpoints.rescue)
-        with training_errors(checkpoints.rescue), watchdog:
-            run.model.learn(
-                options.total_timesteps - (run.resumed_at or 0),
-                callback=callbacks.Callbacks([checkpoints, watchdog]),
-                reset_num_timesteps=run.resumed_at is None,
-            )
+        checkpoints, watchdog = guards(run, home, interrupts, command="")
+        learn(run, checkpoints, watchdog, [checkpoints, watchdog])
         checkpoints.finish()
     return 0 if checkpoints.signal is None else 128 + checkpoints.signal
+
+
+def guards(
+    run: session.Run, home: Home, interrupts: Interrupts, command: str
+) -> tuple[Checkpoints, Watchdog]:
+    """Makes what every rank has beside its training: what saves it, and ends it if it hangs."""
+    options = run.options
+    checkpoints = Checkpoints(home, options.save_freq, interrupts, command, run.ranks)
+    checkpoints.init_callback(run.model)
+    return checkpoints, Watchdog(options.env_timeout, home, options.env, checkpoints.rescue)
+
+
+def learn(
+    run: session.Run, checkpoints: Checkpoints, watchdog: Watchdog, beside: list[BaseCallback]
+) -> None:
+    """Trains for the steps that are left, or until a callback ends it."""
+    with training_errors(checkpoints.rescue), watchdog:
+        run.model.learn(
+            run.options.total_timesteps - (run.resumed_at or 0),
+            callback=callbacks.Callbacks(beside),
+            reset_num_timesteps=run.resumed_at is None,
+        )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import os
 import socket
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -31,6 +33,29 @@ def as_torchrun_starts(work, folder: Path, times: int) -> list:
         for _ in range(times)
     ]
     return _started(_alone, work, [store.port for store in stores], folder)
+
+
+def run_as_rank(main, arguments, port: int) -> tuple[int | str, str, str]:
+    """What a script's ``main`` returned in a group at a port, what it printed, and its errors.
+
+    In the place of what was returned stands how it ended otherwise: by SystemExit, or by
+    :func:`fail`.
+    """
+    os.environ["MASTER_PORT"] = str(port)
+    error, output = StringIO(), StringIO()
+    with redirect_stderr(error), redirect_stdout(output):
+        try:
+            code = main(arguments)
+        except SystemExit as end:
+            code = f"ended {end.code}"
+        except ZeroDivisionError as raised:
+            code = str(raised)
+    return code, output.getvalue(), error.getvalue()
+
+
+def fail() -> None:
+    """What no script expects."""
+    raise ZeroDivisionError("a bug on rank 1")
 
 
 def _started(start, work, ports: int | list[int], folder: Path) -> list:

@@ -11,9 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from npg.curvature.kronecker import FisherKind, KroneckerFisher, Reduction, Sharing
 from npg.errors import ConfigurationError
-from npg.optim.base import Closure, FunctionOptimizer, Protocol, StepReport
+from npg.optim.base import Closure, Protocol, StepReport
 from npg.optim.kfac_closure import ClosureStep
 from npg.optim.kfac_curvature import update_curvature
+from npg.optim.kfac_groups import decayed_gradients
 from npg.optim.kfac_plain import motion
 from npg.optim.kfac_settings import (
     PLAIN_DAMPING,
@@ -23,7 +24,7 @@ from npg.optim.kfac_settings import (
     check_intervals,
     check_samples,
 )
-from npg.optim.kfac_state import check_state, packed_state, unpacked_state
+from npg.optim.kfac_state import KFACState
 from npg.preconditioners import ChainCheck, ChainInverse, EigenbasisInverse, KroneckerInverse
 from npg.preconditioners.assignment import Assignment
 from npg.steps import LevenbergMarquardt
@@ -31,7 +32,7 @@ from npg.steps import LevenbergMarquardt
 Inverse = Literal["block-diagonal", "block-tridiagonal"]
 
 
-class KFAC(FunctionOptimizer):
+class KFAC(KFACState):
     """θ ← θ + v,  v ← μ v − (1 − μ) ν η F̂⁻¹g, with F̂ the Kronecker-factored Fisher matrix.
 
     In the plain loop ν = min(1, √(2δ / η² gᵀF̂⁻¹g)) keeps each step within a KL divergence of δ by
@@ -194,7 +195,7 @@ class KFAC(FunctionOptimizer):
         self.quadratic_samples = quadratic_samples
         self.burn_in = burn_in
         self.told: set[int] = set()  # which parameters a warning was about
-        self._skipped: Tensor | int = 0  # on the device: reading it would wait for the step
+        self._skipped = 0
         device = self.tensors()[0].device
         self.generator = torch.Generator("cpu" if device.type == "meta" else device)
         self.generator.manual_seed(seed)
@@ -308,7 +309,7 @@ class KFAC(FunctionOptimizer):
                 'momentum="quadratic" and a LevenbergMarquardt damping evaluate the loss again: '
                 "pass a closure that runs the forward pass and returns (loss, prediction)"
             )
-        gradients = self.gradients()
+        gradients = decayed_gradients(self.param_groups, decoupled=self.decoupled_weight_decay)
         update_curvature(self, self.fixed_damping())
         if self.extra["steps"] >= self.burn_in:
             if self.preconditioner.ready:
@@ -321,117 +322,3 @@ class KFAC(FunctionOptimizer):
         """λ where nothing adapts it."""
         given = self.param_groups[0]["damping"]
         return PLAIN_DAMPING if given is None else float(given)
-
-    def by_parameter(self, name: str, parameters: Iterable[Tensor]) -> list[float]:
-        """A setting of the groups, per parameter.
-
-        Args:
-            name: Of the setting.
-            parameters: Some of the groups' parameters.
-
-        Returns:
-            A number for each.
-        """
-        parameters = list(parameters)
-        values = {float(group[name]) for group in self.param_groups}
-        if len(values) == 1:
-            return [*values] * len(parameters)
-        known = {p: float(group[name]) for group in self.param_groups for p in group["params"]}
-        return [known[p] for p in parameters]
-
-    def gradients(self) -> dict[Tensor, Tensor]:
-        """Gradients of the objective, with its L2 term, by parameter.
-
-        Returns:
-            What ``backward()`` left.
-
-        Raises:
-            ConfigurationError: If it left nothing, or something sparse.
-        """
-        found: dict[Tensor, Tensor] = {}
-        for group in self.param_groups:
-            decay = 0.0 if self.decoupled_weight_decay else group["weight_decay"]
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                if p.grad.layout != torch.strided:
-                    raise ConfigurationError(
-                        "K-FAC needs dense gradients: use nn.Embedding(..., sparse=False)"
-                    )
-                found[p] = p.grad.add(p, alpha=decay) if decay else p.grad
-        if not found:
-            raise ConfigurationError(
-                "step() found no gradients: call loss.backward() first, or pass a closure"
-            )
-        return found
-
-    def leave_out(self, finite: Tensor) -> None:
-        """Counts a step as skipped where ``finite`` is 0, on the device."""
-        self._skipped = self._skipped + (finite == 0)
-
-    def count(self) -> None:
-        """Counts the step, and listens on those whose statistics are wanted."""
-        self.extra["steps"] += 1
-        self._listen_if_due()
-
-    def _listen_if_due(self) -> None:
-        steps = int(self.extra["steps"])
-        self.fisher.capture.active = (
-            steps < self.burn_in
-            or steps % self.statistics_interval == 0
-            or steps < self.extra["listen_until"]
-            or not any(block.updates for block in self.fisher.blocks)  # none was finite yet
-        )
-
-    @property
-    def skipped(self) -> int:
-        """Steps that were not taken because a gradient was not finite."""
-        return int(self.extra["skipped"]) + int(self._skipped)
-
-    def state_dict(self) -> dict[str, Any]:
-        """torch's state, and under ``"kfac"`` what must not be cast: factors, inverses, labels.
-
-        Returns:
-            Tensors, numbers, lists and dictionaries only, as ``weights_only=True`` asks.
-        """
-        self.extra["skipped"] = self.skipped
-        self._skipped = 0
-        self.extra["damping"] = self.schedule.damping
-        return {**super().state_dict(), "kfac": self._own_state()}
-
-    def _own_state(self) -> dict[str, Any]:
-        return {
-            "fisher": packed_state(self.fisher.state()),
-            "preconditioner": self.preconditioner.state_dict(),
-            "generator": self.generator.get_state(),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` gave, for a model of the same layers.
-
-        Args:
-            state_dict: Of this class, with the same ``inverse`` and ``eigenbasis``.
-
-        Raises:
-            ConfigurationError: If it does not fit; then nothing of it was loaded.
-        """
-        known = set(self.preconditioner.own_state())
-        check_state(state_dict, known, self.fisher.blocks, self._in_order())
-        rest = copy.deepcopy(state_dict)  # what is updated in place must not be the caller's
-        own = rest.pop("kfac")
-        super().load_state_dict(rest)
-        self._skipped = 0
-        self.fisher.load(unpacked_state(own["fisher"], self.fisher.blocks))
-        self.preconditioner.load_state_dict(own["preconditioner"])
-        self.generator.set_state(own["generator"].cpu())
-        self.schedule.damping = self.extra["damping"]
-        self.fisher.clear()
-        self._listen_if_due()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores a copy, which listens when this one would have."""
-        super().__setstate__(state)
-        self._listen_if_due()
-
-    def _in_order(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]

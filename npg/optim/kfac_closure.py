@@ -16,6 +16,7 @@ from npg.optim.base import CLOSURE_ADVICE, Closure, Prediction, StepReport
 from npg.optim.closures import run_closure
 from npg.optim.factor_damping import choose_factor_damping, exact_directions
 from npg.optim.kfac_curvature import update_curvature
+from npg.optim.kfac_groups import by_parameter, decayed_gradients
 from npg.optim.kfac_plain import motion, shrinking
 from npg.optim.objective import rounding_of
 from npg.optim.quadratic import QuadraticModel
@@ -91,7 +92,9 @@ class ClosureStep:
         self, closure: Closure, loss_tensor: Tensor, prediction: Distribution | None
     ) -> StepReport:
         optimizer = self.optimizer
-        gradients = optimizer.gradients()
+        gradients = decayed_gradients(
+            optimizer.param_groups, decoupled=optimizer.decoupled_weight_decay
+        )
         parameters = list(gradients)
         gradient = flatten(gradients.values())
         decay = self._decay(parameters)
@@ -189,7 +192,7 @@ class ClosureStep:
         """The coefficient of the L2 term, per parameter."""
         if self.optimizer.decoupled_weight_decay:
             return [0.0] * len(parameters)
-        return self.optimizer.by_parameter("weight_decay", parameters)
+        return by_parameter(self.optimizer.param_groups, "weight_decay", parameters)
 
     def _move(
         self,
@@ -218,7 +221,7 @@ class ClosureStep:
         step = found.coefficients.to(span) @ span
         if not bool(torch.isfinite(step.sum())):
             return None
-        rates = optimizer.by_parameter("lr", parameters)
+        rates = by_parameter(optimizer.param_groups, "lr", parameters)
         shrink = shrinking(optimizer, parameters)
         pieces = [
             piece if rate == 1 else piece * rate

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from npg.errors import ConfigurationError
 from npg.linalg import empty_flat, split
+from npg.optim.kfac_groups import by_parameter
 from npg.optim.kfac_settings import PLAIN_KL_CLIP, PLAIN_MOMENTUM
 from npg.preconditioners import ChainInverse
 from npg.steps import kl_clip_factor
@@ -79,7 +80,7 @@ def motion(optimizer: "KFAC", gradients: Mapping[Tensor, Tensor]) -> Motion:
     momentum = PLAIN_MOMENTUM if given is None or given == "quadratic" else float(given)
     clip = PLAIN_KL_CLIP if settings["kl_clip"] is None else settings["kl_clip"]
     parameters = list(gradients)
-    rates = optimizer.by_parameter("lr", parameters)
+    rates = by_parameter(optimizer.param_groups, "lr", parameters)
     uniform = len(set(rates)) == 1
     if not (uniform or clip == math.inf):
         _check_rates(optimizer, dict(zip(parameters, rates, strict=True)))
@@ -144,8 +145,8 @@ def shrinking(optimizer: "KFAC", parameters: list[Tensor]) -> list[float]:
     """
     if not optimizer.decoupled_weight_decay:
         return [0.0] * len(parameters)
-    rates = optimizer.by_parameter("lr", parameters)
-    decays = optimizer.by_parameter("weight_decay", parameters)
+    rates = by_parameter(optimizer.param_groups, "lr", parameters)
+    decays = by_parameter(optimizer.param_groups, "weight_decay", parameters)
     return [-rate * decay for rate, decay in zip(rates, decays, strict=True)]
 
 

@@ -11,12 +11,8 @@ from npg.curvature.kronecker import Block, MatrixBlock
 from npg.curvature.kronecker.layers import LinearLayer
 from npg.errors import ConfigurationError, NumericalError
 from npg.preconditioners.assignment import Assignment
-from npg.preconditioners.kfac import (
-    TOLERATED_FAILURES,
-    KroneckerInverse,
-    Rows,
-    on_device_of,
-)
+from npg.preconditioners.exchanged_inverses import TOLERATED_FAILURES, on_device_of
+from npg.preconditioners.kfac import KroneckerInverse, Rows
 from npg.preconditioners.kronecker_products import given_gradients
 from npg.preconditioners.tridiagonal import TridiagonalInverse
 from npg.ranks import sum_over_ranks

@@ -10,7 +10,8 @@ from npg.curvature.kronecker import Block, MatrixBlock
 from npg.errors import ConfigurationError
 from npg.linalg.inverses import positive_eigenbasis
 from npg.preconditioners.assignment import Assignment
-from npg.preconditioners.kfac import KroneckerInverse, Rows, on_device_of
+from npg.preconditioners.exchanged_inverses import on_device_of
+from npg.preconditioners.kfac import KroneckerInverse, Rows
 from npg.ranks import sum_over_ranks
 
 # Per-sample gradients of layers that share weights are formed for so many numbers at a time.

@@ -1,10 +1,7 @@
 """classify.py as two ranks, against one process with the whole batch."""
 
-import os
 import signal
-from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
-from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ from classify import main
 from common.ranks import Ranks
 
 from npg.errors import ConfigurationError
-from tests.processes import as_torchrun_starts
+from tests.processes import as_torchrun_starts, fail, run_as_rank
 from tests.scripts.classified import classify, described, rows_of, saved
 
 pytestmark = pytest.mark.skipif(
@@ -53,24 +50,11 @@ def _batch_that(rank, own, act):
     return original, batch
 
 
-def _fail():
-    raise ZeroDivisionError("a bug on rank 1")
-
-
 def _process(rank: int, ports: list[int], folder: Path) -> dict:
     found = {}
 
     def run(name, *arguments):
-        os.environ["MASTER_PORT"] = str(ports.pop())
-        error, output = StringIO(), StringIO()
-        with redirect_stderr(error), redirect_stdout(output):
-            try:
-                code = main([*arguments, "--no-progress-bar"])
-            except SystemExit as end:
-                code = f"ended {end.code}"
-            except ZeroDivisionError as raised:
-                code = str(raised)
-        found[name] = code, output.getvalue(), error.getvalue()
+        found[name] = run_as_rank(main, [*arguments, "--no-progress-bar"], ports.pop())
 
     for name in RUNS:
         run(name, *words(name), "--track-dir", str(folder / name))
@@ -81,7 +65,7 @@ def _process(rank: int, ports: list[int], folder: Path) -> dict:
     torch.manual_seed(99 + rank)
     run("resumed", "--resume", str(next((folder / "broken").iterdir())))
     # The last: who fails leaves the group as it is.
-    loop.Loop._batch = _batch_that(rank, 1, _fail)[1]
+    loop.Loop._batch = _batch_that(rank, 1, fail)[1]
     run("failed", *INTERRUPTED, "--track-dir", str(folder / "failed"))
     return found
 

@@ -5,9 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
-from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from common.run_directory import read_progress
 from training.checkpoints import Checkpoints
 
 from npg import checkpoints
-from tests.processes import as_torchrun_starts
+from tests.processes import as_torchrun_starts, fail, run_as_rank
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch was built without it"
@@ -54,24 +52,11 @@ def _at_second_rollout(rank: int, act):
     return Disturbed
 
 
-def _fail():
-    raise ZeroDivisionError("a bug on rank 1")
-
-
 def _process(rank: int, ports: list[int], folder: Path) -> dict:
     found = {}
 
     def run(name, *arguments):
-        os.environ["MASTER_PORT"] = str(ports.pop())
-        error, output = StringIO(), StringIO()
-        with redirect_stderr(error), redirect_stdout(output):
-            try:
-                code = train.main([*arguments, "--no-progress-bar"])
-            except SystemExit as end:
-                code = f"ended {end.code}"
-            except ZeroDivisionError as raised:
-                code = str(raised)
-        found[name] = code, output.getvalue(), error.getvalue()
+        found[name] = run_as_rank(train.main, [*arguments, "--no-progress-bar"], ports.pop())
 
     for agent in RUNS:
         run(f"{agent} whole", *words(agent), "--track-dir", str(folder / agent / "whole"))
@@ -81,7 +66,7 @@ def _process(rank: int, ports: list[int], folder: Path) -> dict:
         train.Checkpoints = Checkpoints
         torch.manual_seed(99 + rank)
         run(f"{agent} resumed", agent, "--resume", str(next((folder / agent / "broken").iterdir())))
-    train.Checkpoints = _at_second_rollout(rank, _fail)
+    train.Checkpoints = _at_second_rollout(rank, fail)
     run("failed", *words("trpo"), "--track-dir", str(folder / "failed"))
     return found
 

@@ -1,48 +1,20 @@
-"""What is written is what is read, in every bit, and nothing else is read."""
+"""What is written is what is read, and what nothing describes needs trust."""
 
 import collections
 import enum
-import io
 import json
 import math
 import pathlib
 import sys
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 
 from npg import checkpoints
-from npg.checkpoints.archive import write_archive
 from npg.errors import CheckpointError
-
-
-def written(entries) -> io.BytesIO:
-    file = io.BytesIO()
-    checkpoints.write(file, entries)
-    file.seek(0)
-    return file
-
-
-def again(value):
-    """Written without a warning, and read without trust."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        file = written({"value": value})
-    return checkpoints.read(file)["value"]
-
-
-def forged(described, tensors=None) -> io.BytesIO:
-    """A file with a right seal around whatever its author liked."""
-    file = io.BytesIO()
-    values = json.dumps({"format": 1, "entries": {"value": described}})
-    tensors = safetensors.torch.save(tensors or {})
-    write_archive(file, {"values.json": values.encode(), "tensors.safetensors": tensors})
-    file.seek(0)
-    return file
+from tests.npg.checkpoints.helpers import again, forged, written
 
 
 class Mine:
@@ -131,98 +103,6 @@ def test_not_a_number():
     assert math.isnan(again(math.nan))
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
-        *(torch.complex64, torch.complex128),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("shape", [(), (0, 3), (4,), (2, 3, 5)])
-def test_tensors(dtype, shape):
-    value = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 9).to(dtype)
-    found = again(value)
-    assert found.dtype is dtype
-    assert found.shape == value.shape
-    assert torch.equal(found, value)
-
-
-@pytest.mark.parametrize(
-    "dtype", ["float64", "float32", "int64", "uint32", "uint8", "bool", ">f4", "float16"]
-)
-def test_arrays_and_numbers(dtype):
-    value = np.arange(6).reshape(2, 3).astype(dtype)
-    found = again({"array": value, "number": value[1, 2]})
-    np.testing.assert_array_equal(found["array"], value)
-    assert found["array"].dtype == value.dtype
-    assert found["array"].dtype.str == value.dtype.str
-    assert found["array"].flags.writeable
-    assert found["number"] == value[1, 2]
-    assert type(found["number"]) is type(value[1, 2])
-
-
-def test_the_order_of_dimensions_in_memory_is_kept():
-    """Products round by it: training would not go on bit for bit."""
-    images = torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last)
-    for value in (torch.arange(6.0).reshape(2, 3).T, images, torch.arange(24.0).view(2, 3, 4)):
-        found = again(value)
-        assert found.stride() == value.stride()
-        assert torch.equal(found, value)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        torch.arange(24.0).reshape(4, 6)[::2, 1::2].T,
-        torch.arange(3.0).expand(2, 3),
-        torch.tensor([1j, 2, 3]).expand(2, 3),
-        torch.tensor([1j, 2, 3])[:, None].expand(3, 2),
-        torch.tensor([[1j, 2, 3]] * 2).T,
-        torch.tensor([1j, 2]).conj(),
-        torch.tensor([1j, 2]).conj().imag,
-        torch.zeros(0, 3).T,
-        torch.ones(2, 3).T.to(torch.bfloat16),
-        torch.tensor([[True, False]]).T,
-    ],
-    ids=range(10),
-)
-def test_tensors_that_are_views(value):
-    found = again(value)
-    assert found.dtype is value.dtype
-    assert torch.equal(found, value)
-    assert found.is_conj() is found.is_neg() is False
-
-
-def test_parameters_are_parameters():
-    found = again([torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2), False)])
-    assert [type(p) for p in found] == [torch.nn.Parameter] * 2
-    assert [p.requires_grad for p in found] == [True, False]
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        np.asfortranarray(np.arange(6).reshape(2, 3)),
-        np.arange(24).reshape(2, 3, 4).transpose(1, 0, 2),
-        np.arange(6)[::-1],
-        np.broadcast_to(np.arange(3), (2, 3)),
-        np.zeros((0, 3)),
-        np.array(2.5),
-        np.array([1j, 2], np.complex64),
-        np.arange(3, dtype=">c8"),
-        np.array([True, False])[::-1],
-    ],
-    ids=range(9),
-)
-def test_arrays_of_every_order(value):
-    found = again(value)
-    np.testing.assert_array_equal(found, value)
-    assert (found.dtype.str, found.shape) == (value.dtype.str, value.shape)
-    assert np.argsort(found.strides).tolist() == np.argsort(np.copy(value, "K").strides).tolist()
-
-
 def test_what_a_module_notes_of_its_version_is_kept():
     """Without it, torch takes the state for one of an older module."""
     state = torch.nn.Sequential(torch.nn.BatchNorm1d(2)).state_dict()
@@ -285,14 +165,6 @@ def test_data_of_classes_that_the_program_does_not_have(described, monkeypatch):
             checkpoints.read(forged({tag: [other, content]}))["value"]
 
 
-def test_tensors_that_share_memory_are_copies():
-    whole = torch.arange(6.0)
-    found = again({"whole": whole, "part": whole[2:4], "twin": whole})
-    found["whole"].zero_()
-    assert found["part"].tolist() == [2, 3]
-    assert found["twin"].tolist() == whole.tolist()
-
-
 def test_names_of_places_do_not_collide():
     found = again({"a.b": torch.zeros(1), "a": {"b": torch.ones(1)}})
     assert (float(found["a.b"]), float(found["a"]["b"])) == (0, 1)
@@ -322,101 +194,3 @@ def test_classes_of_other_packages_need_trust(kind):
         checkpoints.read(file)["value"]
     file.seek(0)
     assert checkpoints.read(file, trust=True)["value"] is kind
-
-
-@pytest.mark.parametrize(
-    "described",
-    [
-        {"$class": "os:system"},
-        {"$class": "torch.nn:Module.forward"},
-        {"$class": "torch.nn.functional:relu"},
-        {"$class": "torch.utils.bottleneck.__main__:main"},
-        {"$class": "torch.nn.nothing:Nothing"},
-        {"$class": "npg.checkpoints.values:pickle.Unpickler"},
-        {"$class": 5},
-        {"$tensor": "absent"},
-        {"$tensor": "t", "order": [0, 0]},
-        {"$tensor": "t", "order": [5]},
-        {"$array": []},
-        {"$dtype": "load"},
-        {"$number": ["object", 1]},
-        {"$number": 3},
-        {"$unknown": 1},
-        {"$float": "x"},
-        {"$deque": [1]},
-        {"$items": [1]},
-        {"$set": [[1]]},
-        {"$device": "nowhere"},
-        {"$size": ["a"]},
-        {"$complex": {"$tensor": "t"}},
-        {"$pickle": "gASVHAAAAA==", "type": "x"},
-        {"$pickle": 3},
-        {"$tensor": 5},
-        {"$tensor": "t", "order": 5},
-        {"$tensor": "t", "order": [1]},
-        {"$tensor": "t", "complex": True},
-        {"$array": "t", "dtype": "O"},
-        {"$array": "t", "dtype": "S100000000"},
-        {"$array": "t", "dtype": ">f2"},
-        {"$numpy": "O"},
-        {"$numpy": "V1000"},
-        {"$number": [{"$numpy": "<f4"}, "x"]},
-        {"$scalar": "object"},
-        {"$ordered": 5},
-        {"$bytes": "?"},
-        {"$bytearray": 10},
-        {"$path": 5},
-        {"$range": "abcd"},
-        {"$complex": ["a", 1]},
-        {"$tuple": 5},
-    ],
-    ids=lambda value: type(value).__name__,  # a set's repr is another in every process
-)
-def test_descriptions_that_nobody_wrote(described):
-    """Their author has the right seal, and gets nothing run."""
-    with pytest.raises(CheckpointError):
-        checkpoints.read(forged(described, {"t": torch.zeros(2, 3)}))["value"]
-
-
-@pytest.mark.parametrize("one", ['{"a":', '{"$tuple":', "["], ids=repr)
-@pytest.mark.parametrize("depth", [150, 100_000])
-def test_depth_without_end(one, depth):
-    end = "]" if one == "[" else "}"
-    values = '{"format": 1, "entries": {"value":' + one * depth + "1" + end * depth + "}}"
-    file = io.BytesIO()
-    tensors = safetensors.torch.save({})
-    write_archive(file, {"values.json": values.encode(), "tensors.safetensors": tensors})
-    file.seek(0)
-    with pytest.raises(CheckpointError, match=r"deep|recursion"):
-        checkpoints.read(file)["value"]
-
-
-def test_what_is_not_read_is_not_written():
-    deep: list = []
-    for _ in range(150):
-        deep = [deep]
-    loop: list = []
-    loop.append(loop)
-    for value in (deep, loop):
-        with pytest.raises(CheckpointError, match="contains itself"):
-            written({"value": value})
-
-
-@pytest.mark.parametrize("entries", [3, [], None, "x"])
-def test_entries_that_are_no_dictionary(entries):
-    file = io.BytesIO()
-    values = json.dumps({"format": 1, "entries": entries}).encode()
-    tensors = safetensors.torch.save({})
-    write_archive(file, {"values.json": values, "tensors.safetensors": tensors})
-    file.seek(0)
-    with pytest.raises(CheckpointError, match="no entries"):
-        checkpoints.read(file)
-
-
-def test_a_later_format_is_named():
-    file = io.BytesIO()
-    content = {"values.json": b'{"format": 2, "entries": {}}'}
-    write_archive(file, {**content, "tensors.safetensors": safetensors.torch.save({})})
-    file.seek(0)
-    with pytest.raises(CheckpointError, match="update npg"):
-        checkpoints.read(file)
