@@ -94,9 +94,9 @@ class KFAC(KFACState):
         inverse_interval: Steps from one inversion to the next.
         inverse_dtype: What layers' inverses are kept in and multiplied by. ``torch.bfloat16``
             halves their memory and, on processors with instructions for it, the time of their
-            products, which are then off by some 1 %; the inverse of a factor that is worse
-            conditioned than 1000 stays as it is. None: the parameters' own. For K-FAC's plain
-            inverse only.
+            products; layers where that would change xᵀF̂⁻¹x by more than a tenth along some
+            direction keep their own dtype. None: the parameters' own. For K-FAC's plain inverse
+            only.
         statistics_decay: Weight of the past in the running means; 1 − 1/k in the k-th batch until
             that is above it.
         quadratic_samples: Entries of the batch, the first so many, on which the exact step measures

@@ -105,7 +105,7 @@ class ClosureStep:
         elif norm == 0:
             obstacle = "zero gradient"
         if obstacle:
-            optimizer.fisher.clear()
+            optimizer.fisher.discard()
             optimizer.count()
             return optimizer.skip(loss, obstacle, gradient_norm=norm)
         factor_damping = optimizer.extra["factor_damping"] if self.judged else self.damping

@@ -110,15 +110,12 @@ class KroneckerInverse(ExchangedInverses, Preconditioner[KroneckerFisher, Mappin
             ):
                 fresh[i][j] = inverse
         found = {i: [m for m in new if m is not None] for i, new in enumerate(fresh) if new}
-        for i, settled in self._settled(asked, found, climbed, damping).items():
-            self.inverses[i] = self._in_dtype(self.blocks[i], settled)
+        settled = self._settled(asked, found, climbed, damping)
+        if self.dtype is not None:
+            settled = narrowed(self.blocks, settled, damping, self.dtype)
+        for i, inverses in settled.items():
+            self.inverses[i] = inverses
         self.damping = damping
-
-    def _in_dtype(self, block: Block, inverses: list[Tensor]) -> list[Tensor]:
-        """A block's inverses as they are kept."""
-        if self.dtype is None or not inverses or not isinstance(block, MatrixBlock):
-            return inverses
-        return narrowed(inverses, block.moments, self.dtype)
 
     def _inverts(self, block: Block) -> bool:
         """Whether :meth:`refresh` has to invert the block's moments."""

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from agents import A2C, ACKTR, ES, NPG, PPO, REINFORCE, TRPO
+from agents.critics import Snapshot
 from envs import LeanVecNormalize
 from npg import ranks
 from npg.errors import ConfigurationError
@@ -98,9 +99,22 @@ def _process(rank: int) -> dict:
             found[name] = update(name, rank * ENVS // 2, ENVS // 2)[1:]
     found["learnt"] = learnt(rank)
     found["refused"] = refused(rank)
+    found["undone"] = undone(rank)
     with ranks.alone():
         found["alone"] = update("trpo gauss-newton", 0, ENVS)[1] if rank == 0 else None
     return found
+
+
+def undone(rank: int) -> tuple[bool, int]:
+    """Whether an update that left the numbers on one rank is undone on both, and counted."""
+    model = small(TRPO, vector_env(lambda: Toy(VECTOR, BOX), 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Snapshot, "finite", lambda _: rank == 0)
+        model.learn(1)  # ranks begin with one policy
+        before = torch.nn.utils.parameters_to_vector(model.policy.parameters()).clone()
+        model.learn(1)
+    after = torch.nn.utils.parameters_to_vector(model.policy.parameters())
+    return torch.equal(before, after), model.skipped_updates
 
 
 def refused(rank: int) -> list[str]:
@@ -167,6 +181,10 @@ def test_ranks_learn_as_one(agent, results):
     assert torch.equal(first["mean"], second["mean"])
     assert first["seen"] == second["seen"]
     assert not torch.equal(first["first"], second["first"]), "environments differ"
+
+
+def test_an_update_that_fails_on_one_rank_is_undone_on_all(results):
+    assert [found["undone"] for found in results] == [(True, 2), (True, 2)]
 
 
 def test_what_ranks_cannot_do_together_is_refused_by_all(results):

@@ -1,5 +1,6 @@
 """Messages through memory: what arrives, what is told of ranks that differ or are gone."""
 
+import math
 import mmap
 import os
 import signal
@@ -12,6 +13,7 @@ import torch.distributed
 import torch.multiprocessing
 
 from npg import ranks, shared_memory
+from npg.errors import NumericalError
 from npg.shared_memory import CAPACITY, Board, open_board
 from tests.processes import in_two_processes
 
@@ -27,10 +29,10 @@ MESSAGES = [
 ]
 
 
-def boards(size=2):
+def boards(size=2, timeout=60.0):
     """Boards of several ranks in one process, whose number they all have."""
     memory = mmap.mmap(-1, size * (128 + 2 * CAPACITY))
-    return [Board(memory, rank, [os.getpid()] * size) for rank in range(size)]
+    return [Board(memory, rank, [os.getpid()] * size, timeout) for rank in range(size)]
 
 
 def together(*calls):
@@ -43,11 +45,12 @@ def together(*calls):
         except RuntimeError as error:
             found[i] = error
 
-    threads = [threading.Thread(target=call, args=(i,)) for i in range(len(calls))]
+    threads = [threading.Thread(target=call, args=(i,), daemon=True) for i in range(len(calls))]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
+        assert not thread.is_alive()
     return found
 
 
@@ -102,13 +105,15 @@ class TestBoard:
         with pytest.raises(RuntimeError, match="rank 1 is gone: Connection closed by peer"):
             board.gathered(torch.zeros(1))
 
-    def test_a_rank_that_does_not_come_is_told(self, monkeypatch):
-        monkeypatch.setattr(shared_memory, "_PATIENCE", 0.01)
-        monkeypatch.setattr(
-            torch.distributed, "default_pg_timeout", torch.distributed.default_pg_timeout / 1e5
-        )
+    def test_a_rank_that_does_not_come_is_told(self):
         with pytest.raises(RuntimeError, match="rank 1 sent nothing for 0 s"):
-            boards()[0].gathered(torch.zeros(1))
+            boards(timeout=0.05)[0].gathered(torch.zeros(1))
+
+    def test_waiting_costs_little(self):
+        begun = time.process_time()
+        with pytest.raises(RuntimeError):
+            boards(timeout=1.0)[0].gathered(torch.zeros(1))
+        assert time.process_time() - begun < 0.3
 
     def test_signals_are_heard_while_it_waits(self):
         class Stop(Exception):
@@ -158,6 +163,21 @@ def _process(rank: int) -> dict:
     found["large"] = ranks.summed(torch.full((ranks.SMALL + 1,), rank + 1.0))[-1]
     found["wide"] = ranks.summed(torch.full((ranks.SMALL,), rank + 1j, dtype=torch.complex128))[-1]
     torch.distributed.all_gather = summed
+    found["mean loss"] = ranks.mean_loss(torch.tensor(math.inf if rank == 0 else 1.0))
+    nan = math.nan
+    told = {
+        "equal": [[1.0, nan], [1.0, nan]],
+        "other": [[1.0], [2.0]],
+        "nan of one": [[0.0], [nan]],
+        "inf of one": [[1.0], [math.inf]],
+    }
+    found["told"] = []
+    for name, values in told.items():
+        try:
+            ranks.check_equal([torch.tensor(values[rank])[i] for i in range(len(values[0]))], name)
+        except NumericalError:
+            found["told"].append(name)
+    found["timeout"] = ranks._board(torch.distributed.group.WORLD).timeout
 
     # Where one rank cannot, none does.
     if rank == 1:
@@ -176,6 +196,9 @@ def test_ranks_of_one_machine_have_one(tmp_path):
         assert found["large"] == 3
         assert found["wide"] == 1 + 2j
         assert found["not open"] is None
+        assert found["mean loss"] == math.inf
+        assert found["told"] == ["other", "nan of one", "inf of one"]
+        assert found["timeout"] == 30 * 60
 
 
 @pytest.mark.parametrize("place", ["/nowhere", "/dev/full"])

@@ -1,5 +1,6 @@
 """Sums of one step over the ranks of a process group, sent while the backward pass goes on."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
@@ -32,19 +33,15 @@ class Begun:
         return self.flat
 
 
-def prepare() -> None:
-    """Makes what :func:`begin` needs; all ranks have to call it together."""
-    if torch.distributed.is_initialized():
-        _own_group(torch.distributed.group.WORLD)
-
-
-def begin(blocks: Sequence[Block]) -> Begun:
+def begin(blocks: Sequence[Block], group: "torch.distributed.ProcessGroup") -> Begun:
     """Begins to add the blocks' sums and counts up over all ranks, and takes them away.
 
     Of symmetric matrices the lower triangles are sent.
 
     Args:
         blocks: The same on every rank; those without sums take part with zeros.
+        group: Of all ranks, in which nobody else sends: nothing says in which order this, the
+            gradients and another estimator's sums come.
 
     Returns:
         What :func:`average` finishes.
@@ -52,33 +49,72 @@ def begin(blocks: Sequence[Block]) -> Begun:
     flat = _packed(blocks)
     for block in blocks:
         block.sums, block.counts = [], []
-    # In a group of their own: nothing says in which order this and the gradients come.
-    group = _own_group(torch.distributed.group.WORLD)
     return Begun(flat, torch.distributed.all_reduce(flat, group=group, async_op=True))
 
 
-def average(blocks: Sequence[Block], begun: Begun | None = None) -> None:
+def average(
+    blocks: Sequence[Block], group: "torch.distributed.ProcessGroup", begun: Begun | None = None
+) -> None:
     """Gives the blocks the sums and counts of all ranks, so that their ratio averages.
 
     Args:
         blocks: The same on every rank; they have no sums afterwards where no rank had any.
+        group: As for :func:`begin`.
         begun: What was sent of this step; what the blocks hold came later. A rank that has sent
             nothing yet does so now.
     """
     later = begun is not None and any(block.sums for block in blocks)
-    begun = begun or begin(blocks)
-    rest = begin(blocks) if ranks.any_rank(later) else None
+    begun = begun or begin(blocks, group)
+    rest = begin(blocks, group) if ranks.any_rank(later) else None
     flat = begun.arrived()
     if rest is not None:
         flat += rest.arrived()
     _unpack(flat, blocks)
 
 
+class Groups:
+    """Process groups beside the one of everything else, one for each estimator that lives.
+
+    Args:
+        world: The process group of everything else; another one has other groups.
+    """
+
+    def __init__(self, world: object) -> None:
+        self.world = world
+        self._groups: list[torch.distributed.ProcessGroup] = []
+        self._taken: list[bool] = []
+
+    def take(self, owner: object) -> "torch.distributed.ProcessGroup":
+        """Finds one that is free on every rank, or makes one; all ranks have to call it together.
+
+        Args:
+            owner: Who takes it, until it is collected as garbage.
+
+        Returns:
+            A group of all ranks.
+        """
+        # Ranks may not be done collecting garbage alike.
+        taken = ranks.summed(torch.tensor([*self._taken, False], dtype=torch.int64)).tolist()
+        i = taken.index(0)
+        if i == len(self._groups):
+            self._groups.append(torch.distributed.new_group())
+            self._taken.append(False)
+        self._taken[i] = True
+        weakref.finalize(owner, self._taken.__setitem__, i, False)
+        return self._groups[i]
+
+
 @lru_cache(maxsize=1)
-def _own_group(world: object) -> "torch.distributed.ProcessGroup":
-    """A group beside the one of everything else; another world gets another."""
-    group: torch.distributed.ProcessGroup = torch.distributed.new_group()
-    return group
+def groups_beside(world: object) -> Groups:
+    """The groups beside a process group.
+
+    Args:
+        world: ``torch.distributed.group.WORLD``.
+
+    Returns:
+        The same for as long as that is the process group.
+    """
+    return Groups(world)
 
 
 def _packed(blocks: Sequence[Block]) -> Tensor:

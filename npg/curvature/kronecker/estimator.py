@@ -19,7 +19,7 @@ from npg.curvature.kronecker.capture import (
     connected,
     refuse_reentrant_checkpoint,
 )
-from npg.curvature.kronecker.collective import Begun, average, begin, prepare
+from npg.curvature.kronecker.collective import Begun, average, begin, groups_beside
 from npg.curvature.kronecker.roots import fisher_columns
 from npg.errors import ConfigurationError
 from npg.likelihoods import as_distribution, likelihood
@@ -56,9 +56,10 @@ class KroneckerFisher:
         generator: Source of labels and signs. Default: torch's global one.
         keep_rows: Whether blocks keep each step's rows, for moments in another basis.
         distributed: Whether :meth:`finite` and :meth:`update` first add up the sums of all ranks
-            of ``torch.distributed``. All ranks have to call them together, and to make this
-            together; one that measured nothing takes part with zeros. Unless the kind is
-            empirical, a step's first sums are on their way while its backward pass goes on.
+            of ``torch.distributed``. All ranks have to call them together; one that measured
+            nothing takes part with zeros. From the second time on, unless the kind is empirical, a
+            step's first sums are on their way while its backward pass goes on: a copy that is made
+            then begins without them.
         in_evaluation: Whether to listen in evaluation mode, too, as a policy's update wants it.
 
     Attributes:
@@ -98,9 +99,8 @@ class KroneckerFisher:
         self.seen = 0
         self._calls: list[Call] = []
         self._begun: Begun | None = None
+        self._group: torch.distributed.ProcessGroup | None = None
         self._averaged = False
-        if distributed:
-            prepare()
         self.listen()
 
     def listen(self) -> None:
@@ -130,7 +130,8 @@ class KroneckerFisher:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the hooks and what they caught."""
-        return {**self.__dict__, "capture": None, "_calls": [], "_begun": None}
+        without: dict[str, Any] = {"capture": None, "_calls": [], "_begun": None, "_group": None}
+        return {**self.__dict__, **without}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores, and listens."""
@@ -318,8 +319,8 @@ class KroneckerFisher:
                 block.measure(by_block[id(block)], samples, mask)
         self.seen += 1
         self._averaged = False
-        if self.distributed and self.kind != "empirical" and self._begun is None:
-            self._begun = begin(self.blocks)
+        if self._group is not None and self.kind != "empirical" and self._begun is None:
+            self._begun = begin(self.blocks, self._group)
 
     def finish(self) -> None:
         """Measures what only the end of all backward passes tells: the empirical Fisher."""
@@ -362,17 +363,25 @@ class KroneckerFisher:
     def _average(self) -> None:
         """Adds up the sums of all ranks, once."""
         if self.distributed and not self._averaged:
-            average(self.blocks, self._begun)
+            if self._group is None:  # now, since all ranks are here
+                self._group = groups_beside(torch.distributed.group.WORLD).take(self)
+            average(self.blocks, self._group, self._begun)
             self._begun = None
             self._averaged = True
 
+    def discard(self) -> None:
+        """Forgets this step's sums, on all ranks together: some may have sent theirs already."""
+        if self.distributed and not self._averaged:
+            self._average()
+        self.clear()
+
     def clear(self) -> None:
-        """Forgets this step's sums."""
+        """Forgets this step's sums; those that were sent must have been sent by all ranks."""
         for block in self.blocks:
             block.clear()
         self.seen = 0
         self._calls = []
-        self._begun = None  # as on all ranks: what is on its way arrives, and nobody looks
+        self._begun = None
         self._averaged = False
         self.capture.take()
 

@@ -109,6 +109,21 @@ def _process(rank: int) -> dict:
         train(optimizer, wrapped, bad, y, closures)
         kept = torch.equal(snapshot(model), before)
         found[f"bad {closures}"] = (kept, optimizer.skipped, dict(optimizer.extra))
+    found["no samples"] = _without_samples(rank)
+    return found
+
+
+def _without_samples(rank: int) -> list[tuple]:
+    """Reports of steps, in the second of which one rank has an empty batch: its mean is NaN."""
+    model, x, y = model_and_data()
+    wrapped = DistributedDataParallel(model)
+    optimizer = KFAC(wrapped, likelihood="categorical", fisher="exact", statistics_interval=1)
+    found = []
+    for empty in (False, True, False):
+        rows = slice(0, 0 if empty and rank == 1 else 10)
+        report = optimizer.step(objective(wrapped, x[rows], y[rows]))
+        moments = [m.clone() for block in optimizer.fisher.blocks for m in block.moments]
+        found.append((report.reason, snapshot(model), moments))
     return found
 
 
@@ -136,6 +151,26 @@ def test_states_are_of_all_ranks_and_go_on_bit_for_bit(name, results):
     described = [list(_tensors(found[name][3])) for found in (first, second)]
     assert len(described[0]) == len(described[1]) > 0
     assert all(torch.equal(a, b) for a, b in zip(*described, strict=True))
+    narrow = any(t.dtype == torch.bfloat16 for t in described[0])
+    assert narrow == ("inverse_dtype" in VARIANTS[name][0])
+
+
+def test_a_rank_without_samples_stops_the_step_of_all(results):
+    reasons = [[reason for reason, *_ in found["no samples"]] for found in results]
+    assert reasons[0] == reasons[1]
+    assert [reason == "loss or gradient is not finite" for reason in reasons[0]] == [
+        False, True, False
+    ]  # fmt: skip
+    first, second = (found["no samples"][-1] for found in results)
+    assert torch.equal(first[1], second[1])
+    # The whole batch on both, all three times that counted: nothing of the step that was stopped.
+    model, x, y = model_and_data()
+    alone = KFAC(model, likelihood="categorical", fisher="exact", statistics_interval=1)
+    alone.step(objective(model, x, y))
+    alone.step(objective(model, x, y))
+    moments = [m for block in alone.fisher.blocks for m in block.moments]
+    for ours, theirs in zip(first[2], moments, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["memory-optimal", "memory-optimal exact step"])

@@ -59,20 +59,22 @@ def _process(rank: int) -> tuple:
     loss(model(own)).backward()
     empirical.finish()
     agreed = bool(empirical.finite())
-    return finite, first, second, agreed, _in_parts(rank), _early()
+    return finite, first, second, agreed, _in_parts(rank), _early(), _beside(rank)
 
 
 def _in_parts(rank: int) -> list[torch.Tensor]:
     """One batch in one pass on the first rank, and in two of other sizes on the second."""
     model, tokens = _model_and_data()
     estimator = KroneckerFisher(model, family="categorical", kind="exact", distributed=True)
-    for part in [tokens[:2]] if rank == 0 else [tokens[2:3], tokens[3:]]:
-        model(part).sum().backward()
-    # What was on its way when everything was forgotten must not come with the next step's.
-    assert bool(estimator.finite())
+    assert bool(estimator.finite())  # from here on sums are sent early
     estimator.clear()
+    # What was on its way when everything was forgotten must not come with the next step's: from
+    # both ranks, or from one of them alone.
     model(tokens[:1]).sum().backward()
-    estimator.clear()
+    estimator.discard()
+    if rank == 0:
+        model(tokens[:1]).sum().backward()
+    estimator.discard()
     for part in [tokens[:2]] if rank == 0 else [tokens[2:3], tokens[3:]]:
         model(part).sum().backward()
     assert bool(estimator.finite())
@@ -81,10 +83,31 @@ def _in_parts(rank: int) -> list[torch.Tensor]:
     return [m.clone() for m in moments(estimator)]
 
 
+def _beside(rank: int) -> list[torch.Tensor]:
+    """Two estimators, of which the first sees no sample on the second rank at times."""
+    first, second = nn.Linear(3, 2), nn.Linear(3, 2)
+    inputs = torch.ones(2, 3)
+    pair = [
+        KroneckerFisher(model, family="categorical", kind="exact", distributed=True)
+        for model in (first, second)
+    ]
+    for _ in range(2):
+        loss = second(5 * inputs).sum()
+        if rank == 0:
+            loss = loss + first(inputs).sum()
+        loss.backward()
+        for estimator in pair:
+            assert bool(estimator.finite())
+            estimator.update(0.5)
+    return [estimator.blocks[0].moments[0].clone() for estimator in pair]
+
+
 def _early() -> list[bool]:
     """Whether the sums are on their way before the gradient of the first layer is there."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     estimator = KroneckerFisher(model, family="categorical", distributed=True)
+    assert bool(estimator.finite())
+    estimator.clear()
     found = []
     model[0].register_full_backward_hook(lambda *_: found.append(estimator._begun is not None))
     model(torch.randn(5, 3)).sum().backward()
@@ -97,10 +120,14 @@ def test_moments_are_those_of_the_whole_batch(tmp_path):
     results = in_two_processes(_process, tmp_path)
     model, tokens = _model_and_data()
     whole = measured(model, tokens, family="categorical")
-    for finite, first, second, agreed, in_parts, early in results:
+    for finite, first, second, agreed, in_parts, early, beside in results:
         assert finite
         assert not agreed
         assert early[-1]  # the last is of the backward pass that was asked for
+        # Inputs of 1, or 5, and a 1 for the bias.
+        for found, value in zip(beside, (1.0, 5.0), strict=True):
+            column = torch.tensor([value, value, value, 1.0])
+            torch.testing.assert_close(found, torch.outer(column, column))
         # The second time one process measured the same batch alone: the same mean once more.
         for found in (first, second, in_parts):
             assert len(found) == len(moments(whole))
