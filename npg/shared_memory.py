@@ -1,7 +1,8 @@
 """Small messages between the ranks of one machine, through memory that all of them see.
 
-A message of gloo wakes two threads on either side, which takes 0.3 ms and more, however small it is;
-one that is written where the others look is read as soon as they look. An update of a small policy
+A message of gloo wakes two threads on either side, which takes 0.3 ms and more, however small it
+is.
+One that is written where the others look is read as soon as they look. An update of a small policy
 says dozens of them.
 """
 
