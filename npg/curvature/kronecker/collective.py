@@ -73,14 +73,9 @@ def average(
 
 
 class Groups:
-    """Process groups beside the one of everything else, one for each estimator that lives.
+    """Process groups beside the one of everything else, one for each estimator that lives."""
 
-    Args:
-        world: The process group of everything else; another one has other groups.
-    """
-
-    def __init__(self, world: object) -> None:
-        self.world = world
+    def __init__(self) -> None:
         self._groups: list[torch.distributed.ProcessGroup] = []
         self._taken: list[bool] = []
 
@@ -114,7 +109,7 @@ def groups_beside(world: object) -> Groups:
     Returns:
         The same for as long as that is the process group.
     """
-    return Groups(world)
+    return Groups()
 
 
 def _packed(blocks: Sequence[Block]) -> Tensor:

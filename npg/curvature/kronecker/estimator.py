@@ -371,8 +371,7 @@ class KroneckerFisher:
 
     def discard(self) -> None:
         """Forgets this step's sums, on all ranks together: some may have sent theirs already."""
-        if self.distributed and not self._averaged:
-            self._average()
+        self._average()
         self.clear()
 
     def clear(self) -> None:

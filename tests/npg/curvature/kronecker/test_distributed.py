@@ -1,5 +1,7 @@
 """Two processes with half of the batch each against one with all of it."""
 
+import copy
+
 import pytest
 import torch
 import torch.distributed
@@ -111,6 +113,8 @@ def _early() -> list[bool]:
     found = []
     model[0].register_full_backward_hook(lambda *_: found.append(estimator._begun is not None))
     model(torch.randn(5, 3)).sum().backward()
+    copied = copy.deepcopy(estimator)  # without what is on its way, which cannot be copied
+    assert not any(block.sums for block in copied.blocks)
     assert bool(estimator.finite())
     return found
 
