@@ -106,11 +106,13 @@ def build(env_id: str, num_envs: int, seeds: Sequence[int | None], num_threads: 
     Returns:
         The pool, in synchronous mode.
     """
+    threads = num_threads or min(num_envs, len(_available_processors()))
     with _quiet():
         pool: Pool = import_envpool().make_gymnasium(
             env_id,
             num_envs=num_envs,
-            num_threads=num_threads or min(num_envs, _available_processors()),
+            num_threads=threads,
+            thread_affinity_offset=_first_processor(threads),
             env_seed=list(seeds),
         )
         # Made at its first use, which would warn later.
@@ -126,11 +128,22 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _available_processors() -> int:
-    """Count the processors that this process may use, fewer than the machine's in a container."""
+def _available_processors() -> set[int]:
+    """List the processors that this process may use, fewer than the machine's in a container."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _first_processor(threads: int) -> int:
+    """Return the processor of the first thread, the next one being the second's; -1 for any.
+
+    Threads that share a processor step one after the other, and where they wake up for each step
+    the system moves them too late: a tenth of the time of 8 MuJoCo environments on 2 processors.
+    Fewer threads than processors are left to the system, which knows what other processes do.
+    """
+    machine = set(range(os.cpu_count() or 1))
+    return 0 if threads == len(machine) and _available_processors() == machine else -1
 
 
 def _flat(space: spaces.Space[object], role: str) -> spaces.Space[object]:
