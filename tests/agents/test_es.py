@@ -319,7 +319,7 @@ def test_odd_numbers_of_candidates_without_pairs() -> None:
 # -------------------------------------------------------------------------------------- learning
 
 
-@pytest.mark.no_cover  # hundreds of the same updates, as below
+@pytest.mark.uncounted  # hundreds of the same updates, as below
 @pytest.mark.parametrize(
     "actions", [DISCRETE, ACTIONS["multi-discrete"], ACTIONS["multi-binary"]], ids=str
 )
@@ -330,7 +330,7 @@ def test_the_identity_is_learned(actions) -> None:
     assert evaluate_policy(model, judge, n_eval_episodes=10)[0] > 0.9 * 20  # by chance: 6.7 to 10
 
 
-@pytest.mark.no_cover
+@pytest.mark.slow
 def test_cart_pole_is_solved() -> None:
     env = make("CartPole-v1", num_envs=8, seed=0, backend="gymnasium")
     settings = {"n_candidates": 32, "sigma": 0.1, "learning_rate": 0.05}

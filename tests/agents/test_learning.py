@@ -22,7 +22,7 @@ from tests.agents.helpers import (
 from tests.pairs import pairs
 
 # What they learn by is in the tests of its own.
-pytestmark = pytest.mark.no_cover
+pytestmark = pytest.mark.uncounted
 
 
 def linear_agent(agent, env, gamma: float, **settings):
@@ -191,11 +191,12 @@ PPO_SETTINGS = {"n_steps": 128, "batch_size": 256, "learning_rate": 1e-3}
 REINFORCE_SETTINGS = {"n_steps": 64, "normalize_advantage": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("agent", "steps", "settings"),
     [
-        pytest.param(A2C, 200_000, {}, id="A2C", marks=pytest.mark.slow),
-        pytest.param(ACKTR, 100_000, ACKTR_SETTINGS, id="ACKTR", marks=pytest.mark.slow),
+        pytest.param(A2C, 200_000, {}, id="A2C"),
+        pytest.param(ACKTR, 100_000, ACKTR_SETTINGS, id="ACKTR"),
         pytest.param(PPO, 45_000, PPO_SETTINGS, id="PPO"),
         pytest.param(REINFORCE, 120_000, REINFORCE_SETTINGS, id="REINFORCE"),
     ],

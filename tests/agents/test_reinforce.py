@@ -101,7 +101,7 @@ def test_the_gradient_of_a_bandit_is_unbiased(baseline) -> None:
     assert_mean_is(gradients, -p * (rewards - p @ rewards))
 
 
-@pytest.mark.no_cover  # hundreds of the same rollouts
+@pytest.mark.uncounted  # hundreds of the same rollouts
 @every_baseline
 def test_the_gradient_of_a_gaussian_bandit_is_unbiased(baseline) -> None:
     # r = 3 − (a − 1)² gives J = 3 − (μ − 1)² − σ²: ∂J/∂μ = −2 (μ − 1), ∂J/∂log σ = −2 σ², σ = 1.

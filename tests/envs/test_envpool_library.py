@@ -57,6 +57,8 @@ def test_threads_stay_inside_what_the_process_may_use() -> None:
     one = {max(everywhere)}
     os.sched_setaffinity(0, one)
     try:
-        assert all(processors == one for processors in processors_of_new_threads(lambda: pool_of(4)))
+        assert all(
+            processors == one for processors in processors_of_new_threads(lambda: pool_of(4))
+        )
     finally:
         os.sched_setaffinity(0, everywhere)

@@ -15,7 +15,7 @@ from tests.npg.optim.helpers import snapshot
 from tests.npg.oracles import mlp
 
 # Every line here is one that an optimizer's own tests run, and runs some thousand times.
-pytestmark = pytest.mark.no_cover
+pytestmark = pytest.mark.uncounted
 
 # Those that must know what the model predicts.
 PREDICTIVE = {"ekfac", "kfac", "natural-gradient", "sophia-g"}

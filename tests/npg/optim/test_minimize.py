@@ -46,7 +46,7 @@ class Counted:
         return within[0] if within and min(values) >= minimum - tolerance else None
 
 
-@pytest.mark.no_cover  # thousands of the same steps
+@pytest.mark.uncounted  # thousands of the same steps
 @pytest.mark.parametrize(
     ("method", "scipys", "options"),
     [

@@ -119,7 +119,7 @@ class TestRefusals:
 class TestWithoutAMinimum:
     """Losses that have none, or have it at a kink: the radius grows or shrinks for ever."""
 
-    @pytest.mark.no_cover  # hundreds of the same iterations
+    @pytest.mark.uncounted  # hundreds of the same iterations
     @pytest.mark.parametrize(
         *pairs(
             loss={

@@ -49,7 +49,7 @@ def deviations(estimates, exact):
     return (estimates.mean(0) - exact).abs() / (estimates.std(0) / len(estimates) ** 0.5)
 
 
-@pytest.mark.no_cover  # thousands of the same steps, as below
+@pytest.mark.uncounted  # thousands of the same steps, as below
 class TestEvolutionStrategies:
     @ANTITHETIC
     @pytest.mark.parametrize("sigma", [0.01, 0.5])
@@ -131,7 +131,7 @@ def several(function, size=SIZE, **options):
     )
 
 
-@pytest.mark.no_cover
+@pytest.mark.uncounted
 class TestGuidedSearch:
     @staticmethod
     def closed_form(temperature, exploration, size=SIZE):
