@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """Does not count what is marked (pytest-cov's own marker needs 4 ms, as much as many a test)."""
+    """Does not count what is marked (by pytest-cov's marker: 4 ms, as long as many a test)."""
     counted = item.get_closest_marker("uncounted") is None
     if counted or not item.config.pluginmanager.hasplugin("_cov"):
         return (yield)
