@@ -1,10 +1,10 @@
 """What a second rank is worth: environment steps per second, and what is said between the two."""
 
-import os
-import socket
+import tempfile
 import time
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -87,21 +87,19 @@ def run(rounds: int, command: str) -> None:
 
 def _started(work: Any, size: int, case: Case | None) -> list[float]:
     """What ``work`` finds on rank 0 of so many."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     answers = context.SimpleQueue()
-    torch.multiprocessing.spawn(_joined, (size, port, work, case, answers), nprocs=size)
+    with tempfile.TemporaryDirectory() as directory:  # a free port may be taken before it is used
+        meeting = (Path(directory) / "meeting").as_uri()
+        torch.multiprocessing.spawn(_joined, (size, meeting, work, case, answers), nprocs=size)
     found: list[float] = answers.get()
     return found
 
 
-def _joined(rank: int, size: int, port: int, work: Any, case: Any, answers: Any) -> None:
+def _joined(rank: int, size: int, meeting: str, work: Any, case: Any, answers: Any) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if size > 1:
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
+        torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=size)
     found = work(rank, size, case)
     if rank == 0:
         answers.put(found)
