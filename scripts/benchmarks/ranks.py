@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed
@@ -32,11 +32,21 @@ class Case:
     each: tuple[int, int]
     target: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    backend: Literal["gymnasium", "envpool"] = "gymnasium"  # which steps in the rank's one thread
 
 
 CASES = [
     # Twice the environments: what torchrun adds to a run.
     Case("TRPO", TRPO, (8, 256), (8, 256), ">= 1.7", {"critic": "gauss-newton"}),
+    # Whose threads take both processors for one rank already.
+    Case(
+        "TRPO through EnvPool",
+        TRPO,
+        (8, 256),
+        (8, 256),
+        settings={"critic": "gauss-newton"},
+        backend="envpool",
+    ),
     Case("TRPO, critic adam", TRPO, (8, 256), (8, 256), "", {"critic": "adam"}),
     Case("ACKTR", ACKTR, (8, 64), (8, 64)),
     Case("PPO", PPO, (8, 256), (8, 256), "", {"batch_size": 256}),
@@ -111,7 +121,7 @@ def _joined(rank: int, size: int, meeting: str, work: Any, case: Any, answers: A
 def _train(rank: int, size: int, case: Case) -> list[float]:
     """Seconds of the updates, and how many reductions of how many numbers they needed."""
     num_envs, n_steps = case.alone if size == 1 else case.each
-    env = make(ENV, num_envs=num_envs, seed=rank * num_envs)
+    env = make(ENV, num_envs=num_envs, seed=rank * num_envs, backend=case.backend)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of units that are the same on both sides
         model = case.agent("MlpPolicy", env, n_steps=n_steps, seed=0, device="cpu", **case.settings)
