@@ -33,11 +33,13 @@ class Case:
     target: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     backend: Literal["gymnasium", "envpool"] = "gymnasium"  # which steps in the rank's one thread
+    apart: bool = False  # two processes that know nothing of each other: what the machine gives
 
 
 CASES = [
     # Twice the environments: what torchrun adds to a run.
     Case("TRPO", TRPO, (8, 256), (8, 256), ">= 1.7", {"critic": "gauss-newton"}),
+    Case("TRPO apart", TRPO, (8, 256), (8, 256), "", {"critic": "gauss-newton"}, apart=True),
     # Whose threads take both processors for one rank already.
     Case(
         "TRPO through EnvPool",
@@ -75,7 +77,7 @@ def run(rounds: int, command: str) -> None:
         rows.append(
             Row(
                 f"{case.name}, {ENV}, 2 ranks of {case.each[0]} × {case.each[1]}; per update "
-                f"{calls:.0f} reductions of {numbers / calls:,.0f} numbers",
+                f"{calls:.0f} reductions of {numbers / max(calls, 1):,.0f} numbers",
                 f"{median(speeds[1]):,.0f} steps/s",
                 f"1 rank of {case.alone[0]} × {case.alone[1]}: {median(speeds[0]):,.0f} steps/s",
                 median_ratio(speeds[1], speeds[0]),
@@ -110,7 +112,11 @@ def _joined(rank: int, size: int, meeting: str, work: Any, case: Any, answers: A
     torch.set_num_threads(1)
     if size > 1:
         torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=size)
-    found = work(rank, size, case)
+    if case is not None and case.apart:
+        with between.alone():
+            found = work(rank, 1, case)
+    else:
+        found = work(rank, size, case)
     if rank == 0:
         answers.put(found)
     if size > 1:
