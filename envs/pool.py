@@ -29,6 +29,8 @@ class EnvPoolVecEnv(ArrayVecEnv):
         num_envs: number of environments.
         seed: environment i is seeded with `seed + i`; None draws one from NumPy's global state.
         num_threads: C++ threads; by default one per environment up to the available processors.
+            With as many as the machine has processors, each keeps to one of them; with fewer, the
+            system moves them, which suits a machine that does other work.
 
     Raises:
         ImportError: EnvPool is not installed.

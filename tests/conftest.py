@@ -27,7 +27,7 @@ def _seed():
     """Every test starts from the same random state, whichever tests ran before it."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - libraries still draw from it
-    if torch.cuda.is_available():
+    if torch.accelerator.is_available():
         torch.manual_seed(0)
     else:  # without a stack trace for each device that might come to life later: 1 ms
         torch.default_generator.manual_seed(0)

@@ -32,15 +32,23 @@ class Case:
     each: tuple[int, int]
     target: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
-    backend: Literal["gymnasium", "envpool"] = "gymnasium"  # which steps in the rank's one thread
+    backend: Literal["gymnasium", "envpool"] = "gymnasium"  # steps in the rank's thread, or in more
     apart: bool = False  # two processes that know nothing of each other: what the machine gives
 
 
 CASES = [
     # Twice the environments: what torchrun adds to a run.
     Case("TRPO", TRPO, (8, 256), (8, 256), ">= 1.7", {"critic": "gauss-newton"}),
-    Case("TRPO apart", TRPO, (8, 256), (8, 256), "", {"critic": "gauss-newton"}, apart=True),
-    # Whose threads take both processors for one rank already.
+    Case(
+        "TRPO, two processes apart",
+        TRPO,
+        (8, 256),
+        (8, 256),
+        "",
+        {"critic": "gauss-newton"},
+        apart=True,
+    ),
+    # Its threads take both processors for one rank already.
     Case(
         "TRPO through EnvPool",
         TRPO,
