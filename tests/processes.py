@@ -1,7 +1,7 @@
 """Work in two processes, as torchrun would start them."""
 
 import os
-import socket
+import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -16,10 +16,8 @@ torch.multiprocessing.set_forkserver_preload(["torch.nn.parallel", "torch.distri
 
 def in_two_processes(work, folder: Path) -> list:
     """What ``work(rank)`` returns on rank 0 and on rank 1 of a process group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return _started(_joined, work, port, folder)
+    with tempfile.TemporaryDirectory() as directory:  # a free port may be taken before it is used
+        return _started(_joined, work, (Path(directory) / "meeting").as_uri(), folder)
 
 
 def as_torchrun_starts(work, folder: Path, times: int) -> list:
@@ -58,9 +56,9 @@ def fail() -> None:
     raise ZeroDivisionError("a bug on rank 1")
 
 
-def _started(start, work, ports: int | list[int], folder: Path) -> list:
+def _started(start, work, meeting: str | list[int], folder: Path) -> list:
     torch.multiprocessing.start_processes(
-        start, (work, ports, str(folder)), nprocs=2, start_method="forkserver"
+        start, (work, meeting, str(folder)), nprocs=2, start_method="forkserver"
     )
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
@@ -72,10 +70,8 @@ def _alone(rank: int, work, ports: list[int], folder: str) -> None:
     torch.save(work(rank, ports), f"{folder}/{rank}.pt")
 
 
-def _joined(rank: int, work, port: int, folder: str) -> None:
+def _joined(rank: int, work, meeting: str, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=2)
     torch.save(work(rank), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -146,9 +146,16 @@ def test_processes_that_have_ended_are_not_alive():
 
 
 def _process(rank: int) -> dict:
+    made, file = [], shared_memory._file
+
+    def noted(length):
+        made.append(file(length))
+        return made[-1]
+
+    shared_memory._file = noted
     found = {"open": isinstance(ranks._board(torch.distributed.group.WORLD), Board)}
     torch.distributed.barrier()
-    found["left"] = [name for name in os.listdir("/dev/shm") if name.startswith("npg-")]
+    found["made"], found["left"] = len(made), [path for path in made if os.path.exists(path)]
     summed = torch.distributed.all_gather
     calls = []
 
@@ -188,8 +195,9 @@ def _process(rank: int) -> dict:
 
 @pytest.mark.skipif(not shared_memory._machine(), reason="for processors that write in order")
 def test_ranks_of_one_machine_have_one(tmp_path):
-    for found in in_two_processes(_process, tmp_path):
+    for rank, found in enumerate(in_two_processes(_process, tmp_path)):
         assert found["open"]
+        assert found["made"] == (rank == 0)
         assert found["left"] == []
         assert torch.equal(found["sum"], torch.tensor([3.0, 6.0]))
         assert found["by gloo"] == 0
