@@ -1,5 +1,6 @@
 """TensorBoard's event files."""
 
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,4 +58,14 @@ class EventFiles(TensorBoardOutputFormat):
     def _open(self, purge_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        before = self._last()
         self.writer = SummaryWriter(log_dir=str(self.directory), purge_step=purge_step)
+        if before is not None and self._last() == before:
+            # TensorBoard reads files in the order of their names, which within a second are those
+            # of process and file: number 10 comes before number 9, and would hide nothing of it.
+            self.writer.close()
+            time.sleep(1.0)
+            self.writer = SummaryWriter(log_dir=str(self.directory), purge_step=purge_step)
+
+    def _last(self) -> Path | None:
+        return max(self.directory.glob("events.out.tfevents.*"), default=None)
