@@ -13,7 +13,7 @@ COMPARE_SMALL := --envs CartPole-v1 Pendulum-v1 --agents trpo npg acktr sb3:ppo 
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
-# The tests start a hundred processes; each would compile the whole project anew.
+# The tests start many processes; with this set, each would compile the whole project anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 SOURCES := pyproject.toml constraints.txt
